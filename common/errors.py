@@ -1,0 +1,33 @@
+"""Errors that are the user's to mend, and their last word on the command line."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+
+class UserError(Exception):
+    """Base of errors whose message says what was found, what was expected and what to do; no traceback is needed."""
+
+
+def root_user_error(error: BaseException | None) -> UserError | None:
+    """Return the first UserError in the chain of causes, or None: MONAI wraps what its components raise."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def end_with_user_errors() -> None:
+    """From now on let an uncaught error that comes from a UserError end with its message, not with a traceback.
+
+    MONAI wraps every error of a component into "Failed to instantiate component ...", printed last.
+    """
+    sys.excepthook = _report
+
+
+def _report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    cause = root_user_error(error)
+    if cause is None:
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        sys.stderr.write(f"{type(cause).__name__}: {cause}\n")

@@ -1,0 +1,200 @@
+"""Images to latents and back: the KL autoencoder, its intensity range and its latent statistics in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from monai.networks.nets import AutoencoderKL
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..intensity import to_signed, to_unit
+
+
+class MissingWeightsError(UserError, FileNotFoundError):
+    """There is no weights file where one was expected."""
+
+
+class LatentCodec(nn.Module):
+    """KL autoencoder (Rombach et al. 2022, section 3.1) that owns the scaling of its latents.
+
+    MONAI core's `AutoencoderKL` gives raw latents of arbitrary scale; a diffusion model wants zero mean and unit
+    standard deviation. The statistics per channel, measured over the whole training split by `LatentStatistics`, are
+    buffers saved with the weights, and `decode` undoes exactly what `encode` did.
+
+    Args:
+        channels: feature channels per resolution level, full resolution first; each further level halves H and W.
+        num_res_blocks: residual blocks per level.
+        latent_channels: channels of the latents.
+        attention_levels: self-attention per level; None for none anywhere.
+        mid_attention: self-attention at the lowest resolution of encoder and decoder.
+        norm_num_groups: groups of every GroupNorm; divides all of `channels`.
+        use_checkpoint: recompute activations in the backward pass to save memory.
+        initial_log_variance: bias of the posterior's log variance before training. At 0 (a posterior as wide as the
+            prior) an almost unregularised autoencoder first spends thousands of steps on out-shouting its own noise.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        num_res_blocks: int | Sequence[int],
+        latent_channels: int = 4,
+        attention_levels: Sequence[bool] | None = None,
+        mid_attention: bool = False,
+        norm_num_groups: int = 8,
+        use_checkpoint: bool = False,
+        initial_log_variance: float = -6.0,
+    ) -> None:
+        super().__init__()
+        self.autoencoder = AutoencoderKL(
+            spatial_dims=2,
+            in_channels=1,
+            out_channels=1,
+            channels=channels,
+            num_res_blocks=num_res_blocks,
+            attention_levels=attention_levels or (False,) * len(channels),
+            latent_channels=latent_channels,
+            norm_num_groups=norm_num_groups,
+            with_encoder_nonlocal_attn=mid_attention,
+            with_decoder_nonlocal_attn=mid_attention,
+            use_checkpoint=use_checkpoint,
+            include_fc=False,  # core's extra projection is never used and would break DDP
+        )
+        nn.init.constant_(self.autoencoder.quant_conv_log_sigma.conv.bias, initial_log_variance)
+        self.latent_channels = latent_channels
+        self.downsampling_factor = 2 ** (len(channels) - 1)
+        self.register_buffer("latents_mean", torch.zeros(latent_channels))
+        self.register_buffer("latents_std", torch.ones(latent_channels))
+        self.register_buffer("latents_num_images", torch.zeros((), dtype=torch.int64))
+        self.latents_mean: Tensor
+        self.latents_std: Tensor
+        self.latents_num_images: Tensor
+
+    def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode to the Gaussian posterior of the raw latents.
+
+        Args:
+            image: [B, 1, H, W] in [0, 1]; H and W multiples of `downsampling_factor`.
+
+        Returns:
+            Mean and standard deviation, each [B, C, H/f, W/f], unscaled.
+
+        Raises:
+            ValueError: channels or size do not fit; says which.
+        """
+        if not torch.jit.is_tracing():
+            self._check_image(image)
+        return self.autoencoder.encode(to_signed(image))
+
+    def reconstruct(self, raw_latents: Tensor) -> Tensor:
+        """Decode raw latents [B, C, h, w] to an image [B, 1, h·f, w·f], nominally in [0, 1], not clipped."""
+        return to_unit(self.autoencoder.decode(raw_latents))
+
+    def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Encode to scaled latents, zero mean and unit standard deviation over the training split.
+
+        Args:
+            image: [B, 1, H, W] in [0, 1].
+            generator: draws from the posterior; None takes its mean.
+
+        Returns:
+            Latents [B, C, H/f, W/f].
+
+        Raises:
+            RuntimeError: the weights carry no latent statistics yet.
+        """
+        mean, std = self.posterior(image)
+        if generator is not None:
+            noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=torch.float32)
+            mean = mean + std * noise.to(mean)
+        return self.scale(mean)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode scaled latents [B, C, h, w] to an image [B, 1, h·f, w·f] clipped to [0, 1]."""
+        return self.reconstruct(self.unscale(latents)).clamp(0.0, 1.0)
+
+    def scale(self, raw_latents: Tensor) -> Tensor:
+        """Raw latents to scaled latents; the inverse of `unscale`."""
+        self._require_statistics()
+        return (raw_latents - self._per_channel(self.latents_mean)) / self._per_channel(self.latents_std)
+
+    def unscale(self, latents: Tensor) -> Tensor:
+        """Scaled latents to raw latents; the inverse of `scale`."""
+        self._require_statistics()
+        return latents * self._per_channel(self.latents_std) + self._per_channel(self.latents_mean)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Reconstruct an image [B, 1, H, W] in [0, 1] from the posterior's mean, clipped to [0, 1]."""
+        mean, _ = self.posterior(image)
+        return self.reconstruct(mean).clamp(0.0, 1.0)
+
+    def set_statistics(self, mean: Tensor, std: Tensor, num_images: int) -> None:
+        """Write measured statistics [C] of the raw latents into the buffers.
+
+        Raises:
+            ValueError: wrong shape, not finite, a zero standard deviation, or no images.
+        """
+        expected = (self.latent_channels,)
+        if tuple(mean.shape) != expected or tuple(std.shape) != expected:
+            raise ValueError(f"latent statistics: expected shape {expected}, found {tuple(mean.shape)}, {tuple(std.shape)}")
+        if num_images < 1 or not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
+            raise ValueError(f"latent statistics: expected finite mean and positive std, found {mean}, {std}, {num_images}")
+        self.latents_mean.copy_(mean)
+        self.latents_std.copy_(std)
+        self.latents_num_images.fill_(num_images)
+
+    def _per_channel(self, statistic: Tensor) -> Tensor:
+        return statistic.view(1, -1, 1, 1)
+
+    def _require_statistics(self) -> None:
+        if not torch.jit.is_tracing() and self.latents_num_images.item() == 0:
+            raise RuntimeError(
+                "the autoencoder's weights hold no latent statistics (latents_num_images is 0); "
+                "finish the training, which measures them over the training split at its end"
+            )
+
+    def _check_image(self, image: Tensor) -> None:
+        factor = self.downsampling_factor
+        if image.ndim != 4 or image.shape[1] != 1 or image.shape[2] % factor or image.shape[3] % factor:
+            raise ValueError(
+                f"expected an image [B, 1, H, W] with H and W multiples of {factor}, found {tuple(image.shape)}; "
+                "resize or pad it first"
+            )
+
+
+class VariationalPass(nn.Module):
+    """The training pass of a codec as one `forward`, which is what DistributedDataParallel can wrap."""
+
+    def __init__(self, codec: LatentCodec) -> None:
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, image: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode, draw with the given noise, decode.
+
+        Args:
+            image: [B, 1, H, W] in [0, 1].
+            noise: standard normal [B, C, H/f, W/f]; None decodes the mean.
+
+        Returns:
+            Reconstruction (unclipped, nominally [0, 1]), posterior mean and standard deviation of the raw latents.
+        """
+        mean, std = self.codec.posterior(image)
+        raw_latents = mean if noise is None else mean + std * noise.to(mean)
+        return self.codec.reconstruct(raw_latents), mean, std
+
+
+def load_codec_weights(codec: nn.Module, path: str | Path) -> nn.Module:
+    """Load weights strictly into a codec and return it in eval mode; half precision files become the codec's dtype.
+
+    Raises:
+        MissingWeightsError: there is no such file; says how to get one.
+        RuntimeError: keys or shapes differ from the codec's (torch's own message).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingWeightsError(f"{path}: no weights there; expected the model.pt that training writes or the bundle ships")
+    codec.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+    return codec.eval()

@@ -1,0 +1,112 @@
+"""LPIPS with AlexNet, without torchvision and without the `lpips` package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..intensity import to_signed
+
+CHANNELS = (64, 192, 384, 256, 256)  # of AlexNet's five convolutions
+MIN_SIZE = 31  # pixels: the smallest side that leaves one position after AlexNet's strides
+
+
+class _Linear(nn.Module):
+    """The per-channel weights of one layer, named as the `lpips` package names them (model.1.weight)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Dropout(), nn.Conv2d(channels, 1, 1, bias=False))
+
+    def forward(self, squared_difference: Tensor) -> Tensor:
+        """Weighted sum over channels, mean over positions: [B, C, h, w] -> [B], in float32 under autocast too."""
+        weight = self.model.get_parameter("1.weight")  # [1, C, 1, 1]; the dropout served only its own training
+        return (squared_difference * weight).sum(dim=1).mean(dim=(1, 2))
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual distance LPIPS v0.1 on AlexNet features; frozen, always in evaluation mode.
+
+    Zhang et al. 2018, arXiv:1801.03924, Eq. 1: unit-normalise each layer's features over the channels, weight the
+    squared differences per channel, average over positions, sum over the five layers.
+
+    Args:
+        weights_path: state dict file (`torch.save`) with exactly the keys features.{0,3,6,8,10}.{weight,bias}
+            (AlexNet's convolutions) and lin{0..4}.model.1.weight (LPIPS v0.1).
+
+    Raises:
+        FileNotFoundError: no such file.
+        RuntimeError: keys or shapes differ from those above (strict loading).
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, weights_path: str | Path) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *(nn.Conv2d(3, CHANNELS[0], 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+            *(nn.Conv2d(CHANNELS[0], CHANNELS[1], 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+            *(nn.Conv2d(CHANNELS[1], CHANNELS[2], 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(CHANNELS[2], CHANNELS[3], 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(CHANNELS[3], CHANNELS[4], 3, padding=1), nn.ReLU()),
+        )
+        for k, channels in enumerate(CHANNELS):
+            self.add_module(f"lin{k}", _Linear(channels))
+        # ImageNet mean and standard deviation, written for an input in [-1, 1]; constants, so not in the state dict.
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
+        self.load_state_dict(self._read(Path(weights_path)))
+        self.requires_grad_(False)
+        self.eval()
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Tensor]:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"LPIPS weights: no file {path}. Expected a state dict with AlexNet's features.* and LPIPS's lin*.*; "
+                "download or convert it first (the README's section on weights says how) and pass its path."
+            )
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    def train(self, mode: bool = True) -> LPIPS:
+        """Stay in evaluation mode whatever is asked: a parent's `.train()` must not change the metric."""
+        return super().train(False)
+
+    def forward(self, image: Tensor, reference: Tensor) -> Tensor:
+        """Distance of each image to its reference: [B, 1, H, W] in [0, 1] twice -> [B] float32, 0 = the same.
+
+        Gradients flow to both inputs. Convolutions run in float32 unless an enclosing autocast chooses otherwise;
+        what follows them is float32 always.
+
+        Raises:
+            ValueError: shapes differ, are not [B, 1, H, W], or a side is below 31 pixels.
+        """
+        if image.shape != reference.shape or image.ndim != 4 or image.shape[1] != 1:
+            raise ValueError(
+                f"LPIPS: found image {tuple(image.shape)} and reference {tuple(reference.shape)}; "
+                "expected two tensors of the same shape [B, 1, H, W]."
+            )
+        if min(image.shape[2:]) < MIN_SIZE:
+            raise ValueError(
+                f"LPIPS: found images of {image.shape[2]}×{image.shape[3]} pixels; AlexNet needs at least "
+                f"{MIN_SIZE}×{MIN_SIZE}. Use larger images or switch LPIPS off."
+            )
+        total = image.new_zeros(image.shape[0], dtype=torch.float32)
+        for k, (a, b) in enumerate(zip(self._unit_features(image), self._unit_features(reference), strict=True)):
+            total = total + self.get_submodule(f"lin{k}")((a - b).square())
+        return total
+
+    def _unit_features(self, image: Tensor) -> list[Tensor]:
+        """Channel-normalised features after each of the five ReLUs, float32."""
+        x = (to_signed(image.float()).expand(-1, 3, -1, -1) - self.shift) / self.scale
+        units = []
+        for layer in self.features:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                # float32 first: in float16 the 1e-10 would be 0, and a position without features 0 / 0.
+                feature = x.float()
+                units.append(feature / (torch.linalg.vector_norm(feature, dim=1, keepdim=True) + 1e-10))
+        return units

@@ -1,0 +1,130 @@
+"""DICOM: from the file to grey values as they are meant to be displayed.
+
+The pipeline is the standard's: stored values → Modality LUT → VOI LUT or window → polarity. Decisions beyond it:
+
+- The header is believed. A file whose header contradicts its pixels (MONOCHROME1 over an image that is not)
+  comes out wrong; no reader can know.
+- Polarity is PhotometricInterpretation's alone: MONOCHROME1 is inverted, once, at the end. PresentationLUTShape
+  INVERSE repeats the same statement (the standard ties the two), so it counts only where
+  PhotometricInterpretation is missing.
+- A window or LUT that is absent, malformed or leaves nearly nothing of the image is replaced: 8-bit data without
+  rescale by x/255, as in a PNG, everything else by percentiles (see `scaling`).
+- Pixels of PixelPaddingValue take no part in the percentiles and end up 0, black, in either polarity.
+- PixelSpacing is preferred, then ImagerPixelSpacing, then NominalScannedPixelSpacing; implausible values count as
+  absent.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .dicom_header import PixelLayout, integer, numbers, read_layout, text
+from .dicom_lut import modality_values, voi_range
+from .dicom_pixels import grey_values, stored_values
+from .scaling import Float32Array, percentile_range, to_unit_range
+from .spacing import plausible_spacing
+from .types import RefusalError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import FileDataset
+
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_MAX_INFLATED_BYTES = 2**31
+_SPACING_KEYWORDS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+
+
+def read_dicom(path: Path) -> tuple[Float32Array, tuple[float, float] | None, str]:
+    """Read a single-frame DICOM image.
+
+    Args:
+        path: the file, with or without preamble.
+
+    Returns:
+        float32 [rows, columns] in [0, 1], the spacing in mm, (row, column), or None, and the Modality.
+
+    Raises:
+        RefusalError: no image, several frames, an unsupported coding, or pixel data that do not fit the header.
+        Exception: whatever pydicom and the decoders raise for a damaged file.
+    """
+    import pydicom
+
+    _refuse_deflate_bomb(path)
+    # The header alone first, so that a large multi-frame file is refused before its pixels are in memory.
+    header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+    layout = read_layout(header, text(getattr(header, "file_meta", None), "TransferSyntaxUID"))
+    dataset = pydicom.dcmread(path, force=True)
+    if layout.photometric in ("MONOCHROME1", "MONOCHROME2"):
+        unit = _grey_pipeline(dataset, layout)
+    else:
+        unit = to_unit_range(grey_values(dataset, layout))
+    return unit, _spacing(header), text(header, "Modality")
+
+
+def _grey_pipeline(dataset: FileDataset, layout: PixelLayout) -> Float32Array:
+    """Return float32 [rows, columns] in [0, 1] of a MONOCHROME image, bone bright."""
+    stored = stored_values(dataset, layout)[..., 0]
+    padding = _padding(dataset, layout, stored)
+    values = modality_values(dataset, layout, stored)
+    unit = voi_range(dataset, layout, values)
+    if unit is None:
+        if values is stored and layout.stored == 8 and not layout.signed and stored.max() <= 255:
+            unit = to_unit_range(stored.astype(np.uint8))
+        else:
+            unit = percentile_range(values, None if padding is None else ~padding)
+    if layout.photometric == "MONOCHROME1":
+        np.subtract(1, unit, out=unit)
+    if padding is not None:
+        unit[padding] = 0
+    return unit
+
+
+def _padding(dataset: FileDataset, layout: PixelLayout, stored: NDArray) -> NDArray[np.bool_] | None:
+    """Return where [rows, columns] is padding, or None if nowhere, or if next to nothing would be left."""
+    bounds = [integer(dataset, k) for k in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if bounds[0] is None:
+        return None
+    # The value's VR often disagrees with the pixels about the sign, so both are read as the pixels' type.
+    ends = [_as_stored(b, layout) for b in bounds if b is not None]
+    mask = (stored >= min(ends)) & (stored <= max(ends))
+    share = float(mask.mean())
+    return mask if 0 < share < 0.99 else None
+
+
+def _as_stored(value: int, layout: PixelLayout) -> int:
+    value %= 1 << layout.allocated
+    return value - (1 << layout.allocated) if layout.signed and value >> (layout.allocated - 1) else value
+
+
+def _spacing(header: FileDataset) -> tuple[float, float] | None:
+    for keyword in _SPACING_KEYWORDS:
+        spacing = plausible_spacing(numbers(header, keyword))
+        if spacing is not None:
+            return spacing
+    return None
+
+
+def _refuse_deflate_bomb(path: Path) -> None:
+    """Inflate the data set piece by piece and refuse it when it grows beyond what a radiograph can be."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+        if _DEFLATED not in head:
+            return
+        # After any preamble comes (0002,0000) in 12 bytes, whose value is the length of the rest of the meta group.
+        meta = 132 if head[128:132] == b"DICM" else 0
+        file.seek(meta + 12 + int.from_bytes(head[meta + 8 : meta + 12], "little"))
+        inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while total <= _MAX_INFLATED_BYTES:
+            piece = inflater.unconsumed_tail or file.read(1 << 20)
+            if not piece or inflater.eof:
+                return
+            total += len(inflater.decompress(piece, 1 << 24))
+    raise RefusalError(
+        f"a deflated data set of more than {_MAX_INFLATED_BYTES >> 20} MiB",
+        "one radiograph",
+        "The file is damaged or malicious; export it again without deflate.",
+    )

@@ -1,0 +1,144 @@
+"""What the DICOM header says about the pixels, read so that malformed elements count as absent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .scaling import check_size
+from .types import RefusalError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
+_ONE_SAMPLE = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+
+
+@dataclass(frozen=True)
+class PixelLayout:
+    """How the stored pixel values are laid out; see the DICOM Image Pixel Module for the terms."""
+
+    rows: int
+    columns: int
+    samples: int
+    allocated: int  # bits per value
+    stored: int  # bits that count
+    low_bit: int  # position of the lowest bit that counts
+    signed: bool
+    planar: bool  # all red before all green, rather than pixel by pixel
+    photometric: str
+    syntax: str  # transfer syntax UID, "" if the file has none
+    big_endian: bool
+
+
+def numbers(dataset: Dataset, keyword: str) -> list[float]:
+    """Return an element's numbers; an empty list where it is absent or any of it is no finite number."""
+    try:
+        value = dataset.get(keyword)
+        several = isinstance(value, Iterable) and not isinstance(value, str | bytes)
+        items = [float(item) for item in (value if several else [value])]
+    except Exception:  # pydicom raises various types for malformed values
+        return []
+    return items if all(math.isfinite(item) for item in items) else []
+
+
+def integer(dataset: Dataset, keyword: str) -> int | None:
+    """Return an element's first number as an integer, or None."""
+    found = numbers(dataset, keyword)
+    return int(found[0]) if found else None
+
+
+def text(dataset: Dataset | None, keyword: str) -> str:
+    """Return an element as stripped text; "" where it is absent or cannot be read."""
+    try:
+        value = None if dataset is None else dataset.get(keyword)
+    except Exception:
+        return ""
+    return "" if value is None else str(value).strip(" \0")
+
+
+def read_layout(header: Dataset, syntax: str) -> PixelLayout:
+    """Collect the pixel layout from a header without pixel data.
+
+    Args:
+        header: the data set up to the pixel data.
+        syntax: the transfer syntax UID, "" if unknown.
+
+    Returns:
+        The layout, consistent in itself.
+
+    Raises:
+        RefusalError: this is no image, has several frames, or lacks what pixels cannot be read without.
+    """
+    rows, columns = integer(header, "Rows"), integer(header, "Columns")
+    if rows is None or columns is None:
+        raise RefusalError(
+            f"a DICOM file without an image ({_object_name(header)})",
+            "a DICOM image with Rows and Columns",
+            "Reports, plans and directories hold no pixels; choose the image itself.",
+        )
+    check_size(columns, rows)
+    frames = integer(header, "NumberOfFrames") or 1
+    if frames > 1:
+        raise RefusalError(f"{frames} frames", "one frame", "Export the frame you want as a single image.")
+    photometric = _photometric(header)
+    samples = 1 if photometric in _ONE_SAMPLE else 3
+    declared = integer(header, "SamplesPerPixel")
+    if declared not in (None, samples):
+        raise RefusalError(
+            f"{declared} samples per pixel with {photometric}",
+            f"{samples}",
+            "The header is inconsistent; export again.",
+        )
+    allocated = integer(header, "BitsAllocated")
+    if allocated not in (8, 16, 32):
+        raise RefusalError(
+            f"BitsAllocated {'missing' if allocated is None else allocated}", "8, 16 or 32", "Export the image again."
+        )
+    stored = integer(header, "BitsStored") or allocated
+    stored = stored if 1 <= stored <= allocated else allocated
+    high_bit = integer(header, "HighBit")
+    if high_bit is None or not stored <= high_bit + 1 <= allocated:
+        high_bit = stored - 1
+    big_endian = syntax == _BIG_ENDIAN or (not syntax and getattr(header, "is_little_endian", True) is False)
+    return PixelLayout(
+        rows=rows,
+        columns=columns,
+        samples=samples,
+        allocated=allocated,
+        stored=stored,
+        low_bit=high_bit + 1 - stored,
+        signed=integer(header, "PixelRepresentation") == 1,
+        planar=integer(header, "PlanarConfiguration") == 1,
+        photometric=photometric,
+        syntax=syntax,
+        big_endian=big_endian,
+    )
+
+
+def _photometric(header: Dataset) -> str:
+    photometric = text(header, "PhotometricInterpretation").upper()
+    if photometric in _ONE_SAMPLE or photometric in _COLOURS:
+        return photometric
+    # Without it only PresentationLUTShape tells the polarity, and a guess would be wrong half of the time.
+    shape = text(header, "PresentationLUTShape").upper()
+    if not photometric and shape in ("INVERSE", "IDENTITY"):
+        return "MONOCHROME1" if shape == "INVERSE" else "MONOCHROME2"
+    raise RefusalError(
+        f"PhotometricInterpretation {photometric or 'missing'}",
+        "MONOCHROME1, MONOCHROME2, PALETTE COLOR, RGB or YBR",
+        "The header does not say how to display the pixels; export the image again.",
+    )
+
+
+def _object_name(header: Dataset) -> str:
+    uid = text(header, "SOPClassUID") or text(getattr(header, "file_meta", None), "MediaStorageSOPClassUID")
+    if not uid:
+        return "no SOP Class"
+    from pydicom.uid import UID
+
+    return UID(uid).name

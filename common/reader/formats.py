@@ -1,0 +1,135 @@
+"""Which files are radiographs by name, and which format a file is by content."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from pathlib import Path
+from typing import Literal
+
+from .types import EXPECTED_IMAGE, RefusalError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm", ".dicom")
+
+Format = Literal["dicom", "raster", "nifti", "nifti.gz"]
+
+_HEAD_BYTES = 560  # a NIfTI-2 header, the longest that is looked at
+_RASTER_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_OTHER_MAGIC = {
+    b"BM": "a BMP image",
+    b"GIF8": "a GIF image",
+    b"RIFF": "a RIFF file (WebP, AVI)",
+    b"\x00\x00\x00\x0cjP  ": "a bare JPEG 2000 image",
+    b"\xff\x4f\xff\x51": "a bare JPEG 2000 stream",
+    b"%PDF": "a PDF document",
+    b"PK\x03\x04": "a ZIP archive",
+}
+
+
+def is_radiograph_file(path: str | os.PathLike[str]) -> bool:
+    """Tell cheaply whether a folder search should take this file; nothing is decoded.
+
+    A known suffix is enough. A file without suffix, or with a number for one (DICOM files are often named by
+    their UID), is opened for its DICM magic. Hidden files (macOS writes ``._image.png``) and DICOMDIR indexes
+    are left out.
+
+    Args:
+        path: any path; one that is missing, unreadable or a directory gives False.
+
+    Returns:
+        True for a file that `read_radiograph` should be given.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if name.startswith(".") or name == "dicomdir" or not path.is_file():
+        return False
+    if name.endswith(IMAGE_SUFFIXES):
+        return True
+    if path.suffix and not path.suffix[1:].isdigit():
+        return False
+    try:
+        with path.open("rb") as file:
+            return _has_dicm(file.read(132))
+    except OSError:
+        return False
+
+
+def detect_format(path: Path) -> Format:
+    """Say which of the supported formats the content is; the name plays no part.
+
+    Args:
+        path: the file to look into; its first bytes are read.
+
+    Returns:
+        The format.
+
+    Raises:
+        RefusalError: the file is missing, a directory, empty, or of another format.
+        OSError: the file cannot be opened.
+    """
+    if path.is_dir():
+        raise RefusalError("a directory", "a file", "Give the path of one image, or search the folder for its images.")
+    if not path.exists():
+        raise RefusalError("no such file", "an existing file", "Check the path and the current directory.")
+    if not path.is_file():
+        raise RefusalError("a device or pipe", "a regular file", "Save the image to a file first.")
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if not head:
+        raise RefusalError("an empty file (0 bytes)", EXPECTED_IMAGE, "Copy or export the image again.")
+    # DICM first: the 128 bytes before it may hold the start of a TIFF (a dual-personality file).
+    if _has_dicm(head):
+        return "dicom"
+    if head.startswith(_RASTER_MAGIC):
+        return "raster"
+    if _is_nifti_header(head):
+        return "nifti"
+    if head.startswith(b"\x1f\x8b") and _is_nifti_header(_gunzip_head(path)):
+        return "nifti.gz"
+    if _starts_like_bare_dicom(head):
+        return "dicom"
+    raise RefusalError(_describe(head), EXPECTED_IMAGE, "Export the image in one of these formats.")
+
+
+def _has_dicm(head: bytes) -> bool:
+    return head[128:132] == b"DICM"
+
+
+def _is_nifti_header(head: bytes) -> bool:
+    return head[344:348] in (b"n+1\x00", b"ni1\x00") or head[4:8] in (b"n+2\x00", b"ni2\x00")
+
+
+def _gunzip_head(path: Path) -> bytes:
+    try:
+        with gzip.open(path, "rb") as file:
+            return file.read(_HEAD_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise RefusalError(
+            f"a gzip file that does not unpack ({error})", "a complete .nii.gz", "Copy or export the file again."
+        ) from error
+
+
+def _starts_like_bare_dicom(head: bytes) -> bool:
+    """Recognise a data set without preamble by its first element: group 0002 or 0008, a length that is plausible."""
+    if len(head) < 8:
+        return False
+    if head[:2] == b"\x00\x08" and head[4:6].isalpha() and head[4:6].isupper():
+        return True  # explicit big endian
+    if head[:2] not in (b"\x02\x00", b"\x08\x00") or head[3] != 0:
+        return False
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    return explicit or int.from_bytes(head[4:8], "little") < 256
+
+
+def _describe(head: bytes) -> str:
+    for magic, name in _OTHER_MAGIC.items():
+        if head.startswith(magic):
+            return name
+    if head.startswith(b"\x1f\x8b"):
+        return "a gzip file that holds no NIfTI image"
+    # A cut multi-byte character at the end must not make text look binary.
+    text = head.decode("utf-8", errors="ignore")
+    if len(text.encode()) >= len(head) - 3 and all(c.isprintable() or c.isspace() for c in text):
+        return f"text ({text.split(chr(10))[0].strip()[:40]!r})"
+    return f"an unknown format (first bytes {head[:8].hex(' ')})"

@@ -1,0 +1,33 @@
+# Sourced by the other scripts: make .venv once, install this project into it, and reuse it while nothing changed.
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3.11 python3.12 python3.10 python3; do
+    if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "no Python 3.10, 3.11 or 3.12 found; install one, or name it: PYTHON=/path/to/python bash $0" >&2
+  return 1
+}
+
+make_environment() { # arguments: the extras to install
+  local python extra wanted
+  if [ ! -x .venv/bin/python ]; then
+    python=$(find_python)
+    echo "making .venv with $("$python" --version)"
+    "$python" -m venv .venv
+  fi
+  for extra in base "$@"; do
+    wanted=$(cat pyproject.toml <(echo "$extra") | sha256sum)
+    if [ "$(cat ".venv/installed-$extra" 2>/dev/null)" != "$wanted" ]; then
+      if [ "$extra" = base ]; then
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -e .
+      else
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$extra]"
+      fi
+      echo "$wanted" >".venv/installed-$extra"
+    fi
+  done
+}

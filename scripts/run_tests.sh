@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Set up what the tests need, then lint, types and tests. `bash scripts/run_tests.sh -k reader` passes on to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/environment.sh
+make_environment dev
+
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+.venv/bin/python -m pytest "$@"

@@ -1,0 +1,109 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_tiny_codec
+from monai.networks.nets import PatchDiscriminator
+
+from common.autoencoder_step import AutoencoderStep, NonFiniteLossError
+from common.ema import ExponentialMovingAverage
+from common.losses import AdversarialTerm, ReconstructionLoss
+from common.networks.latent_codec import VariationalPass
+from common.phantom import draw_chest_phantom
+
+
+def make_step(codec, adv_start_step=1, patch_size=32, full_size_from_step=1, kl_weight=1e-6):
+    critic = PatchDiscriminator(spatial_dims=2, in_channels=1, channels=8, num_layers_d=2, norm="INSTANCE")
+    return AutoencoderStep(
+        reconstruction_loss=ReconstructionLoss(None, 0.0),
+        kl_weight=kl_weight,
+        ema=ExponentialMovingAverage(codec, ema_decay=0.9),
+        max_grad_norm=1.0,
+        amp=False,
+        seed=0,
+        patch_size=patch_size,
+        full_size_from_step=full_size_from_step,
+        adversarial=AdversarialTerm(critic, weight=0.01, start_step=adv_start_step),
+        discriminator_optimizer=torch.optim.Adam(critic.parameters(), 1e-4),
+    )
+
+
+def make_engine(codec, iteration=1, lr=3e-3):
+    network = VariationalPass(codec)
+    return SimpleNamespace(
+        state=SimpleNamespace(device=torch.device("cpu"), iteration=iteration),
+        network=network,
+        optimizer=torch.optim.Adam(network.parameters(), lr),
+        non_blocking=False,
+    )
+
+
+def phantom_batch(size=32):
+    image = torch.stack([draw_chest_phantom(size, size, seed=seed) for seed in range(2)])
+    return {"image": image, "draw": torch.tensor([0, 1])}
+
+
+def test_one_batch_is_learnt_by_heart():
+    codec = make_tiny_codec()
+    engine, step, batch = make_engine(codec), make_step(codec, adv_start_step=10**6), phantom_batch()
+    first = step(engine, batch)["l1"]
+    for _ in range(400):
+        last = step(engine, batch)["l1"]
+    assert last < first / 10
+
+
+def test_every_term_is_logged_and_the_critic_joins_at_its_step():
+    codec = make_tiny_codec()
+    step = make_step(codec, adv_start_step=2)
+    before = step(make_engine(codec, iteration=1), phantom_batch())
+    after = step(make_engine(codec, iteration=2), phantom_batch())
+    assert {"l1", "kl", "grad_norm", "learning_rate"} <= before.keys()
+    assert after.keys() - before.keys() == {"adversarial", "discriminator", "discriminator_grad_norm"}
+
+
+def test_a_step_sees_patches_first_and_whole_images_later():
+    codec = make_tiny_codec()
+    step = make_step(codec, patch_size=16, full_size_from_step=2)
+    sizes = [step(make_engine(codec, iteration), phantom_batch())["image"].shape[-1] for iteration in (1, 2)]
+    assert sizes == [16, 32]
+
+
+def test_the_average_follows_every_step():
+    codec = make_tiny_codec()
+    step = make_step(codec)
+    step(make_engine(codec), phantom_batch())
+    assert step.ema.num_updates == 1
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step():
+    codec = make_tiny_codec()
+    batch = phantom_batch()
+    batch["image"][0, 0, 3, 3] = float("nan")
+    before = {name: value.clone() for name, value in codec.state_dict().items()}
+    with pytest.raises(NonFiniteLossError, match="step 5: expected finite losses"):
+        make_step(codec)(make_engine(codec, iteration=5), batch)
+    assert all(torch.equal(value, before[name]) for name, value in codec.state_dict().items())
+
+
+def test_gradients_of_a_huge_loss_are_clipped():
+    codec = make_tiny_codec()
+    engine = make_engine(codec)
+    logged = make_step(codec, kl_weight=1e9)(engine, phantom_batch())
+    assert logged["grad_norm"] > 1.0
+    norm = torch.stack([parameter.grad.norm() for parameter in codec.parameters()]).norm()
+    assert norm <= 1.0 + 1e-4
+
+
+def test_an_adversarial_term_without_optimiser_is_refused(tiny_codec):
+    with pytest.raises(ValueError, match="expected a discriminator_optimizer"):
+        AutoencoderStep(
+            reconstruction_loss=ReconstructionLoss(None, 0.0),
+            kl_weight=0.0,
+            ema=ExponentialMovingAverage(tiny_codec, 0.9),
+            max_grad_norm=1.0,
+            amp=False,
+            seed=0,
+            patch_size=32,
+            full_size_from_step=1,
+            adversarial=AdversarialTerm(torch.nn.Identity(), 0.1, 1),
+        )

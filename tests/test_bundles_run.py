@@ -1,0 +1,162 @@
+"""The documented commands, as a user gives them, in processes of their own."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+CONFIGS = "bundles/cxr_autoencoder/configs"
+SMOKE = f"['{CONFIGS}/train.yaml','{CONFIGS}/smoke.yaml']"
+
+pytestmark = pytest.mark.slow
+
+
+def command(run_id, config_file, **overrides):
+    """A `monai.bundle run` of the autoencoder as an argument list."""
+    arguments = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", run_id, "--config_file", config_file]
+    for key, value in {"bundle_root": "bundles/cxr_autoencoder", **overrides}.items():
+        arguments += [f"--{key}", str(value)]
+    return arguments
+
+
+def run(repository, *args, expect=0, **overrides):
+    done = subprocess.run(command(*args, **overrides), cwd=repository, capture_output=True, text=True, timeout=300)
+    assert (done.returncode == 0) == (expect == 0), done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def weights(folder):
+    return torch.load(folder / "model.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def module_folder(tmp_path_factory):
+    from conftest import REPOSITORY, draw_radiographs
+
+    folder = tmp_path_factory.mktemp("bundle")
+    draw_radiographs(folder / "images", count=10, size=64)
+    (folder / "images" / "broken.png").write_text("not a picture")
+    return REPOSITORY, folder
+
+
+@pytest.fixture(scope="module")
+def trained(module_folder):
+    """A smoke training with run id `training`, on a folder with one broken file."""
+    repository, folder = module_folder
+    started = time.monotonic()
+    overrides = {"max_unreadable_share": 0.5, "train#dataset#data#items#limit": 20, "validate#dataset#data#items#limit": 20}
+    overrides |= {"checkpoint_every_steps": 1, "max_epochs": 4}
+    output = run(repository, "training", SMOKE, dataset_dir=folder / "images", output_dir=folder / "train", **overrides)
+    return folder / "train", output, time.monotonic() - started, overrides
+
+
+def test_training_leaves_weights_checkpoint_logs_and_record(trained):
+    folder, output, seconds, _ = trained
+    assert weights(folder)["latents_num_images"] > 0
+    assert {"checkpoint_last.pt", "model.pt", "run_record.json", "resolved_config.yaml"} <= {p.name for p in folder.iterdir()}
+    assert list((folder / "tensorboard").glob("events*"))
+    record = json.loads((folder / "run_record.json").read_text())["runs"][0]
+    assert record["seed"] == 0
+    assert "step/s" in output or "s/step" in output
+    assert seconds < 120
+
+
+def test_the_broken_file_is_reported_and_skipped(trained):
+    folder, output, _, _ = trained
+    with open(folder / "skipped.csv") as stream:
+        assert [Path(row["image"]).name for row in csv.DictReader(stream)] == ["broken.png"]
+    assert "broken.png" in output
+
+
+def test_killed_in_the_middle_the_same_command_gets_to_the_same_weights(trained, module_folder):
+    repository, folder = module_folder
+    expected, _, _, overrides = trained
+    overrides = {"dataset_dir": folder / "images", "output_dir": folder / "killed", **overrides}
+    process = subprocess.Popen(
+        command("training", SMOKE, **overrides), cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    checkpoint = folder / "killed" / "checkpoint_last.pt"
+    deadline = time.monotonic() + 200
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    steps_done = torch.load(checkpoint, weights_only=True)["progress"]["iteration"]
+    output = run(repository, "training", SMOKE, **overrides)
+    if process.returncode == -signal.SIGKILL:
+        assert steps_done >= 1
+        assert "resuming from" in output
+    assert weights(folder / "killed").keys() == weights(expected).keys()
+    for name, value in weights(folder / "killed").items():
+        assert torch.equal(value, weights(expected)[name]), name
+
+
+def test_run_id_run_of_a_finished_training_has_nothing_to_do(trained, module_folder):
+    repository, folder = module_folder
+    train, _, _, overrides = trained
+    before = (train / "model.pt").stat().st_mtime_ns
+    output = run(repository, "run", SMOKE, dataset_dir=folder / "images", output_dir=train, **overrides)
+    assert "nothing to do" in output
+    assert (train / "model.pt").stat().st_mtime_ns == before
+
+
+def test_a_mistyped_knob_is_an_error_and_leaves_nothing(module_folder):
+    repository, folder = module_folder
+    output = run(repository, "training", SMOKE, expect=1, max_epoch=5, output_dir=folder / "typo")
+    assert "max_epoch" in output and "max_epochs" in output
+    assert not (folder / "typo").exists()
+
+
+@pytest.fixture(scope="module")
+def tiny_weights(trained):
+    return {"weights_path": trained[0] / "model.pt", "network_def#channels": "[8,8,8,16]", "image_size": 64}
+
+
+def test_inference_reconstructs_the_good_ones_and_fails_for_the_bad_one(module_folder, tiny_weights):
+    repository, folder = module_folder
+    out = folder / "inference"
+    output = run(
+        repository, "run", f"{CONFIGS}/inference.yaml", expect=1, dataset_dir=folder / "images", output_dir=out, **tiny_weights
+    )
+    assert "broken.png" in output
+    assert len(list(out.glob("*_reconstruction.png"))) == 10
+    assert (out / "contact_sheet.png").exists()
+
+
+def test_inference_without_weights_says_so(module_folder, tiny_weights):
+    repository, folder = module_folder
+    absent = {**tiny_weights, "weights_path": folder / "absent.pt"}
+    output = run(repository, "run", f"{CONFIGS}/inference.yaml", expect=1, output_dir=folder / "none", **absent)
+    assert "no weights there" in output
+
+
+def test_evaluation_prints_its_table(module_folder, tiny_weights):
+    repository, folder = module_folder
+    overrides = {"dataset_dir": folder / "images", "output_dir": folder / "evaluation", "split": "all"}
+    overrides |= {"max_unreadable_share": 0.5, "batch_size": 4}
+    output = run(repository, "run", f"{CONFIGS}/evaluate.yaml", **overrides, **tiny_weights)
+    table = (folder / "evaluation" / "table.md").read_text()
+    assert table.strip() in output
+    assert json.loads((folder / "evaluation" / "metrics.json").read_text())["headline"]["overall"]["n"] == 10
+
+
+def test_two_processes_train_and_write_once(module_folder):
+    repository, folder = module_folder
+    config = f"['{CONFIGS}/train.yaml','{CONFIGS}/smoke.yaml','{CONFIGS}/multi_gpu_train.yaml']"
+    arguments = command("training", config, dataset_dir=folder / "images", output_dir=folder / "ddp", max_unreadable_share=0.5)
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        launcher + arguments[3:], cwd=repository, capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list((folder / "ddp" / "tensorboard").glob("events*"))) <= 4
+    assert weights(folder / "ddp")["latents_num_images"] > 0
+    assert len(json.loads((folder / "ddp" / "run_record.json").read_text())["runs"]) == 1

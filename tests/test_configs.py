@@ -1,0 +1,91 @@
+"""Every bundle in bundles/, now and later: static checks of its configs, and what MONAI makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from common import bundle_config, bundle_metadata
+
+BUNDLES = sorted(p for p in (Path(__file__).resolve().parents[1] / "bundles").iterdir() if p.is_dir())
+CONFIGS = [path for bundle in BUNDLES for path in bundle_config.config_files(bundle / "configs")]
+NETWORK_SIZE = 8  # `8*n` is 64 px then: small, and large enough for every network here
+
+every_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
+
+
+def overrides_for(files: list[Path], bundle: Path, output_dir: Path) -> dict[str, Any]:
+    """Overrides that build a workflow without the real data or weights: the bundle's samples and random weights."""
+    config = ConfigParser.load_config_files([str(file) for file in files])
+    overrides: dict[str, Any] = {
+        "bundle_root": str(bundle),
+        "output_dir": str(output_dir),
+        "device": "$torch.device('cpu')",
+    }
+    if "weights_path" in config:
+        weights = output_dir / "random.pt"
+        parser = ConfigParser(config)
+        parser["bundle_root"] = str(bundle)
+        torch.save(parser.get_parsed_content("network_def").state_dict(), weights)
+        overrides["weights_path"] = str(weights)
+    return overrides
+
+
+def test_there_are_bundles() -> None:
+    assert BUNDLES and CONFIGS
+
+
+@every_config
+def test_config_file(config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # what parses only from the repository is found out
+    assert bundle_config.check_file(config) == []
+
+
+@every_bundle
+def test_configs_together(bundle: Path) -> None:
+    assert (bundle / "configs" / "train.yaml").is_file() and (bundle / "configs" / "inference.yaml").is_file()
+    configs = [bundle_config.read_config(path) for path in bundle_config.config_files(bundle / "configs")]
+    assert bundle_config.check_shared_keys(configs) == []
+
+
+@every_bundle
+def test_metadata(bundle: Path) -> None:
+    assert bundle_metadata.check_metadata(bundle) == []
+
+
+@every_bundle
+def test_network_is_what_the_metadata_say(bundle: Path) -> None:
+    overrides = {"bundle_root": str(bundle)}
+    assert bundle_metadata.check_network([bundle / "configs" / "inference.yaml"], NETWORK_SIZE, overrides) == []
+
+
+@every_bundle
+@pytest.mark.parametrize(("names", "kind"), [(("train", "smoke"), "train"), (("inference",), "infer")])
+def test_properties(bundle: Path, names: tuple[str, ...], kind: str, tmp_path: Path) -> None:
+    files = [bundle / "configs" / f"{name}.yaml" for name in names]
+    overrides = overrides_for(files, bundle, tmp_path)
+    assert bundle_metadata.check_properties(files, kind, overrides) == []
+    assert not list(tmp_path.rglob("checkpoint*")), "nothing was trained"
+
+
+@every_config
+@pytest.mark.parametrize("run_id", ["run", "training"])
+def test_override_check_in_place(config: Path, run_id: str) -> None:
+    """The check at the head of the real run list is silent as shipped, and stops a typo; nothing else is run."""
+    base = bundle_config.base_file(config)
+    files = [str(file) for file in ([base, config] if base else [config])]
+    if run_id not in ConfigParser.load_config_files(files):
+        assert run_id == "training", "every workflow has 'run'"
+        return
+    workflow = ConfigWorkflow(files, logging_file=False, workflow_type=None, run_id=run_id)
+    workflow.parser.parse()
+    assert workflow._run_expr(f"{run_id}::0") == [None]
+    workflow.parser["image_sice"] = 64
+    with pytest.raises(RuntimeError, match="check_overrides") as caught:
+        workflow._run_expr(f"{run_id}::0")
+    assert "'image_sice'" in str(caught.value.__cause__)

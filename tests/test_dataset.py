@@ -1,0 +1,58 @@
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from common.dataset import RadiographDataset, StepBatchSampler
+
+
+def batches(sampler, count):
+    return list(islice(iter(sampler), count))
+
+
+def test_every_item_comes_once_per_pass_and_batches_cross_passes():
+    sampler = StepBatchSampler(num_items=10, batch_size=4, seed=0)
+    assert len(sampler) == 3
+    drawn = [index for batch in batches(sampler, 5) for index, _ in batch]
+    assert Counter(drawn) == Counter({index: 2 for index in range(10)})
+    assert sorted(drawn[:10]) == list(range(10))
+    assert drawn[:10] != drawn[10:]
+
+
+def test_starting_at_a_step_is_the_tail_of_the_whole_stream():
+    whole = batches(StepBatchSampler(7, 3, seed=4), 12)
+    assert batches(StepBatchSampler(7, 3, seed=4, start_step=5), 7) == whole[5:]
+
+
+def test_seed_decides_the_order():
+    assert batches(StepBatchSampler(50, 8, seed=0), 2) == batches(StepBatchSampler(50, 8, seed=0), 2)
+    assert batches(StepBatchSampler(50, 8, seed=0), 2) != batches(StepBatchSampler(50, 8, seed=1), 2)
+
+
+def test_two_processes_share_what_one_with_the_doubled_batch_sees():
+    shares = []
+    for rank in range(2):
+        sampler = StepBatchSampler(9, 2, seed=3)
+        sampler.rank, sampler.world_size = rank, 2
+        shares.append(batches(sampler, 6))
+    together = [first + second for first, second in zip(*shares, strict=True)]
+    assert together == batches(StepBatchSampler(9, 4, seed=3), 6)
+
+
+@pytest.mark.parametrize(("num_items", "batch_size"), [(0, 1), (1, 0)])
+def test_nothing_to_draw_is_refused(num_items, batch_size):
+    with pytest.raises(ValueError, match="expected at least one item"):
+        StepBatchSampler(num_items, batch_size, seed=0)
+
+
+def test_items_keep_their_columns_and_carry_the_number_of_the_draw():
+    data = [{"image": number, "source": "a"} for number in range(3)]
+    dataset = RadiographDataset(data, transform=lambda item: {**item, "image": torch.full((1, 2, 2), item["image"])})
+    loader = DataLoader(dataset, batch_sampler=StepBatchSampler(3, 2, seed=0))
+    first, second = islice(iter(loader), 2)
+    assert first["image"].shape == (2, 1, 2, 2)
+    assert torch.cat([first["draw"], second["draw"]]).tolist() == [0, 1, 2, 3]
+    assert first["source"] == ["a", "a"]
+    assert data[0] == {"image": 0, "source": "a"}

@@ -1,0 +1,81 @@
+"""Two gloo processes do what one process with the doubled batch does."""
+
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from conftest import make_tiny_codec
+from monai.networks.nets import PatchDiscriminator
+from test_autoencoder_step import phantom_batch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from common.autoencoder_step import AutoencoderStep
+from common.checkpoint import TrainingCheckpoint, is_rank_zero
+from common.distributed import local_device
+from common.ema import ExponentialMovingAverage
+from common.latent_statistics import measure_statistics
+from common.losses import AdversarialTerm, ReconstructionLoss
+from common.networks.latent_codec import VariationalPass
+
+
+def three_steps(rank, world_size):
+    """Train three steps on this process's share of one fixed batch of two."""
+    from types import SimpleNamespace
+
+    torch.manual_seed(0)
+    codec = make_tiny_codec()
+    critic = PatchDiscriminator(spatial_dims=2, in_channels=1, channels=8, num_layers_d=2, norm="INSTANCE")
+    network = VariationalPass(codec)
+    if world_size > 1:
+        network, critic = DistributedDataParallel(network), DistributedDataParallel(critic)
+    ema = ExponentialMovingAverage(codec, 0.5)
+    critic_optimizer = torch.optim.SGD(critic.parameters(), 0.1)
+    step = AutoencoderStep(
+        ReconstructionLoss(None, 0.0), 1e-6, ema, 1.0, False, 0, 16, 3, AdversarialTerm(critic, 0.1, 2), critic_optimizer
+    )
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    share = slice(rank * 2 // world_size, (rank + 1) * 2 // world_size)
+    batch = {name: values[share] for name, values in phantom_batch().items()}
+    losses = []
+    for iteration in range(1, 4):
+        state = SimpleNamespace(device=torch.device("cpu"), iteration=iteration)
+        engine = SimpleNamespace(state=state, network=network, optimizer=optimizer, non_blocking=False)
+        losses.append(step(engine, batch)["l1"])
+    statistics = measure_statistics(codec, [batch], torch.device("cpu"))
+    return codec, losses, statistics
+
+
+def _worker(rank, port, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    codec, losses, statistics = three_steps(rank, 2)
+    checkpoint = TrainingCheckpoint(folder / f"of_rank_{rank}.pt", {"codec": codec}, {})
+    checkpoint.save({"iteration": 3})
+    torch.save({"codec": codec.state_dict(), "losses": losses, "statistics": statistics}, folder / f"result_{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(_worker, args=(port, tmp_path), nprocs=2)
+    results = [torch.load(tmp_path / f"result_{rank}.pt", weights_only=True) for rank in range(2)]
+    codec, losses, (mean, std, count) = three_steps(0, 1)
+    for name, value in codec.state_dict().items():
+        torch.testing.assert_close(results[0]["codec"][name], value, atol=2e-5, rtol=2e-4)
+        assert torch.equal(results[0]["codec"][name], results[1]["codec"][name])
+    both = [sum(pair) / 2 for pair in zip(results[0]["losses"], results[1]["losses"], strict=True)]
+    assert both == pytest.approx(losses, rel=1e-4)
+    assert results[0]["statistics"][2] == results[1]["statistics"][2] == count == 2
+    torch.testing.assert_close(results[0]["statistics"][:2], (mean, std), atol=1e-4, rtol=1e-3)
+    assert (tmp_path / "of_rank_0.pt").exists() and not (tmp_path / "of_rank_1.pt").exists()
+
+
+def test_a_single_process_writes_and_has_a_device():
+    assert is_rank_zero()
+    assert local_device().type in {"cpu", "cuda"}

@@ -1,0 +1,118 @@
+"""The drawn chest: reproducible, in range, anatomically the right way round."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from PIL import Image
+
+from common.phantom import draw_chest_phantom, draw_lung_mask
+from common.reader import read_radiograph
+
+ROOT = Path(__file__).parents[1]
+SAMPLES = ROOT / "bundles" / "cxr_autoencoder" / "samples"
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (120, 80), (64, 100), (16, 17)])
+def test_shape_type_and_range(shape):
+    image, mask = draw_chest_phantom(*shape, seed=1), draw_lung_mask(*shape, seed=1)
+    assert image.shape == mask.shape == (1, *shape)
+    assert image.dtype == torch.float32 and mask.dtype == torch.bool
+    assert 0 <= image.min() < 0.1 and 0.85 < image.max() <= 1
+
+
+def test_seed_decides_the_picture():
+    assert torch.equal(draw_chest_phantom(64, 64, 5), draw_chest_phantom(64, 64, 5))
+    assert (draw_chest_phantom(64, 64, 5) - draw_chest_phantom(64, 64, 6)).abs().mean() > 0.01
+    assert not torch.equal(draw_lung_mask(64, 64, 5), draw_lung_mask(64, 64, 6))
+
+
+def test_global_random_state_is_neither_used_nor_touched():
+    torch.manual_seed(0)
+    np.random.seed(0)
+    state = np.random.get_state()[1].copy()
+    first = draw_chest_phantom(32, 32, 2)
+    assert (np.random.get_state()[1] == state).all()
+    np.random.seed(7)
+    assert torch.equal(first, draw_chest_phantom(32, 32, 2))
+
+
+def test_one_seed_is_one_person_at_every_size():
+    small, other = draw_chest_phantom(64, 64, 3), draw_chest_phantom(64, 64, 4)
+    shrunk = torch.nn.functional.avg_pool2d(draw_chest_phantom(256, 256, 3), 4)
+    assert (small - shrunk).abs().mean() < 0.4 * (small - other).abs().mean()
+    larger = draw_lung_mask(256, 256, 3).float()
+    assert (torch.nn.functional.avg_pool2d(larger, 4) - draw_lung_mask(64, 64, 3).float()).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_lungs_are_dark_and_on_both_sides(seed):
+    image, mask = draw_chest_phantom(128, 128, seed)[0], draw_lung_mask(128, 128, seed)[0]
+    left, right = mask[:, :64], mask[:, 64:]
+    assert 0.15 < mask.float().mean() < 0.5
+    assert left.float().mean() > 0.1 and right.float().mean() > 0.1
+    assert image[mask].mean() + 0.25 < image[40:90, 56:72].mean()  # spine and mediastinum
+
+
+def test_heart_lies_to_the_images_right_and_the_right_dome_is_higher():
+    drops = []
+    for seed in range(8):
+        mask = draw_lung_mask(128, 128, seed)[0]
+        assert mask[:, 64:].sum() < mask[:, :64].sum()
+        lowest = [int(half.any(1).nonzero().max()) for half in (mask[:, :64], mask[:, 64:])]
+        drops.append(lowest[1] - lowest[0])
+    assert np.median(drops) > 0  # single persons may be tilted the other way
+
+
+def test_unusable_arguments_are_explained():
+    with pytest.raises(ValueError, match="8×100"):
+        draw_chest_phantom(8, 100, 0)
+    with pytest.raises(ValueError):
+        draw_chest_phantom(64, 64, -1)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    paths = [path for path in sorted(folder.iterdir()) if path.name != "SOURCE.md"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.mark.slow
+def test_sample_script_writes_the_same_bytes_twice(tmp_path):
+    for name in ("a", "b"):
+        options = ["--output_dir", str(tmp_path / name), "--count", "2", "--size", "64", "--seed", "3"]
+        subprocess.run([sys.executable, "-m", "scripts.draw_samples", *options], cwd=ROOT, check=True)
+    first = digests(tmp_path / "a")
+    assert first == digests(tmp_path / "b") and len(first) == 4
+    assert "--count 2 --size 64 --seed 3" in (tmp_path / "a" / "SOURCE.md").read_text()
+
+
+def test_shipped_samples_are_small_synthetic_and_readable():
+    images = [path for path in sorted(SAMPLES.iterdir()) if path.suffix in (".png", ".dcm")]
+    assert len(images) == 8 and sum(path.stat().st_size for path in SAMPLES.iterdir()) < 1_000_000
+    for path in images:
+        pixels = read_radiograph(path).pixels
+        assert pixels.shape[0] == 1 and 0 <= pixels.min() < pixels.max() <= 1
+    header = pydicom.dcmread(SAMPLES / "phantom_07_cr.dcm")
+    assert header.PhotometricInterpretation == "MONOCHROME1" and header.Rows != header.Columns
+    assert "Synthetic" in str(header.PatientName) and "no patient" in header.ImageComments
+    assert Image.open(SAMPLES / "phantom_06_16bit.png").mode.startswith("I")
+
+
+def test_shipped_samples_are_what_the_code_draws():
+    stored = np.asarray(Image.open(SAMPLES / "phantom_00.png")).astype(int)
+    drawn = np.round(draw_chest_phantom(256, 256, 0)[0].numpy() * 255).astype(int)
+    assert np.abs(stored - drawn).max() <= 1
+
+
+def test_the_dicom_sample_is_shown_bone_bright():
+    pixels = read_radiograph(SAMPLES / "phantom_07_cr.dcm").pixels[0]
+    drawn = draw_chest_phantom(480, 400, 7)[0]
+    correlation = torch.corrcoef(torch.stack([torch.as_tensor(pixels).flatten(), drawn.flatten()]))[0, 1]
+    assert correlation > 0.95

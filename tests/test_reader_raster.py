@@ -1,0 +1,224 @@
+"""PNG, JPEG and TIFF through the reader, and what the reader promises whatever the format."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.reader import UnreadableRadiographError, is_radiograph_file, read_radiograph
+
+GREY = np.arange(256, dtype=np.uint8).reshape(8, 32)
+
+
+def read(path: Path) -> np.ndarray:
+    """Read and check what holds for every radiograph; returns [height, width]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        radiograph = read_radiograph(path)
+    pixels = radiograph.pixels
+    assert pixels.dtype == torch.float32 and pixels.ndim == 3 and pixels.shape[0] == 1
+    assert pixels.is_contiguous() and pixels.isfinite().all() and 0 <= pixels.min() < pixels.max() <= 1
+    assert radiograph.path == path
+    return pixels[0].numpy()
+
+
+def refused(path: Path, *words: str) -> UnreadableRadiographError:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UnreadableRadiographError) as caught:
+            read_radiograph(path)
+    error = caught.value
+    assert type(error) is UnreadableRadiographError and error.path == path and error.hint.endswith(".")
+    assert str(error) == f"{path}: found {error.found}; expected {error.expected}. {error.hint}"
+    for word in words:
+        assert word in str(error)
+    return error
+
+
+def stretched(values: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(values, (0.5, 99.5))
+    return np.clip((values - low) / (high - low), 0, 1)
+
+
+def test_8_bit_png_is_divided_by_255_exactly(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.png", dpi=(300, 300))
+    assert np.array_equal(read(tmp_path / "a.png"), GREY.astype(np.float32) / np.float32(255))
+    radiograph = read_radiograph(str(tmp_path / "a.png"))
+    assert radiograph.spacing_mm is None and radiograph.modality == ""  # dpi is that of a screen
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGB", "RGBA", "P", "tiff", "tiff-rgb"])
+def test_equal_channels_and_alpha_leave_the_grey_value(mode: str, tmp_path: Path) -> None:
+    image = Image.fromarray(GREY)
+    path = tmp_path / ("a.tif" if "tiff" in mode else "a.png")
+    if mode == "P":
+        image = Image.fromarray(255 - GREY)
+        image = Image.frombytes("P", image.size, image.tobytes())
+        image.putpalette([255 - n // 3 for n in range(768)])
+    elif mode == "tiff-rgb":
+        image = image.convert("RGB")
+    elif mode != "tiff":
+        image = image.convert(mode)
+        if "A" in mode:
+            image.putalpha(Image.fromarray(GREY[::-1].copy()))
+    image.save(path)
+    assert np.array_equal(read(path), GREY.astype(np.float32) / np.float32(255))
+
+
+def test_1_bit_png_is_black_and_white(tmp_path: Path) -> None:
+    Image.fromarray(GREY > 99).save(tmp_path / "a.png")
+    assert np.array_equal(read(tmp_path / "a.png"), (GREY > 99).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("top", [4095, 65535])
+def test_16_bit_is_stretched_between_its_percentiles(name: str, top: int, tmp_path: Path) -> None:
+    values = np.linspace(100, top, 2000).astype(np.uint16).reshape(40, 50)
+    Image.fromarray(values).save(tmp_path / name)
+    assert np.allclose(read(tmp_path / name), stretched(values), atol=1e-6)
+
+
+def test_a_bright_speck_does_not_darken_16_bits(tmp_path: Path) -> None:
+    values = np.linspace(0, 1000, 2500).astype(np.uint16).reshape(50, 50)
+    values[0, 0] = 65535
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert 0.45 < np.median(read(tmp_path / "a.png")) < 0.55
+
+
+def test_float_tiff_within_0_and_1_is_kept_and_others_are_stretched(tmp_path: Path) -> None:
+    values = np.linspace(0.2, 0.7, 600, dtype=np.float32).reshape(20, 30)
+    Image.fromarray(values).save(tmp_path / "unit.tif")
+    assert np.array_equal(read(tmp_path / "unit.tif"), values)
+    values = values * 1000 - 300
+    Image.fromarray(values).save(tmp_path / "wide.tif")
+    assert np.allclose(read(tmp_path / "wide.tif"), stretched(values), atol=1e-6)
+    values[3, 3] = np.nan
+    Image.fromarray(values).save(tmp_path / "nan.tif")
+    assert read(tmp_path / "nan.tif")[3, 3] == 0
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_tiff_whose_zero_is_white_is_inverted_once(dtype: str, tmp_path: Path) -> None:
+    values = np.linspace(0, 255, 600).astype(dtype).reshape(20, 30)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    raw = bytearray((tmp_path / "a.tif").read_bytes())
+    at = raw.find(struct.pack("<HHI", 262, 3, 1))
+    raw[at : at + 12] = struct.pack("<HHIHH", 262, 3, 1, 0, 0)
+    (tmp_path / "b.tif").write_bytes(raw)
+    assert np.allclose(read(tmp_path / "b.tif"), 1 - read(tmp_path / "a.tif"), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg_keeps_its_polarity_within_the_coding_error(mode: str, tmp_path: Path) -> None:
+    smooth = np.tile(np.linspace(20, 230, 64).astype(np.uint8), (64, 1))
+    Image.fromarray(smooth).convert(mode).save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(read(tmp_path / "a.jpg") - smooth / 255).max() < 0.03
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(GREY).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read(tmp_path / "a.png"), np.rot90(GREY, -1).astype(np.float32) / np.float32(255))
+    Image.fromarray(GREY).save(tmp_path / "a.tif", exif=exif)
+    assert np.array_equal(read(tmp_path / "a.tif"), np.rot90(GREY, -1).astype(np.float32) / np.float32(255))
+
+
+def test_the_content_tells_the_format_not_the_name(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.dcm")
+    assert np.array_equal(read(tmp_path / "a.dcm"), GREY.astype(np.float32) / np.float32(255))
+
+
+def png_of(width: int, height: int, depth: int, colour: int, data: bytes) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def saved(image_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+PAGE = Image.fromarray(GREY)
+BROKEN = {
+    "empty": (b"", "0 bytes"),
+    "text": ("Bericht: Röntgen Thorax\n".encode() * 9, "text"),
+    "binary": (b"\x00\x01\x02\x03" * 200, "unknown format"),
+    "bmp": (saved("BMP"), "BMP"),
+    "webp": (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "WebP"),
+    "cut png": (saved("PNG")[:-900], "damaged"),
+    "cut jpeg": (saved("JPEG")[:-900], "damaged"),
+    "cut tiff": (saved("TIFF")[:2000], "damaged"),
+    "head of a jpeg": (saved("JPEG")[:10], "damaged"),
+    "magic of a png": (b"\x89PNG\r\n\x1a\n", "damaged"),
+    "two pages": (saved("TIFF", save_all=True, append_images=[PAGE]), "2 pages"),
+    "animated png": (saved("PNG", save_all=True, append_images=[PAGE]), "pages"),
+    "bomb": (png_of(50_000, 50_000, 8, 0, b""), "50000"),
+    "large": (png_of(13_000, 13_000, 8, 0, b""), "13000"),
+    "blank": (png_of(4, 4, 8, 0, b"\x00\x07\x07\x07\x07" * 4), "all the same"),
+    "16-bit colour": (png_of(2, 1, 16, 2, b"\x00" + b"\x01\x02" * 6), "16 bits per channel"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_is_no_image_gives_the_one_error(kind: str, tmp_path: Path) -> None:
+    content, word = BROKEN[kind]
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    refused(path, word)
+
+
+@pytest.mark.parametrize("fill", [np.nan, np.inf])
+def test_a_float_image_without_a_number_is_refused(fill: float, tmp_path: Path) -> None:
+    Image.fromarray(np.full((5, 5), fill, np.float32)).save(tmp_path / "a.tif")
+    refused(tmp_path / "a.tif", "NaN")
+
+
+def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "missing.png", "no such file")
+    refused(tmp_path, "directory")
+
+
+def test_the_error_survives_pickling_and_worker_processes(tmp_path: Path) -> None:
+    error = refused(tmp_path / "missing.png")
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error) and copy.hint == error.hint and copy.path == error.path
+
+    class Files(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return read_radiograph(tmp_path / "missing.png").pixels
+
+    loader = torch.utils.data.DataLoader(Files(), num_workers=1, multiprocessing_context="fork")
+    with pytest.raises(UnreadableRadiographError, match="found no such file"):
+        next(iter(loader))
+
+
+def test_a_folder_search_takes_images_and_nothing_else(tmp_path: Path) -> None:
+    dicom = b"\x00" * 128 + b"DICM"
+    names = {"a.PNG": b"", "a.nii.gz": b"", "b.dcm": b"", "IM0001": dicom, "1.2.840.1": dicom}
+    others = {"README": b"text", "x.txt": dicom, "._a.png": b"", ".DS_Store": dicom, "DICOMDIR": dicom, "a.gz": b""}
+    for name, content in (names | others).items():
+        (tmp_path / name).write_bytes(content)
+    os.mkdir(tmp_path / "folder.png")
+    assert {p.name for p in tmp_path.iterdir() if is_radiograph_file(p)} == set(names)
+    assert not is_radiograph_file(tmp_path / "missing.png")

@@ -1,0 +1,140 @@
+"""A run's record: complete, appended to on resume, written once per job, never half written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import monai.bundle
+import pytest
+import torch
+import yaml
+
+import common
+from common import run_record
+from common.run_record import git_state, write_run_record
+
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
+
+TRAIN = """# tiny
+seed: 3
+learning_rate: 0.1
+output_dir: unset
+sampler:
+  lr: "@learning_rate"
+run:
+  - _target_: common.run_record.write_run_record
+    output_dir: "@output_dir"
+    seed: "@seed"
+  - "$@sampler['lr']"
+training: "%run"
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "configs" / "train.yaml"
+    file.parent.mkdir()
+    file.write_text(TRAIN)
+    (file.parent / "metadata.json").write_text('{"version": "0.4.0"}')
+    return file
+
+
+def run(config: Path, output_dir: Path, **overrides: object) -> list[dict[str, object]]:
+    """Run the tiny config; the runs on record afterwards."""
+    monai.bundle.run("training", config_file=str(config), output_dir=str(output_dir), **overrides)
+    return json.loads((output_dir / "run_record.json").read_text())["runs"]
+
+
+def test_a_record_says_what_ran(config: Path, tmp_path: Path) -> None:
+    [entry] = run(config, tmp_path / "new" / "out", learning_rate=0.5)
+    assert entry["seed"] == 3 and entry["run_id"] == "training" and entry["bundle_version"] == "0.4.0"
+    assert entry["config_dir"] == str(config.parent) and entry["common_version"] == common.__version__
+    assert entry["packages"]["torch"] == torch.__version__ and "monai" in entry["packages"]
+    assert entry["torch_threads"] == torch.get_num_threads() and entry["devices"]
+    assert str(entry["date_utc"]).endswith("+00:00")
+
+
+def test_the_resolved_config_has_overrides_and_references(config: Path, tmp_path: Path) -> None:
+    run(config, tmp_path, learning_rate=0.5, device=torch.device("cpu"))
+    resolved = yaml.safe_load((tmp_path / "resolved_config.yaml").read_text())
+    assert resolved["learning_rate"] == 0.5 and resolved["sampler"]["lr"] == "@learning_rate"
+    assert resolved["training"] == resolved["run"] and resolved["device"] == "cpu"
+    assert "_meta_" not in resolved
+    assert list(resolved)[:2] == ["seed", "learning_rate"], "in the order of the file"
+
+
+def test_a_resumed_run_keeps_what_was_there(config: Path, tmp_path: Path) -> None:
+    run(config, tmp_path)
+    first = (tmp_path / "resolved_config.yaml").read_text()
+    run(config, tmp_path, learning_rate=0.5)
+    run(config, tmp_path)
+    runs = run(config, tmp_path, learning_rate=0.5)
+    names = ["resolved_config.yaml", "resolved_config_2.yaml"]
+    assert [entry["resolved_config"] for entry in runs] == [*names, *names]
+    assert (tmp_path / "resolved_config.yaml").read_text() == first
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == sorted([*names, "run_record.json"])
+
+
+def test_only_rank_zero_writes(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(FileNotFoundError):
+        run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_without_a_workflow(tmp_path: Path) -> None:
+    write_run_record(str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"runs": 1}'])
+def test_a_foreign_record_is_not_overwritten(config: Path, tmp_path: Path, text: str) -> None:
+    record = tmp_path / "run_record.json"
+    record.write_text(text)
+    with pytest.raises(RuntimeError) as caught:
+        run(config, tmp_path)
+    assert str(record) in str(caught.value.__cause__)
+    assert record.read_text() == text
+
+
+def test_an_interrupted_write_leaves_the_old_record(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config, tmp_path)
+    before = (tmp_path / "run_record.json").read_text()
+
+    def fail(path: Path, text: str, **_: object) -> int:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(RuntimeError):
+        run(config, tmp_path)
+    assert (tmp_path / "run_record.json").read_text() == before
+
+
+def test_git_state(tmp_path: Path) -> None:
+    """Commit and changes of a checkout; None outside, for untracked code inside, and without git."""
+    package = tmp_path / "repository" / "common"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    assert git_state(package) is None
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "core.hooksPath=/dev/null"]
+        command = ["git", *identity, "-C", str(package), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q", "..")
+    assert git_state(package) is None, "untracked"
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    assert git_state(package) == {"commit": git("rev-parse", "HEAD"), "is_dirty": False}
+    (package / "__init__.py").write_text("changed = 1\n")
+    assert git_state(package) == {"commit": git("rev-parse", "HEAD"), "is_dirty": True}
+
+
+def test_a_missing_git_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(Path(run_record.__file__).parent) is None
