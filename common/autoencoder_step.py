@@ -11,6 +11,7 @@ from .amp import autocast
 from .ema import ExponentialMovingAverage
 from .errors import UserError
 from .losses import AdversarialTerm, ReconstructionLoss, kl_divergence
+from .networks.latent_codec import LatentCodec
 from .seeding import Purpose, derive_seed, seeded_normal
 from .transforms import random_patches
 
@@ -40,7 +41,7 @@ class AutoencoderStep:
         self,
         reconstruction_loss: ReconstructionLoss,
         kl_weight: float,
-        ema: ExponentialMovingAverage,
+        ema: ExponentialMovingAverage[LatentCodec],
         max_grad_norm: float,
         amp: bool,
         seed: int,
@@ -108,7 +109,12 @@ class AutoencoderStep:
         return self._descend(engine, critic, self.discriminator_optimizer, terms, "discriminator_grad_norm")
 
     def _descend(
-        self, engine: SupervisedTrainer, network: nn.Module, optimizer: Optimizer, terms: dict[str, Tensor], norm_name: str
+        self,
+        engine: SupervisedTrainer,
+        network: nn.Module,
+        optimizer: Optimizer,
+        terms: dict[str, Tensor],
+        norm_name: str,
     ) -> dict[str, float]:
         loss = sum(terms.values(), start=next(iter(terms.values())).new_zeros(()))
         optimizer.zero_grad(set_to_none=True)
@@ -117,8 +123,8 @@ class AutoencoderStep:
         logged = {name: term.item() for name, term in terms.items()} | {norm_name: grad_norm.item()}
         if not (loss.isfinite() and grad_norm.isfinite()):
             raise NonFiniteLossError(
-                f"step {engine.state.iteration}: expected finite losses and gradients, found {logged}; the step was not "
-                "taken. Resume from the last checkpoint with a lower learning_rate, or with amp off"
+                f"step {engine.state.iteration}: expected finite losses and gradients, found {logged}; the step was "
+                "not taken. Resume from the last checkpoint with a lower learning_rate, or with amp off"
             )
         optimizer.step()
         return logged

@@ -98,8 +98,8 @@ class TrainingCheckpoint:
         if different or saved["objects"].keys() != self.objects.keys():
             details = ", ".join(f"{key}: {old} there, {new} now" for key, (old, new) in different.items())
             raise CheckpointMismatchError(
-                f"{self.path} was written by another run ({details or 'other objects'}); resuming would not continue it. "
-                "Give another --output_dir, or the settings of that run"
+                f"{self.path} was written by another run ({details or 'other objects'}). Resuming would not continue "
+                "it: give another --output_dir, or the settings of that run"
             )
         for name, item in self.objects.items():
             unwrapped(item).load_state_dict(saved["objects"][name])

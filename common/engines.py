@@ -63,7 +63,9 @@ class ResumableTrainer(SupervisedTrainer):
         try:
             super().run()
         except KeyboardInterrupt:
-            _logger.warning("stopped at step %d; the same command resumes from the last checkpoint", self.state.iteration)
+            _logger.warning(
+                "stopped at step %d; the same command resumes from the last checkpoint", self.state.iteration
+            )
             raise
 
     def _validate_last(self) -> None:

@@ -37,7 +37,7 @@ class ReconstructionEvaluator:
 
     Args:
         network: maps [B, 1, H, W] in [0, 1] to a reconstruction of that shape and range (clamped).
-        data_loader: yields dicts with "image" [B, 1, H, W] in [0, 1], "image_path" (B strings) and any columns (B values).
+        data_loader: yields dicts with "image" [B, 1, H, W] in [0, 1], "image_path" and any columns (B values each).
         device: where network, LPIPS and DINO run.
         output_dir: made if absent.
         lpips: LPIPS network; None leaves the metric out.

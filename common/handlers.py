@@ -44,9 +44,15 @@ class ProgressBar:
             engine.add_event_handler(Events.COMPLETED | Events.TERMINATE | Events.EXCEPTION_RAISED, self._close)
 
     def _start(self, engine: Engine) -> None:
+        assert engine.state.max_epochs is not None and engine.state.epoch_length is not None
         total = engine.state.max_epochs * engine.state.epoch_length
         self.bar = tqdm(
-            total=total, initial=engine.state.iteration, desc=self.description, unit="step", dynamic_ncols=True, mininterval=1.0
+            total=total,
+            initial=engine.state.iteration,
+            desc=self.description,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=1.0,
         )
 
     def _advance(self, engine: Engine) -> None:
@@ -84,7 +90,7 @@ class ReconstructionGrid:
         """Draw the grid if this is the validation's first batch."""
         if engine.state.iteration != 1:
             return
-        output = engine.state.output
+        output: Any = engine.state.output
         rows = reconstruction_rows(output["image"][: self.num_images], output["pred"][: self.num_images])
         picture = contact_sheet_array(rows, SHEET_TITLES)
         with SummaryWriter(self.log_dir) as writer:
@@ -113,10 +119,11 @@ class ReconstructionWriter:
         engine.add_event_handler(Events.COMPLETED, self._write_summary)
 
     def _write_batch(self, engine: Engine) -> None:
-        output, paths = engine.state.output, engine.state.batch["image_path"]
+        output: Any = engine.state.output
+        batch: Any = engine.state.batch
         image, pred = output["image"].cpu(), output["pred"].float().cpu()
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        for path, reconstruction, value in zip(paths, pred, psnr(pred, image).tolist(), strict=True):
+        for path, reconstruction, value in zip(batch["image_path"], pred, psnr(pred, image).tolist(), strict=True):
             name = self._name(path)
             pixels = (reconstruction[0] * 255).round().to(torch.uint8).numpy()
             Image.fromarray(pixels).save(self.output_dir / f"{name}_reconstruction.png")

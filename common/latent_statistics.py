@@ -52,7 +52,13 @@ class LatentStatistics:
     """
 
     def __init__(
-        self, codec: LatentCodec, weights_path: str, dataset: Dataset, batch_size: int, num_workers: int, device: torch.device
+        self,
+        codec: LatentCodec,
+        weights_path: str,
+        dataset: Dataset,
+        batch_size: int,
+        num_workers: int,
+        device: torch.device,
     ) -> None:
         self.codec = codec
         self.weights_path = weights_path

@@ -28,7 +28,6 @@ SUFFIXES = (".yaml", ".yml", ".json")
 MONAI_COMMAND = "monai.bundle.__main__"
 
 
-
 class UnknownOverrideError(UserError, ValueError):
     """The merged config holds a key that no file declares and nothing reads."""
 

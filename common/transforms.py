@@ -31,7 +31,7 @@ class LoadRadiographd(MapTransform):
 
 
 def resize_shorter_side(image: Tensor, size: int) -> Tensor:
-    """Resize [1, H, W] so that its shorter side is `size`, keeping the aspect ratio; an image that fits is untouched."""
+    """Resize [1, H, W] so that its shorter side is `size`, keeping the aspect; one that fits is untouched."""
     height, width = image.shape[-2:]
     if min(height, width) == size:
         return image

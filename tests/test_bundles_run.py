@@ -51,7 +51,11 @@ def trained(module_folder):
     """A smoke training with run id `training`, on a folder with one broken file."""
     repository, folder = module_folder
     started = time.monotonic()
-    overrides = {"max_unreadable_share": 0.5, "train#dataset#data#items#limit": 20, "validate#dataset#data#items#limit": 20}
+    overrides = {
+        "max_unreadable_share": 0.5,
+        "train#dataset#data#items#limit": 20,
+        "validate#dataset#data#items#limit": 20,
+    }
     overrides |= {"checkpoint_every_steps": 1, "max_epochs": 4}
     output = run(repository, "training", SMOKE, dataset_dir=folder / "images", output_dir=folder / "train", **overrides)
     return folder / "train", output, time.monotonic() - started, overrides
@@ -60,7 +64,9 @@ def trained(module_folder):
 def test_training_leaves_weights_checkpoint_logs_and_record(trained):
     folder, output, seconds, _ = trained
     assert weights(folder)["latents_num_images"] > 0
-    assert {"checkpoint_last.pt", "model.pt", "run_record.json", "resolved_config.yaml"} <= {p.name for p in folder.iterdir()}
+    assert {"checkpoint_last.pt", "model.pt", "run_record.json", "resolved_config.yaml"} <= {
+        p.name for p in folder.iterdir()
+    }
     assert list((folder / "tensorboard").glob("events*"))
     record = json.loads((folder / "run_record.json").read_text())["runs"][0]
     assert record["seed"] == 0
@@ -123,7 +129,13 @@ def test_inference_reconstructs_the_good_ones_and_fails_for_the_bad_one(module_f
     repository, folder = module_folder
     out = folder / "inference"
     output = run(
-        repository, "run", f"{CONFIGS}/inference.yaml", expect=1, dataset_dir=folder / "images", output_dir=out, **tiny_weights
+        repository,
+        "run",
+        f"{CONFIGS}/inference.yaml",
+        expect=1,
+        dataset_dir=folder / "images",
+        output_dir=out,
+        **tiny_weights,
     )
     assert "broken.png" in output
     assert len(list(out.glob("*_reconstruction.png"))) == 10
@@ -150,7 +162,9 @@ def test_evaluation_prints_its_table(module_folder, tiny_weights):
 def test_two_processes_train_and_write_once(module_folder):
     repository, folder = module_folder
     config = f"['{CONFIGS}/train.yaml','{CONFIGS}/smoke.yaml','{CONFIGS}/multi_gpu_train.yaml']"
-    arguments = command("training", config, dataset_dir=folder / "images", output_dir=folder / "ddp", max_unreadable_share=0.5)
+    arguments = command(
+        "training", config, dataset_dir=folder / "images", output_dir=folder / "ddp", max_unreadable_share=0.5
+    )
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(

@@ -43,7 +43,9 @@ def test_another_runs_checkpoint_is_refused_and_nothing_is_loaded(tmp_path, fing
 
 def test_another_set_of_objects_is_refused(tmp_path):
     make_checkpoint(tmp_path / "last.pt", nn.Linear(2, 2)).save({"iteration": 1})
-    more = TrainingCheckpoint(tmp_path / "last.pt", {"network": nn.Linear(2, 2), "critic": nn.Linear(1, 1)}, {"seed": 0})
+    more = TrainingCheckpoint(
+        tmp_path / "last.pt", {"network": nn.Linear(2, 2), "critic": nn.Linear(1, 1)}, {"seed": 0}
+    )
     with pytest.raises(CheckpointMismatchError, match="other objects"):
         more.load(torch.device("cpu"))
 

@@ -33,7 +33,16 @@ def three_steps(rank, world_size):
     ema = ExponentialMovingAverage(codec, 0.5)
     critic_optimizer = torch.optim.SGD(critic.parameters(), 0.1)
     step = AutoencoderStep(
-        ReconstructionLoss(None, 0.0), 1e-6, ema, 1.0, False, 0, 16, 3, AdversarialTerm(critic, 0.1, 2), critic_optimizer
+        ReconstructionLoss(None, 0.0),
+        1e-6,
+        ema,
+        1.0,
+        False,
+        0,
+        16,
+        3,
+        AdversarialTerm(critic, 0.1, 2),
+        critic_optimizer,
     )
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     share = slice(rank * 2 // world_size, (rank + 1) * 2 // world_size)

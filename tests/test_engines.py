@@ -50,7 +50,9 @@ def make_trainer(folder, max_epochs=4, kill_at=None, seed=0, checkpoint_every_st
         DataLoader(dataset, batch_size=4),
         ema.network,
         prepare_batch=image_as_label,
-        key_val_metric={"reconstruction_loss": IgniteMetricHandler(loss_fn=loss, output_transform=from_engine(["pred", "label"]))},
+        key_val_metric={
+            "reconstruction_loss": IgniteMetricHandler(loss_fn=loss, output_transform=from_engine(["pred", "label"]))
+        },
         decollate=False,
         val_handlers=[keep_best],
     )
@@ -85,7 +87,10 @@ def make_trainer(folder, max_epochs=4, kill_at=None, seed=0, checkpoint_every_st
         loss_function=loss,
         iteration_update=update,
         decollate=False,
-        train_handlers=[LrScheduleHandler(scheduler, epoch_level=False, print_lr=False), ValidationHandler(2, evaluator)],
+        train_handlers=[
+            LrScheduleHandler(scheduler, epoch_level=False, print_lr=False),
+            ValidationHandler(2, evaluator),
+        ],
     )
     return trainer, losses
 

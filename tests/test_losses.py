@@ -2,7 +2,8 @@ import pytest
 import torch
 from monai.networks.nets import PatchDiscriminator
 from torch import nn
-from torch.distributions import Normal, kl_divergence as torch_kl
+from torch.distributions import Normal
+from torch.distributions import kl_divergence as torch_kl
 
 from common.losses import AdversarialTerm, ReconstructionLoss, kl_divergence
 

@@ -28,7 +28,9 @@ def test_an_image_that_fits_is_untouched():
     assert resize_shorter_side(image, 32) is image
 
 
-@pytest.mark.parametrize(("height", "width", "expected"), [(64, 128, (32, 64)), (30, 20, (48, 32)), (500, 333, (48, 32))])
+@pytest.mark.parametrize(
+    ("height", "width", "expected"), [(64, 128, (32, 64)), (30, 20, (48, 32)), (500, 333, (48, 32))]
+)
 def test_aspect_ratio_is_kept(height, width, expected):
     assert resize_shorter_side(torch.rand(1, height, width), 32).shape == (1, *expected)
 

@@ -62,7 +62,8 @@ class LatentCodec(nn.Module):
             use_checkpoint=use_checkpoint,
             include_fc=False,  # core's extra projection is never used and would break DDP
         )
-        nn.init.constant_(self.autoencoder.quant_conv_log_sigma.conv.bias, initial_log_variance)
+        log_variance_bias = self.autoencoder.quant_conv_log_sigma.get_parameter("conv.bias")
+        nn.init.constant_(log_variance_bias, initial_log_variance)
         self.latent_channels = latent_channels
         self.downsampling_factor = 2 ** (len(channels) - 1)
         self.register_buffer("latents_mean", torch.zeros(latent_channels))
@@ -138,9 +139,13 @@ class LatentCodec(nn.Module):
         """
         expected = (self.latent_channels,)
         if tuple(mean.shape) != expected or tuple(std.shape) != expected:
-            raise ValueError(f"latent statistics: expected shape {expected}, found {tuple(mean.shape)}, {tuple(std.shape)}")
+            raise ValueError(
+                f"latent statistics: expected shape {expected}, found {tuple(mean.shape)}, {tuple(std.shape)}"
+            )
         if num_images < 1 or not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
-            raise ValueError(f"latent statistics: expected finite mean and positive std, found {mean}, {std}, {num_images}")
+            raise ValueError(
+                f"latent statistics: expected finite mean and positive std, found {mean}, {std}, {num_images}"
+            )
         self.latents_mean.copy_(mean)
         self.latents_std.copy_(std)
         self.latents_num_images.fill_(num_images)
@@ -186,7 +191,7 @@ class VariationalPass(nn.Module):
         return self.codec.reconstruct(raw_latents), mean, std
 
 
-def load_codec_weights(codec: nn.Module, path: str | Path) -> nn.Module:
+def load_codec_weights(codec: LatentCodec, path: str | Path) -> LatentCodec:
     """Load weights strictly into a codec and return it in eval mode; half precision files become the codec's dtype.
 
     Raises:
@@ -195,6 +200,8 @@ def load_codec_weights(codec: nn.Module, path: str | Path) -> nn.Module:
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingWeightsError(f"{path}: no weights there; expected the model.pt that training writes or the bundle ships")
+        raise MissingWeightsError(
+            f"{path}: no weights there; expected the model.pt that training writes or the bundle ships"
+        )
     codec.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
     return codec.eval()
