@@ -1,0 +1,41 @@
+"""What the READMEs tell people to type exists: files, scripts and config keys."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from common.config_graph import load_file
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("bundles/*/docs/README.md"))]
+RUN_ARGUMENTS = {"config_file", "bundle_root", "meta_file", "args_file"}
+OWN_PATHS = re.compile(r"(?:bundles|scripts|tests|common)/[\w./-]+")
+
+
+def commands(document):
+    """Every line of the document's shell blocks, continuation lines joined."""
+    blocks = re.findall(r"```(?:bash|sh|shell)\n(.*?)```", document.read_text(), flags=re.DOTALL)
+    return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_document_has_commands_whose_files_exist(document):
+    lines = commands(document)
+    assert lines
+    for line in lines:
+        for path in OWN_PATHS.findall(line.split("#")[0]):
+            if "outputs/" not in path and "--output" not in line.split(path)[0][-15:]:
+                assert (REPOSITORY / path).exists(), f"{path} in: {line}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_override_is_a_key_of_its_config(document):
+    for line in commands(document):
+        if "monai.bundle run" not in line:
+            continue
+        files = re.findall(r"bundles/[\w/]+\.yaml", line)
+        assert files, f"no config file in: {line}"
+        keys = {key.split("#")[0].split("::")[0] for file in files for key in load_file(REPOSITORY / file)}
+        given = {key.split("#")[0] for key in re.findall(r"--([\w#]+)", line.split("monai.bundle run", 1)[1])}
+        assert given <= keys | RUN_ARGUMENTS, line
