@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 MANIFEST_NAME = "manifest.csv"
 PATH_COLUMNS = ("image", "mask")
+IMAGE_COLUMN_ALIASES = ("file", "filename", "path", "image_path")
+"""What other data sets call the `image` column; taken where it is missing and just one of these is there."""
+
 _KNOWN_COLUMNS = ("image", "label", "patient_id", "split", "mask")
 
 
@@ -80,7 +83,10 @@ def manifest_rows(root: Path) -> list[Row]:
     columns, records = _read_csv(path)
     if "image" not in columns:
         hint = "; separate the columns by commas" if len(columns) == 1 and re.search(r"[;\t|]", columns[0]) else ""
-        raise DatasetError(f"{path} has no column named image; found {first_few(columns, 12) or 'no header'}{hint}")
+        raise DatasetError(
+            f"{path} has no column named image (nor one of {', '.join(IMAGE_COLUMN_ALIASES)}); "
+            f"found {first_few(columns, 12) or 'no header'}{hint}"
+        )
     rows = []
     for line, record in records:
         for column in ("image", "patient_id", "split"):
@@ -129,6 +135,9 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     except (csv.Error, OSError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
     columns = [name.lower() if name.lower() in _KNOWN_COLUMNS else name for name in header]
+    other_names = [name for name in columns if name.lower() in IMAGE_COLUMN_ALIASES]
+    if "image" not in columns and len(other_names) == 1:
+        columns[columns.index(other_names[0])] = "image"
     twice = [name for name, count in Counter(columns).items() if name and count > 1]
     if twice:
         raise DatasetError(f"{path} has the column {first_few(repr(name) for name in twice)} more than once")

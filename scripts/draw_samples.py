@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import fire
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom import __version__ as pydicom_version
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
@@ -82,6 +84,8 @@ def draw_samples(output_dir: str, count: int = 6, size: int = 256, seed: int = 0
         size: height and width of the PNG images.
         seed: of the first phantom; each following one takes the next.
     """
+    if int(pydicom_version.split(".")[0]) < 3:  # reading works with 2.4, this way of writing does not
+        sys.exit(f"found pydicom {pydicom_version}; expected 3 or newer to write the DICOM sample")
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):

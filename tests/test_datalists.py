@@ -183,6 +183,12 @@ class TestManifest:
         with pytest.raises(DatasetError, match=r"no rows with split val; it has train \(1\), test \(1\)"):
             radiograph_items(tmp_path, "val", 0.2, 0)
 
+    @pytest.mark.parametrize("column", ["file", "Filename", "path", "image_path"])
+    def test_the_image_column_may_have_another_usual_name(self, tmp_path, column):
+        manifest(tmp_path, f"label,{column}\n1,a.png\n")
+        (item,) = radiograph_items(tmp_path, "all", 0, 0)
+        assert item["image"] == str(tmp_path / "a.png") and item["label"] == "1"
+
     def test_missing_images_stay_for_the_readability_report(self, tmp_path):
         manifest(tmp_path, "image\nnowhere.png\n")
         assert len(radiograph_items(tmp_path, "all", 0, 0)) == 1
@@ -190,7 +196,8 @@ class TestManifest:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("path,label\na.png,1\n", "no column named image; found path, label"),
+            ("picture,label\na.png,1\n", "no column named image (nor one of file, filename, path, image_path); found"),
+            ("path,file\na.png,b.png\n", "found path, file"),
             ("image;label\na.png;1\n", "found image;label; separate the columns by commas"),
             ("", "found no header"),
             ("image\n", "no rows"),

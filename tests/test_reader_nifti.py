@@ -69,15 +69,13 @@ def test_without_geometry_the_stored_order_is_kept(affine: np.ndarray | None, tm
     assert np.array_equal(radiograph.pixels[0].numpy(), UNIT) and radiograph.spacing_mm is None
 
 
-def test_monai_writes_a_png_that_reads_back(tmp_path: Path) -> None:
-    from monai.data import NibabelWriter, PILReader
+def test_monai_saves_a_png_that_reads_back(tmp_path: Path) -> None:
+    from monai.transforms import LoadImage, SaveImage
 
     Image.fromarray(SHOWN).save(tmp_path / "a.png")
-    reader, writer = PILReader(), NibabelWriter(output_dtype=np.uint8)
-    data, meta = reader.get_data(reader.read(tmp_path / "a.png"))
-    writer.set_data_array(data, channel_dim=None)
-    writer.set_metadata(meta, resample=False)
-    writer.write(tmp_path / "a.nii.gz")
+    image = LoadImage(reader="PILReader", ensure_channel_first=True)(tmp_path / "a.png")
+    options = {"output_dir": tmp_path, "output_postfix": "", "separate_folder": False, "print_log": False}
+    SaveImage(output_ext=".nii.gz", writer="NibabelWriter", output_dtype=np.uint8, resample=False, **options)(image)
     assert np.array_equal(read_radiograph(tmp_path / "a.nii.gz").pixels[0].numpy(), UNIT)
 
 
@@ -85,6 +83,7 @@ def test_nifti_2_big_endian_and_metres(tmp_path: Path) -> None:
     nib.Nifti2Image(SHOWN.T, np.diag([-0.2, -0.1, 1, 1])).to_filename(tmp_path / "a.nii")
     assert np.array_equal(read_radiograph(tmp_path / "a.nii").pixels[0].numpy(), UNIT)
     image = nib.Nifti1Image(SHOWN.T, np.diag([-0.0002, -0.0001, 1, 1]), nib.Nifti1Header(endianness=">"))
+    image.set_data_dtype(np.uint8)
     image.header.set_xyzt_units("meter")
     image.to_filename(tmp_path / "b.nii")
     radiograph = read_radiograph(tmp_path / "b.nii")

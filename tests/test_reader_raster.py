@@ -125,13 +125,25 @@ def test_jpeg_keeps_its_polarity_within_the_coding_error(mode: str, tmp_path: Pa
     assert np.abs(read(tmp_path / "a.jpg") - smooth / 255).max() < 0.03
 
 
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+TURNED = {
+    1: GREY,
+    2: GREY[:, ::-1],
+    3: GREY[::-1, ::-1],
+    4: GREY[::-1],
+    5: GREY.T,
+    6: np.rot90(GREY, -1),
+    7: GREY[::-1, ::-1].T,
+    8: np.rot90(GREY),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize(("name", "options"), [("a.png", {}), ("a.tif", {}), ("a.tif", {"compression": "tiff_lzw"})])
+def test_exif_orientation_is_applied_once(orientation: int, name: str, options: dict, tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    Image.fromarray(GREY).save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(read(tmp_path / "a.png"), np.rot90(GREY, -1).astype(np.float32) / np.float32(255))
-    Image.fromarray(GREY).save(tmp_path / "a.tif", exif=exif)
-    assert np.array_equal(read(tmp_path / "a.tif"), np.rot90(GREY, -1).astype(np.float32) / np.float32(255))
+    exif[0x0112] = orientation
+    Image.fromarray(GREY).save(tmp_path / name, exif=exif, **options)
+    assert np.array_equal(read(tmp_path / name), TURNED[orientation].astype(np.float32) / np.float32(255))
 
 
 def test_the_content_tells_the_format_not_the_name(tmp_path: Path) -> None:
