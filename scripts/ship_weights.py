@@ -1,6 +1,6 @@
 """Put a training's weights into a bundle, in half precision, after checking that this loses nothing.
 
-python scripts/ship_weights.py --weights bundles/cxr_autoencoder/outputs/train/model.pt --bundle_root bundles/cxr_autoencoder
+python scripts/ship_weights.py --weights RUN/model.pt --bundle_root bundles/cxr_autoencoder
 """
 
 from __future__ import annotations
