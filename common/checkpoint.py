@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from .distributed import is_rank_zero
 from .errors import UserError
+from .files import atomic_path
 
 
 class Stateful(Protocol):
@@ -29,21 +29,10 @@ class CheckpointMismatchError(UserError, ValueError):
     """A checkpoint belongs to another run than the one that wants to resume from it."""
 
 
-def is_rank_zero() -> bool:
-    """Say whether this process writes files: the only one, or rank 0 of a distributed run."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-
 def save_atomically(state: dict, path: str | Path) -> None:
     """Write `state` to `path` so that a kill at any moment leaves the old file or the new one, never half of one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as stream:
-        torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
 
 
 def unwrapped(module: Any) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import torch.distributed as dist
 from torch.utils.data import Dataset, Sampler
 
+from .distributed import rank, world_size
 from .seeding import Purpose, derive_seed
 
 
@@ -55,9 +55,8 @@ class StepBatchSampler(Sampler):
         self.batch_size = batch_size
         self.seed = seed
         self.start_step = start_step
-        distributed = dist.is_available() and dist.is_initialized()
-        self.rank = dist.get_rank() if distributed else 0
-        self.world_size = dist.get_world_size() if distributed else 1
+        self.rank = rank()
+        self.world_size = world_size()
 
     @property
     def global_batch_size(self) -> int:

@@ -9,8 +9,9 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator, SupervisedTrainer
 from torch import nn
 
-from .checkpoint import TrainingCheckpoint, is_rank_zero, save_atomically
+from .checkpoint import TrainingCheckpoint, save_atomically
 from .dataset import StepBatchSampler
+from .distributed import is_rank_zero
 
 _logger = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .codec_baselines import bicubic_down_up, jpeg_at_bytes
-from .contact_sheet import atomic_path, reconstruction_rows, save_contact_sheet
+from .contact_sheet import reconstruction_rows, save_contact_sheet
 from .evaluation_report import METRICS, ImageRecord, choose_examples, markdown_table, provenance, summarise
+from .files import atomic_path
 from .metrics import MS_SSIM_MIN_SIZE, lpips, ms_ssim, plain, psnr, ssim, token_cosine
 from .networks.dino import DinoEncoder
 from .networks.lpips import LPIPS

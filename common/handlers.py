@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from .checkpoint import is_rank_zero
 from .contact_sheet import contact_sheet_array, reconstruction_rows, save_contact_sheet
+from .distributed import is_rank_zero
+from .files import atomic_path
 from .metrics import psnr
 
 _logger = logging.getLogger(__name__)
@@ -122,11 +123,11 @@ class ReconstructionWriter:
         output: Any = engine.state.output
         batch: Any = engine.state.batch
         image, pred = output["image"].cpu(), output["pred"].float().cpu()
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         for path, reconstruction, value in zip(batch["image_path"], pred, psnr(pred, image).tolist(), strict=True):
             name = self._name(path)
             pixels = (reconstruction[0] * 255).round().to(torch.uint8).numpy()
-            Image.fromarray(pixels).save(self.output_dir / f"{name}_reconstruction.png")
+            with atomic_path(self.output_dir / f"{name}_reconstruction.png") as temporary:
+                Image.fromarray(pixels).save(temporary, format="PNG")
             self.results.append((name, value))
         room = self.sheet_rows - len(self.rows)
         self.rows += reconstruction_rows(image[:room], pred[:room]) if room > 0 else []
@@ -138,7 +139,8 @@ class ReconstructionWriter:
         return "__".join(inside.parts).replace(".", "_")
 
     def _write_summary(self, engine: Engine) -> None:
-        with open(self.output_dir / "reconstructions.csv", "w", newline="") as stream:
+        table = self.output_dir / "reconstructions.csv"
+        with atomic_path(table) as temporary, open(temporary, "w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["image", "psnr_db"])
             writer.writerows((name, f"{value:.2f}") for name, value in self.results)

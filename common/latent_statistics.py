@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from .checkpoint import is_rank_zero, save_atomically
+from .checkpoint import save_atomically
+from .distributed import is_rank_zero, rank, world_size
 from .networks.latent_codec import LatentCodec, load_codec_weights
 
 _logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def measure_statistics(codec: LatentCodec, loader: DataLoader, device: torch.dev
         sums[1] += mean.sum((0, 2, 3))
         sums[2] += (mean.square() + std.square()).sum((0, 2, 3))
         images += len(mean)
-    if dist.is_available() and dist.is_initialized():
+    if world_size() > 1:
         dist.all_reduce(sums)
         dist.all_reduce(images)
     average = sums[1] / sums[0]
@@ -73,8 +74,7 @@ class LatentStatistics:
         if codec.latents_num_images.item() > 0:
             _logger.info("%s has its latent statistics already", self.weights_path)
             return
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        share = Subset(self.dataset, range(rank, len(self.dataset), world_size))  # type: ignore[arg-type]
+        share = Subset(self.dataset, range(rank(), len(self.dataset), world_size()))  # type: ignore[arg-type]
         loader = DataLoader(share, batch_size=self.batch_size, num_workers=self.num_workers)
         mean, std, num_images = measure_statistics(codec, loader, self.device)
         codec.set_statistics(mean, std, num_images)

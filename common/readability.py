@@ -17,6 +17,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from .datalists import DatasetError
+from .files import atomic_path
 from .reader import UnreadableRadiographError, read_radiograph
 
 logger = logging.getLogger(__name__)
@@ -248,9 +249,10 @@ def _read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
 
 def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV file so that a reader sees the old or the new one, never half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(rows)
-    os.replace(partial, path)

@@ -18,6 +18,8 @@ from monai.bundle import ConfigWorkflow
 
 from . import __version__
 from .config_graph import find_workflow
+from .distributed import is_rank_zero
+from .files import atomic_path
 
 RECORD_NAME = "run_record.json"
 CONFIG_STEM = "resolved_config"
@@ -39,15 +41,15 @@ def write_run_record(output_dir: str, seed: int | None = None) -> None:
         ValueError: when the record there is not one of ours.
     """
     workflow = find_workflow()
-    if workflow is None or _rank() != 0:
+    if workflow is None or not is_rank_zero():
         return
     folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     record_path = folder / RECORD_NAME
     runs = _previous_runs(record_path)
     entry = describe_run(workflow, seed)
     entry["resolved_config"] = _write_config(folder, workflow)
-    _write_atomically(record_path, json.dumps({"runs": [*runs, entry]}, indent=2) + "\n")
+    with atomic_path(record_path) as temporary:
+        temporary.write_text(json.dumps({"runs": [*runs, entry]}, indent=2) + "\n", encoding="utf-8")
 
 
 def describe_run(workflow: ConfigWorkflow, seed: int | None) -> dict[str, Any]:
@@ -94,13 +96,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _rank() -> int:
-    """Rank of this process, also before torch.distributed is set up."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    return int(os.environ.get("RANK", "0"))
-
-
 def _package_versions() -> dict[str, str]:
     """Every installed distribution, like `pip freeze`: a difference may come from any of them."""
     found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
@@ -131,7 +126,8 @@ def _write_config(folder: Path, workflow: ConfigWorkflow) -> str:
             return path.name
         number += 1
         path = folder / f"{CONFIG_STEM}_{number}.yaml"
-    _write_atomically(path, text)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path.name
 
 
@@ -142,10 +138,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if value is None or type(value) in (bool, int, float, str) else str(value)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step, so that an interrupted run leaves the old one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

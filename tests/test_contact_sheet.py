@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.contact_sheet import GAP, TEXT_HEIGHT, atomic_path, contact_sheet_array, reconstruction_rows
+from common.contact_sheet import GAP, TEXT_HEIGHT, contact_sheet_array, reconstruction_rows
 from common.contact_sheet import save_contact_sheet as save
 
 
@@ -81,16 +81,6 @@ def test_png_is_written_whole(tmp_path):
         assert np.array_equal(
             np.asarray(picture), contact_sheet_array([[flat(0.2), flat(0.8)]], "ab", ["PSNR 34.1 dB"])
         )
-
-
-def test_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with pytest.raises(KeyError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise KeyError("broken")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
 def test_counts_and_shapes_are_checked():

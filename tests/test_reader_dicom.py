@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import warnings
@@ -311,6 +312,21 @@ def encoded(values: np.ndarray, syntax: str, bits: int) -> bytes:
     return encode_pixel_data(values.tobytes(), byteorder="<", bits_allocated=values.dtype.itemsize * 8, **shape)
 
 
+def test_an_rle_stream_that_runs_past_its_segments_is_refused(tmp_path: Path) -> None:
+    """Such streams make the decoder of pylibjpeg panic, which no `except Exception` stops."""
+    stored = np.tile(ramp(12, False), (2, 2))
+    frame = bytearray(encoded(stored, RLE, 12))
+    path = tmp_path / "a.dcm"
+    for at, value in ((4, 255), (8, 255), (65, 127), (len(frame) - 2, 127), (len(frame) - 2, 129), (0, 3)):
+        broken = bytearray(frame)
+        broken[at] = value
+        dataset = compressed(stored, RLE, 12)
+        dataset.PixelData = encapsulate([bytes(broken)])
+        write(dataset, path, RLE)
+        with contextlib.suppress(UnreadableRadiographError):  # some changes only alter pixels
+            read(path)
+
+
 def compressed(values: np.ndarray, syntax: str, bits: int, photometric: str = "MONOCHROME2") -> Dataset:
     frame = encoded(values, syntax, bits)
     dataset = make(values, photometric, bits, PixelData=encapsulate([frame + b"\0" * (len(frame) % 2)]))
@@ -350,11 +366,10 @@ def test_broken_compressed_streams_are_refused(syntax: str, tmp_path: Path) -> N
     frame = encoded(stored, syntax, 8)
     half = frame[: len(frame) // 4 * 2]
     path = tmp_path / "a.dcm"
-    for broken in (half, b"\0" * 400, b"no image" * 50, frame[:20], b"\xff\xd8\xff\xd9", half[:-2] + b"\xff\xd9"):
+    for broken in (half, b"\0" * 400, b"no image" * 50, frame[:20], b"\xff\xd8\xff\xd9"):
         dataset = compressed(stored, syntax, 8)
         dataset.PixelData = encapsulate([broken])
-        if not (broken.endswith(b"\xff\xd9") and len(broken) > 20):  # an end mark over half an image is no fault we see
-            refused(write(dataset, path, syntax))
+        refused(write(dataset, path, syntax))
     dataset = compressed(stored, syntax, 8)
     dataset.Rows = 32
     refused(write(dataset, path, syntax))
@@ -402,8 +417,8 @@ def test_lenient_where_nothing_is_lost(tmp_path: Path) -> None:
     dataset = make(stored, SpecificCharacterSet="NO_SUCH_SET", NumberOfFrames=1)
     for keyword in ("BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "Modality"):
         delattr(dataset, keyword)
-    dataset.add_new(0x00180015, "CS", "Becken")
-    path = replace_bytes(write(dataset, tmp_path / "a.dcm"), b"Becken", b"B\xe9cken")
+    dataset.add_new(0x00180015, "CS", "BECKEN")
+    path = replace_bytes(write(dataset, tmp_path / "a.dcm"), b"BECKEN", b"B\xe9CKEN")
     radiograph = read(path)
     assert np.allclose(radiograph.pixels[0].numpy(), stretched(stored), atol=1e-6) and radiograph.modality == ""
     dataset = make(stored, PresentationLUTShape="INVERSE")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .codestream import codestream_size
 from .dicom_header import PixelLayout
+from .rle import decode_rle
 from .types import RefusalError
 
 if TYPE_CHECKING:
@@ -45,9 +46,8 @@ def stored_values(dataset: Dataset, layout: PixelLayout) -> NDArray:
     if layout.syntax in _NATIVE:
         return _native_values(data, vr, layout)
     if layout.syntax == _RLE:
-        size = {"rows": layout.rows, "columns": layout.columns, "bits_allocated": layout.allocated}
-        frame = _decoder(layout.syntax)(_single_frame(data), version=2, **size)
-        raw = _shaped(bytes(frame), f"<u{layout.allocated // 8}", layout, planar=True)
+        planes = decode_rle(_single_frame(data), layout.rows * layout.columns, layout.samples, layout.allocated // 8)
+        raw = planes.reshape(layout.samples, layout.rows, layout.columns).transpose(1, 2, 0)
         return _used_bits(raw, layout.low_bit, layout.stored, layout.signed)
     return _codestream_values(_single_frame(data), layout)
 
@@ -138,9 +138,7 @@ def _codestream_values(frame: bytes, layout: PixelLayout) -> NDArray:
 
 
 def _decoder(syntax: str) -> Any:
-    if syntax == _RLE:
-        name = "rle"
-    elif syntax in _JPEG2000:
+    if syntax in _JPEG2000:
         name = "openjpeg"
     elif syntax in _JPEG:
         name = "libjpeg"

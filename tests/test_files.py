@@ -1,0 +1,21 @@
+import pytest
+
+from common.files import atomic_path
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(KeyError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError("broken")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_whole_write_replaces_the_file_and_makes_its_folder(tmp_path):
+    for text in ("old", "new"):
+        with atomic_path(tmp_path / "deep" / "file.txt") as temporary:
+            temporary.write_text(text)
+    assert (tmp_path / "deep" / "file.txt").read_text() == "new"
+    assert len(list((tmp_path / "deep").iterdir())) == 1
