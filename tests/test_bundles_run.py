@@ -174,3 +174,17 @@ def test_two_processes_train_and_write_once(module_folder):
     assert len(list((folder / "ddp" / "tensorboard").glob("events*"))) <= 4
     assert weights(folder / "ddp")["latents_num_images"] > 0
     assert len(json.loads((folder / "ddp" / "run_record.json").read_text())["runs"]) == 1
+
+
+@pytest.mark.shared
+def test_real_dicoms_good_and_broken_train_and_the_broken_ones_are_reported(module_folder, shared_data):
+    repository, folder = module_folder
+    overrides = {"dataset_dir": shared_data / "dicom", "output_dir": folder / "dicom", "max_unreadable_share": 0.9}
+    overrides |= {"train#dataset#data#items#limit": 20, "validate#dataset#data#items#limit": 20, "val_fraction": 0.3}
+    output = run(repository, "training", SMOKE, **overrides)
+    with open(folder / "dicom" / "skipped.csv") as stream:
+        skipped = {Path(row["image"]).name for row in csv.DictReader(stream)}
+    broken = {"xa_multiframe96_jpeg_fragments.dcm", "cr_no_pixeldata.dcm", "extremity_cr_mono1_jpegextended12_RG3.dcm"}
+    assert skipped == broken
+    assert "skipped:" in output
+    assert weights(folder / "dicom")["latents_num_images"] > 0
