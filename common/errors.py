@@ -26,6 +26,8 @@ def end_with_user_errors() -> None:
 
 
 def _report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if isinstance(error, KeyboardInterrupt):
+        return  # who pressed Ctrl-C knows; the trainer has said how to go on
     cause = root_user_error(error)
     if cause is None:
         sys.__excepthook__(kind, error, traceback)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import platform
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -18,7 +17,7 @@ import PIL
 import torch
 
 from . import __version__
-from .run_record import git_state
+from .run_record import command_line, git_state
 
 METHODS = ("autoencoder", "bicubic", "jpeg")
 METRICS = {  # name: (heading, decimals)
@@ -101,7 +100,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     versions |= {"numpy": np.__version__, "pillow": PIL.__version__, "common": __version__}
     git = git_state(Path(__file__).resolve().parent)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {"command": sys.argv, "date": date, "device": str(device), "versions": versions, "git": git}
+    return {"command": command_line(), "date": date, "device": str(device), "versions": versions, "git": git}
 
 
 def _cell(value: Mapping[str, Any] | None, decimals: int) -> str:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -52,6 +53,13 @@ def write_run_record(output_dir: str, seed: int | None = None) -> None:
         temporary.write_text(json.dumps({"runs": [*runs, entry]}, indent=2) + "\n", encoding="utf-8")
 
 
+def command_line() -> str:
+    """The command of this process as one would type it, without the path of the interpreter or of MONAI."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    program = f"python -m {spec.name.removesuffix('.__main__')}" if spec is not None else f"python {sys.argv[0]}"
+    return shlex.join([*program.split(), *sys.argv[1:]])
+
+
 def describe_run(workflow: ConfigWorkflow, seed: int | None) -> dict[str, Any]:
     """One entry of the record, in plain JSON types."""
     meta = workflow.parser.get("_meta_") or {}
@@ -60,7 +68,7 @@ def describe_run(workflow: ConfigWorkflow, seed: int | None) -> dict[str, Any]:
         "config_dir": str(Path(workflow.config_root_path).resolve()),
         "run_id": workflow.run_id,
         "bundle_version": meta.get("version"),
-        "argv": sys.argv,
+        "command": command_line(),
         "seed": seed,
         "common_version": __version__,
         "git": git_state(Path(__file__).parent),

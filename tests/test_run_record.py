@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import monai.bundle
@@ -138,3 +140,14 @@ def test_git_state(tmp_path: Path) -> None:
 def test_a_missing_git_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_state(Path(run_record.__file__).parent) is None
+
+
+def test_the_command_is_what_one_would_type(tmp_path):
+    (tmp_path / "tool").mkdir()
+    (tmp_path / "tool" / "__main__.py").write_text(
+        "from common.run_record import command_line\nprint(command_line())\n"
+    )
+    command = [sys.executable, "-m", "tool", "--config_file", "['a','b']"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == """python -m tool --config_file '['"'"'a'"'"','"'"'b'"'"']'"""
