@@ -32,6 +32,13 @@ def run(repository, *args, expect=0, **overrides):
     return done.stdout + done.stderr
 
 
+def wait_for(path, process):
+    deadline = time.monotonic() + 200
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert path.exists()
+
+
 def weights(folder):
     return torch.load(folder / "model.pt", weights_only=True)
 
@@ -89,9 +96,7 @@ def test_killed_in_the_middle_the_same_command_gets_to_the_same_weights(trained,
         command("training", SMOKE, **overrides), cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     checkpoint = folder / "killed" / "checkpoint_last.pt"
-    deadline = time.monotonic() + 200
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(checkpoint, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     steps_done = torch.load(checkpoint, weights_only=True)["progress"]["iteration"]
@@ -188,3 +193,17 @@ def test_real_dicoms_good_and_broken_train_and_the_broken_ones_are_reported(modu
     assert skipped == broken
     assert "skipped:" in output
     assert weights(folder / "dicom")["latents_num_images"] > 0
+
+
+def test_ctrl_c_says_how_to_go_on(module_folder):
+    repository, folder = module_folder
+    overrides = {"dataset_dir": folder / "images", "output_dir": folder / "stopped", "max_unreadable_share": 0.5}
+    process = subprocess.Popen(
+        command("training", SMOKE, max_epochs=10**6, **overrides), cwd=repository, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(folder / "stopped" / "checkpoint_last.pt", process)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert "the same command resumes from the last checkpoint" in errors
+    assert "Traceback" not in errors
