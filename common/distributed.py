@@ -25,6 +25,12 @@ def is_rank_zero() -> bool:
     return rank() == 0
 
 
+def wait_for_all() -> None:
+    """Let every process get here before any goes on, for instance until rank 0 has written a file."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def local_device() -> torch.device:
     """Return this process's own GPU (by LOCAL_RANK, which torchrun sets), or the CPU where there is none."""
     if not torch.cuda.is_available():
