@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def radiograph_items(
     patient_id_pattern: str | None = None,
     where: Mapping[str, Any] | None = None,
     limit: int | None = None,
+    keep: Callable[[list[dict[str, str]]], list[dict[str, str]]] | None = None,
 ) -> list[dict[str, str]]:
     """List the radiographs of one split; no patient is ever in two splits.
 
@@ -63,6 +64,8 @@ def radiograph_items(
         where: keep only manifest rows whose column equals this value; applied after splitting, so that runs with
             different filters still share one split.
         limit: keep only the first so many images.
+        keep: returns those of the given items that are usable. Without a `split` column it sees all images, so that a
+            split whose files are all unusable gets another patient instead of being empty.
 
     Returns:
         Dicts with `image` (absolute path) and `patient_id`, and what else the manifest says: `mask` (absolute path,
@@ -78,15 +81,25 @@ def radiograph_items(
         raise DatasetError(f"dataset_dir {root} {kind}; point dataset_dir to the folder that holds the images")
     rows = manifest_rows(root) if (root / MANIFEST_NAME).is_file() else folder_rows(root)
     rows = _with_patients(rows, patient_id_pattern)
-    by_split = (
-        _listed_splits(rows) if "split" in rows[0].item else _hashed_splits(rows, val_fraction, test_fraction, seed)
-    )
-    assert_disjoint_patients(**{name: [row.item for row in members] for name, members in by_split.items()})
+    is_listed = "split" in rows[0].item
 
-    chosen = rows if split == "all" else by_split[split]
+    def split_up(rows: list[Row]) -> dict[str, list[Row]]:
+        by_split = _listed_splits(rows) if is_listed else _hashed_splits(rows, val_fraction, test_fraction, seed)
+        assert_disjoint_patients(**{name: [row.item for row in members] for name, members in by_split.items()})
+        return {"all": rows, **by_split}
+
+    by_split = split_up(rows)
+    if by_split[split] and (where or limit):
+        _check_where(by_split[split], where)
+        by_split = {name: _matching(members, where)[:limit] for name, members in by_split.items()}
+    if by_split[split] and keep is not None:
+        if is_listed or split == "all":
+            by_split[split] = _kept(by_split[split], keep)
+        else:
+            by_split = split_up(_kept([row for name in SPLITS for row in by_split[name]], keep))
+    chosen = by_split[split]
     if not chosen:
         raise DatasetError(_explain_empty_split(root, split, by_split, val_fraction, test_fraction))
-    chosen = _filtered(chosen, where)[:limit]
     patients = len({row.item["patient_id"] for row in chosen})
     logger.info("%s of %s: %d images of %d patients", split, root, len(chosen), patients)
     return [dict(row.item) for row in chosen]
@@ -226,9 +239,9 @@ def _hashed_splits(rows: list[Row], val_fraction: float, test_fraction: float, s
 def _explain_empty_split(
     root: Path, split: str, by_split: Mapping[str, list[Row]], val_fraction: float, test_fraction: float
 ) -> str:
-    rows = [row for members in by_split.values() for row in members]
+    rows = by_split["all"]
     if "split" in rows[0].item:
-        present = ", ".join(f"{name} ({len(members)})" for name, members in by_split.items() if members)
+        present = ", ".join(f"{name} ({len(by_split[name])})" for name in SPLITS if by_split[name])
         return (
             f"{root / MANIFEST_NAME} has no rows with split {split}; it has {present}. Mark some patients as {split}, "
             "or remove the split column to have patients split by val_fraction and test_fraction"
@@ -243,15 +256,25 @@ def _explain_empty_split(
     )
 
 
-def _filtered(rows: list[Row], where: Mapping[str, Any] | None) -> list[Row]:
-    """The rows whose columns equal the wanted values, compared as text."""
+def _check_where(rows: list[Row], where: Mapping[str, Any] | None) -> None:
+    """Refuse a filter by a column that is not there, or that leaves nothing."""
     for column, value in (where or {}).items():
         known = list(dict.fromkeys(key for row in rows for key in row.item if key not in PATH_COLUMNS))
         if column not in known:
             raise DatasetError(f"where asks for column {column!r}; there are {first_few(known, 12)}")
-        kept = [row for row in rows if row.item.get(column) == str(value)]
+        kept = _matching(rows, {column: value})
         if not kept:
             values = Counter(row.item[column] for row in rows)
             raise DatasetError(f"where leaves nothing: no {column} is {str(value)!r}; found {first_few(values, 8)}")
         rows = kept
-    return rows
+
+
+def _matching(rows: list[Row], where: Mapping[str, Any] | None) -> list[Row]:
+    """The rows whose columns equal the wanted values, compared as text."""
+    wanted = {column: str(value) for column, value in (where or {}).items()}
+    return [row for row in rows if all(row.item.get(column) == value for column, value in wanted.items())]
+
+
+def _kept(rows: list[Row], keep: Callable[[list[dict[str, str]]], list[dict[str, str]]]) -> list[Row]:
+    images = {item["image"] for item in keep([dict(row.item) for row in rows])}
+    return [row for row in rows if row.item["image"] in images]

@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from tqdm import tqdm
 
-from .datalists import DatasetError
+from .datalists import DatasetError, radiograph_items
 from .files import atomic_path
 from .reader import UnreadableRadiographError, read_radiograph
 
@@ -38,6 +38,36 @@ class _Problem:
     found: str
     expected: str
     hint: str = ""
+
+
+def readable_radiographs(
+    dataset_dir: str | os.PathLike[str],
+    split: str,
+    val_fraction: float,
+    seed: int,
+    report_dir: str | os.PathLike[str],
+    max_unreadable_share: float,
+    test_fraction: float = 0.0,
+    patient_id_pattern: str | None = None,
+    where: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+) -> list[dict[str, str]]:
+    """List the radiographs of one split that can be read: `radiograph_items` and `readable_items` in one.
+
+    Where the data set brings no `split` column, files are read before patients are split, and the share of bad ones is
+    that of all files.
+
+    Raises:
+        DatasetError: as both of them.
+    """
+
+    def keep(items: list[dict[str, str]]) -> list[dict[str, str]]:
+        name = split if "split" in items[0] else "all"
+        return readable_items(items, report_dir, name, max_unreadable_share)
+
+    return radiograph_items(
+        dataset_dir, split, val_fraction, seed, test_fraction, patient_id_pattern, where, limit, keep=keep
+    )
 
 
 def readable_items(
@@ -87,8 +117,8 @@ def readable_items(
     return [dict(items[index]) for index in _on_first_rank(scan)]
 
 
-def fail_if_skipped(report_dir: str | os.PathLike[str], name: str) -> None:
-    """The end of a batch job: the good ones are done, now fail if `readable_items` had to skip some of `name`.
+def fail_if_skipped(report_dir: str | os.PathLike[str], name: str = "all") -> None:
+    """The end of a batch job: the good ones are done, now fail if some of list `name` had to be skipped.
 
     Raises:
         DatasetError: says how many and where they are listed.

@@ -58,12 +58,7 @@ def trained(module_folder):
     """A smoke training with run id `training`, on a folder with one broken file."""
     repository, folder = module_folder
     started = time.monotonic()
-    overrides = {
-        "max_unreadable_share": 0.5,
-        "train#dataset#data#items#limit": 20,
-        "validate#dataset#data#items#limit": 20,
-    }
-    overrides |= {"checkpoint_every_steps": 1, "max_epochs": 4}
+    overrides = {"limit": 20, "checkpoint_every_steps": 1, "max_epochs": 4}
     output = run(repository, "training", SMOKE, dataset_dir=folder / "images", output_dir=folder / "train", **overrides)
     return folder / "train", output, time.monotonic() - started, overrides
 
@@ -157,7 +152,7 @@ def test_inference_without_weights_says_so(module_folder, tiny_weights):
 def test_evaluation_prints_its_table(module_folder, tiny_weights):
     repository, folder = module_folder
     overrides = {"dataset_dir": folder / "images", "output_dir": folder / "evaluation", "split": "all"}
-    overrides |= {"max_unreadable_share": 0.5, "batch_size": 4}
+    overrides |= {"batch_size": 4}
     output = run(repository, "run", f"{CONFIGS}/evaluate.yaml", **overrides, **tiny_weights)
     table = (folder / "evaluation" / "table.md").read_text()
     assert table.strip() in output
@@ -167,9 +162,7 @@ def test_evaluation_prints_its_table(module_folder, tiny_weights):
 def test_two_processes_train_and_write_once(module_folder):
     repository, folder = module_folder
     config = f"['{CONFIGS}/train.yaml','{CONFIGS}/smoke.yaml','{CONFIGS}/multi_gpu_train.yaml']"
-    arguments = command(
-        "training", config, dataset_dir=folder / "images", output_dir=folder / "ddp", max_unreadable_share=0.5
-    )
+    arguments = command("training", config, dataset_dir=folder / "images", output_dir=folder / "ddp")
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
@@ -184,8 +177,8 @@ def test_two_processes_train_and_write_once(module_folder):
 @pytest.mark.shared
 def test_real_dicoms_good_and_broken_train_and_the_broken_ones_are_reported(module_folder, shared_data):
     repository, folder = module_folder
-    overrides = {"dataset_dir": shared_data / "dicom", "output_dir": folder / "dicom", "max_unreadable_share": 0.9}
-    overrides |= {"train#dataset#data#items#limit": 20, "validate#dataset#data#items#limit": 20, "val_fraction": 0.3}
+    # With these, validation consists of one broken file at first.
+    overrides = {"dataset_dir": shared_data / "dicom", "output_dir": folder / "dicom", "limit": 20, "val_fraction": 0.1}
     output = run(repository, "training", SMOKE, **overrides)
     with open(folder / "dicom" / "skipped.csv") as stream:
         skipped = {Path(row["image"]).name for row in csv.DictReader(stream)}
@@ -197,7 +190,7 @@ def test_real_dicoms_good_and_broken_train_and_the_broken_ones_are_reported(modu
 
 def test_ctrl_c_says_how_to_go_on(module_folder):
     repository, folder = module_folder
-    overrides = {"dataset_dir": folder / "images", "output_dir": folder / "stopped", "max_unreadable_share": 0.5}
+    overrides = {"dataset_dir": folder / "images", "output_dir": folder / "stopped"}
     process = subprocess.Popen(
         command("training", SMOKE, max_epochs=10**6, **overrides), cwd=repository, stderr=subprocess.PIPE, text=True
     )

@@ -48,6 +48,40 @@ def write_header(path: Path, patient_id: str) -> None:
     header.save_as(path, enforce_file_format=True)
 
 
+class TestKeep:
+    def test_a_split_of_unusable_files_gets_another_patient(self, tmp_path):
+        touch(tmp_path, *(f"{number}.png" for number in range(6)))
+        (only_val,) = radiograph_items(tmp_path, "val", 0.01, 0)
+
+        def keep(items):
+            return [item for item in items if item["image"] != only_val["image"]]
+
+        (val,) = radiograph_items(tmp_path, "val", 0.01, 0, keep=keep)
+        train = radiograph_items(tmp_path, "train", 0.01, 0, keep=keep)
+        assert val["image"] != only_val["image"]
+        assert {item["image"] for item in [val, only_val, *train]} == {str(tmp_path / f"{n}.png") for n in range(6)}
+        assert len(train) == 4
+        assert_disjoint_patients(train=train, val=[val])
+
+    def test_with_a_split_column_only_the_split_asked_for_is_looked_at(self, tmp_path):
+        manifest(tmp_path, "image,split\na.png,train\nb.png,val\nc.png,val\n")
+        seen = []
+
+        def keep(items):
+            seen.extend(item["image"] for item in items)
+            return items[1:]
+
+        (val,) = radiograph_items(tmp_path, "val", 0.2, 0, keep=keep)
+        assert val["image"] == str(tmp_path / "c.png")
+        assert seen == [str(tmp_path / "b.png"), str(tmp_path / "c.png")]
+
+    def test_a_limit_spares_the_rest_from_being_read(self, tmp_path):
+        touch(tmp_path, *(f"{number:02d}.png" for number in range(40)))
+        seen = []
+        items = radiograph_items(tmp_path, "train", 0.2, 0, limit=3, keep=lambda items: seen.extend(items) or items)
+        assert len(items) == 3 and len(seen) <= 9
+
+
 class TestFolder:
     def test_lists_every_format_at_any_depth_and_nothing_else(self, tmp_path):
         good = ["a.PNG", "b/c.jpg", "b/d.nii.gz", "e/f.tif", "g.jpeg"]
