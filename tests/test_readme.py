@@ -1,11 +1,13 @@
 """What the READMEs tell people to type exists: files, scripts and config keys."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from common.config_graph import load_file
+from common.evaluation_report import markdown_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("bundles/*/docs/README.md"))]
@@ -39,3 +41,21 @@ def test_every_override_is_a_key_of_its_config(document):
         keys = {key.split("#")[0].split("::")[0] for file in files for key in load_file(REPOSITORY / file)}
         given = {key.split("#")[0] for key in re.findall(r"--([\w#]+)", line.split("monai.bundle run", 1)[1])}
         assert given <= keys | RUN_ARGUMENTS, line
+
+
+def test_the_tables_are_those_of_the_evaluation_that_ships():
+    docs = REPOSITORY / "bundles" / "cxr_autoencoder" / "docs"
+    table = markdown_table(json.loads((docs / "evaluation.json").read_text()))
+    assert table.strip() in (docs / "README.md").read_text()
+    front_page = (REPOSITORY / "README.md").read_text()
+    overall = [line for line in table.splitlines() if line.startswith("| overall |")]
+    assert len(overall) == 3
+    assert all(line in front_page for line in overall)
+
+
+def test_shipped_texts_name_no_path_of_one_machine():
+    texts = [path for pattern in ("*.md", "*.json", "*.yaml") for path in (REPOSITORY / "bundles").rglob(pattern)]
+    assert texts
+    for path in texts:
+        if "outputs" not in path.parts:
+            assert not re.search(r"(?:^|[\s\"'=])/(?:work|root|home|tmp|Users)/", path.read_text()), path
