@@ -7,7 +7,6 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from monai.handlers import IgniteMetricHandler, LrScheduleHandler, ValidationHandler, from_engine
 from monai.networks.nets import PatchDiscriminator
-from monai.optimizers import WarmupCosineSchedule
 from torch.utils.data import DataLoader
 
 from common.autoencoder_step import AutoencoderStep
@@ -16,6 +15,7 @@ from common.dataset import RadiographDataset, StepBatchSampler
 from common.ema import ExponentialMovingAverage
 from common.engines import KeepBest, ResumableTrainer
 from common.losses import AdversarialTerm, ReconstructionLoss
+from common.lr_schedule import ResumableWarmupCosine
 from common.networks.latent_codec import VariationalPass
 from common.phantom import draw_chest_phantom
 from common.prepare_batch import image_as_label
@@ -36,7 +36,7 @@ def make_trainer(folder, max_epochs=4, kill_at=None, seed=0, checkpoint_every_st
     critic = PatchDiscriminator(spatial_dims=2, in_channels=1, channels=8, num_layers_d=2, norm="INSTANCE")
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), 1e-3)
-    scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=16)
+    scheduler = ResumableWarmupCosine(optimizer, warmup_steps=2, t_total=16)
     ema = ExponentialMovingAverage(codec, ema_decay=0.9)
     loss = ReconstructionLoss(None, 0.0)
     sampler = StepBatchSampler(len(PHANTOMS), batch_size=2, seed=seed)
