@@ -133,19 +133,17 @@ def _on_first_rank(scan: Callable[[], list[int]]) -> list[int]:
     """Run `scan` on rank 0 only; all ranks return its result or raise its error."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return scan()
-    # A group of its own: scanning may outlast the usual timeout, and gloo carries the verdict without a GPU.
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=2))
-    try:
-        outcome: list[Any] = [None, None]
-        error: Exception | None = None
-        if dist.get_rank() == 0:
-            try:
-                outcome[0] = scan()
-            except Exception as caught:  # the other ranks would wait for ever
-                error, outcome[1] = caught, str(caught)
-        dist.broadcast_object_list(outcome, src=0, group=group)
-    finally:
-        dist.destroy_process_group(group)
+    # Beside nccl a group of its own: scanning may outlast nccl's timeout, and gloo carries the verdict without a GPU.
+    # It lives as long as the process: destroying one group of several makes some processes abort at their end.
+    group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=timedelta(days=2))
+    outcome: list[Any] = [None, None]
+    error: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = scan()
+        except Exception as caught:  # the other ranks would wait for ever
+            error, outcome[1] = caught, str(caught)
+    dist.broadcast_object_list(outcome, src=0, group=group)
     if error is not None:
         raise error
     if outcome[1] is not None:

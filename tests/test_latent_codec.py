@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import make_tiny_codec
 
-from common.networks.latent_codec import VariationalPass, load_codec_weights
+from common.networks.latent_codec import VariationalPass, load_codec_weights, start_codec
 
 MEAN, STD = torch.tensor([3.0, -2.0]), torch.tensor([0.5, 4.0])
 
@@ -108,3 +108,15 @@ def test_weights_load_strictly_and_half_precision_widens(tiny_codec, tmp_path):
     torch.save({"unrelated": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(RuntimeError, match="unrelated"):
         load_codec_weights(tiny_codec, tmp_path / "other.pt")
+
+
+def test_training_starts_from_given_weights_and_measures_statistics_anew(tiny_codec, tmp_path):
+    tiny_codec.set_statistics(MEAN, STD, num_images=7)
+    torch.save(tiny_codec.state_dict(), tmp_path / "model.pt")
+    other = make_tiny_codec(seed=1)
+    started = start_codec(other, tmp_path / "model.pt")
+    image = torch.rand(1, 1, 32, 32)
+    assert torch.equal(started(image), tiny_codec(image))
+    assert started.training and started.latents_num_images == 0
+    untouched = make_tiny_codec(seed=1)
+    assert torch.equal(start_codec(untouched, None)(image), make_tiny_codec(seed=1)(image))

@@ -205,3 +205,16 @@ def load_codec_weights(codec: LatentCodec, path: str | Path) -> LatentCodec:
         )
     codec.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
     return codec.eval()
+
+
+def start_codec(codec: LatentCodec, path: str | Path | None) -> LatentCodec:
+    """Return the codec to train: as it was initialised, or from weights at `path`, whose statistics are forgotten.
+
+    Raises:
+        MissingWeightsError: there is no such file.
+        RuntimeError: keys or shapes differ from the codec's.
+    """
+    if path is not None:
+        load_codec_weights(codec, path)
+        codec.latents_num_images.zero_()  # so that they are measured again at the end
+    return codec.train()
