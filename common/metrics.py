@@ -12,7 +12,6 @@ from monai.metrics.regression import MultiScaleSSIMMetric, SSIMMetric
 from torch import Tensor
 from torch.nn import functional as F
 
-from .networks.dino import DinoEncoder
 from .networks.lpips import LPIPS
 
 MIN_MSE = 1e-10  # keeps PSNR finite: identical images score 100 dB
@@ -29,16 +28,6 @@ def psnr(image: Tensor, reference: Tensor) -> Tensor:
     image, reference = _check("psnr", image, reference, 1)
     mse = (image - reference).square().mean(dim=(1, 2, 3))
     return -10.0 * torch.log10(mse.clamp(min=MIN_MSE))
-
-
-def mae(image: Tensor, reference: Tensor) -> Tensor:
-    """Mean absolute error in units of the data range, 0 to 1.
-
-    Raises:
-        ValueError: shapes differ or are not [B, 1, H, W].
-    """
-    image, reference = _check("mae", image, reference, 1)
-    return (image - reference).abs().mean(dim=(1, 2, 3))
 
 
 def ssim(image: Tensor, reference: Tensor) -> Tensor:
@@ -75,12 +64,6 @@ def lpips(network: LPIPS, image: Tensor, reference: Tensor) -> Tensor:
 def token_cosine(token: Tensor, reference: Tensor) -> Tensor:
     """Cosine similarity of two embeddings [B, D] -> [B], −1 to 1."""
     return F.cosine_similarity(token.float(), reference.float(), dim=1)
-
-
-def dino_cosine(encoder: DinoEncoder, image: Tensor, reference: Tensor) -> Tensor:
-    """Cosine similarity of the DINO CLS tokens of image and reference, −1 to 1."""
-    image, reference = _check("dino_cosine", image, reference, 1)
-    return token_cosine(encoder(image).cls_token, encoder(reference).cls_token)
 
 
 def _per_image(value: Any) -> Tensor:

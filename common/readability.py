@@ -17,6 +17,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from .datalists import DatasetError, radiograph_items
+from .distributed import is_rank_zero, world_size
 from .files import atomic_path
 from .reader import UnreadableRadiographError, read_radiograph
 
@@ -131,14 +132,14 @@ def fail_if_skipped(report_dir: str | os.PathLike[str], name: str = "all") -> No
 
 def _on_first_rank(scan: Callable[[], list[int]]) -> list[int]:
     """Run `scan` on rank 0 only; all ranks return its result or raise its error."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world_size() == 1:
         return scan()
     # Beside nccl a group of its own: scanning may outlast nccl's timeout, and gloo carries the verdict without a GPU.
     # It lives as long as the process: destroying one group of several makes some processes abort at their end.
     group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=timedelta(days=2))
     outcome: list[Any] = [None, None]
     error: Exception | None = None
-    if dist.get_rank() == 0:
+    if is_rank_zero():
         try:
             outcome[0] = scan()
         except Exception as caught:  # the other ranks would wait for ever

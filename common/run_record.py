@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -19,7 +18,7 @@ from monai.bundle import ConfigWorkflow
 
 from . import __version__
 from .config_graph import find_workflow
-from .distributed import is_rank_zero
+from .distributed import is_rank_zero, world_size
 from .files import atomic_path
 
 RECORD_NAME = "run_record.json"
@@ -75,7 +74,7 @@ def describe_run(workflow: ConfigWorkflow, seed: int | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch_threads": torch.get_num_threads(),
-        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "world_size": world_size(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
         "cuda": torch.version.cuda,
         "packages": _package_versions(),
