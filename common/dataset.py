@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 from .distributed import rank, world_size
@@ -69,7 +70,8 @@ class StepBatchSampler(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield batches of (index, number of the draw), for ever."""
-        step, current_pass, order = self.start_step, -1, np.empty(0, dtype=np.int64)
+        order: NDArray[np.integer] = np.empty(0, dtype=np.int64)
+        step, current_pass = self.start_step, -1
         while True:
             first = step * self.global_batch_size + self.rank * self.batch_size
             batch = []

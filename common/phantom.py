@@ -18,7 +18,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 
 _GEOMETRY, _VESSELS, _NOISE = 0, 1, 2  # one random stream each, so that the mask needs none of the others
 _LETTERS = {
