@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from monai.engines import SupervisedTrainer
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor
 from torch.optim import Optimizer
 
 from .amp import autocast
+from .descent import descend
 from .ema import ExponentialMovingAverage
-from .errors import UserError
 from .losses import AdversarialTerm, ReconstructionLoss, kl_divergence
 from .networks.latent_codec import LatentCodec
 from .seeding import Purpose, derive_seed, seeded_normal
 from .transforms import random_patches
-
-
-class NonFiniteLossError(UserError, FloatingPointError):
-    """A loss or gradient stopped being finite; the weights were left as they were before the step."""
 
 
 class AutoencoderStep:
@@ -85,7 +80,10 @@ class AutoencoderStep:
             if self.adversarial is not None and self.adversarial.is_active(engine.state.iteration):
                 terms["adversarial"] = self.adversarial.generator_loss(reconstruction)
         logged = {"learning_rate": float(engine.optimizer.param_groups[0]["lr"])}
-        logged |= self._descend(engine, engine.network, engine.optimizer, terms, "grad_norm")
+        values, norm = descend(
+            engine.network, engine.optimizer, terms, self.max_grad_norm, engine.state.iteration
+        )
+        logged |= {**values, "grad_norm": norm}
         if self.adversarial is not None and self.adversarial.is_active(engine.state.iteration):
             logged |= self._discriminator_step(engine, reconstruction, image)
         self.ema.update()
@@ -106,25 +104,5 @@ class AutoencoderStep:
         critic.train()
         with autocast(image.device, self.amp):
             terms = {"discriminator": self.adversarial.discriminator_loss(reconstruction, image)}
-        return self._descend(engine, critic, self.discriminator_optimizer, terms, "discriminator_grad_norm")
-
-    def _descend(
-        self,
-        engine: SupervisedTrainer,
-        network: nn.Module,
-        optimizer: Optimizer,
-        terms: dict[str, Tensor],
-        norm_name: str,
-    ) -> dict[str, float]:
-        loss = sum(terms.values(), start=next(iter(terms.values())).new_zeros(()))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        grad_norm = clip_grad_norm_(network.parameters(), self.max_grad_norm)
-        logged = {name: term.item() for name, term in terms.items()} | {norm_name: grad_norm.item()}
-        if not (loss.isfinite() and grad_norm.isfinite()):
-            raise NonFiniteLossError(
-                f"step {engine.state.iteration}: expected finite losses and gradients, found {logged}; the step was "
-                "not taken. Resume from the last checkpoint with a lower learning_rate, or with amp off"
-            )
-        optimizer.step()
-        return logged
+        values, norm = descend(critic, self.discriminator_optimizer, terms, self.max_grad_norm, engine.state.iteration)
+        return {**values, "discriminator_grad_norm": norm}

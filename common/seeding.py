@@ -15,6 +15,13 @@ class Purpose(IntEnum):
     ORDER = 1
     PATCH = 2
     POSTERIOR = 3
+    VIEW = 4
+    NOISE = 5
+    TIMESTEP = 6
+    CONTEXT_DROP = 7
+    SAMPLING = 8
+    PRIOR = 9
+    STRATEGY = 10
 
 
 def derive_seed(*parts: int) -> int:

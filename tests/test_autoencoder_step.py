@@ -5,7 +5,8 @@ import torch
 from conftest import make_tiny_codec
 from monai.networks.nets import PatchDiscriminator
 
-from common.autoencoder_step import AutoencoderStep, NonFiniteLossError
+from common.autoencoder_step import AutoencoderStep
+from common.descent import NonFiniteLossError
 from common.ema import ExponentialMovingAverage
 from common.losses import AdversarialTerm, ReconstructionLoss
 from common.networks.latent_codec import VariationalPass

@@ -1,0 +1,167 @@
+"""Training and validation of the latent denoiser on cached latents and tokens, as MONAI's `iteration_update`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from ignite.metrics import Average
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from torch import Tensor
+
+from .amp import autocast
+from .conditioning import TokenSelection
+from .descent import descend
+from .ema import ExponentialMovingAverage
+from .networks.latent_denoiser import LatentDenoiser
+from .noise_schedule import NoiseSchedule
+from .seeding import Purpose, derive_seed, seeded_normal
+
+GOLDEN_RATIO = 0.6180339887498949
+
+
+def drawn_latents(batch: dict[str, Any], noise: Tensor) -> Tensor:
+    """A draw of the codec's posterior, mean + std·noise, [B, C, h, w]."""
+    return batch["latents_mean"] + batch["latents_std"] * noise
+
+
+def spread_uniform(draws: list[int], seed: int) -> Tensor:
+    """Uniform numbers [B] in [0, 1), spread evenly over consecutive draws (golden ratio sequence).
+
+    Like the low-discrepancy timesteps of Kingma et al. 2021 (appendix I.1), but a function of the draw alone.
+    """
+    offset = derive_seed(seed, Purpose.TIMESTEP) / 2**63
+    return torch.tensor([(offset + draw * GOLDEN_RATIO) % 1.0 for draw in draws], dtype=torch.float64)
+
+
+class DenoisingStep:
+    """One optimiser step on ‖output - target‖² (Ho et al. 2020, eq. 14; weights as `NoiseSchedule.loss_weight`).
+
+    Posterior draw, noise, timestep and dropping of the context are functions of the seed and the number of the draw.
+
+    Args:
+        schedule: forward process and prediction type.
+        selection: which tokens condition.
+        uncond_prob: share of samples trained with the null context.
+        min_snr_gamma: of min-SNR weighting; None for none.
+        ema: updated after each step.
+        max_grad_norm: gradients are clipped to this norm.
+        amp: bfloat16 autocast where the hardware has it.
+        seed: of everything random here.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        selection: TokenSelection,
+        uncond_prob: float,
+        min_snr_gamma: float | None,
+        ema: ExponentialMovingAverage[LatentDenoiser],
+        max_grad_norm: float,
+        amp: bool,
+        seed: int,
+    ) -> None:
+        if not 0.0 <= uncond_prob < 1.0:
+            raise ValueError(f"uncond_prob: expected a share in [0, 1), found {uncond_prob}")
+        self.schedule = schedule
+        self.selection = selection
+        self.uncond_prob = uncond_prob
+        self.min_snr_gamma = min_snr_gamma
+        self.ema = ema
+        self.max_grad_norm = max_grad_norm
+        self.amp = amp
+        self.seed = seed
+
+    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, float]:
+        """Do one step; return loss, learning rate and gradient norm.
+
+        Raises:
+            NonFiniteLossError: names the step.
+        """
+        device = engine.state.device
+        draws = batch["draw"].tolist()
+        shape = tuple(batch["latents_mean"].shape[1:])
+        x0 = drawn_latents(batch, self._normal(Purpose.POSTERIOR, draws, shape)).to(device)
+        noise = self._normal(Purpose.NOISE, draws, shape).to(device)
+        timesteps = self.schedule.sample_timesteps(spread_uniform(draws, self.seed)).to(device)
+        tokens = self.selection.select(batch).to(device)
+        noisy = self.schedule.add_noise(x0, noise, timesteps)
+        engine.network.train()
+        with autocast(device, self.amp):
+            output = engine.network(noisy, timesteps, tokens, self._drop(draws).to(device))
+        error = (output.float() - self.schedule.target(x0, noise, timesteps)).square().mean((1, 2, 3))
+        loss = (self.schedule.loss_weight(timesteps, self.min_snr_gamma) * error).mean()
+        learning_rate = float(engine.optimizer.param_groups[0]["lr"])
+        logged, grad_norm = descend(
+            engine.network, engine.optimizer, {"loss": loss}, self.max_grad_norm, engine.state.iteration
+        )
+        self.ema.update()
+        return {**logged, "grad_norm": grad_norm, "learning_rate": learning_rate}
+
+    def _normal(self, purpose: Purpose, draws: list[int], shape: tuple[int, ...]) -> Tensor:
+        return seeded_normal([derive_seed(self.seed, purpose, draw) for draw in draws], shape)
+
+    def _drop(self, draws: list[int]) -> Tensor:
+        chances = [derive_seed(self.seed, Purpose.CONTEXT_DROP, draw) / 2**63 for draw in draws]
+        return torch.tensor(chances, dtype=torch.float64) < self.uncond_prob
+
+
+class DenoisingValidation:
+    """Error of the output on fixed noise and timesteps, one per stratum of noise levels and image; unweighted.
+
+    The strata cut the training distribution of timesteps into parts of equal probability, 0 the least noisy.
+
+    Args:
+        schedule: forward process and prediction type.
+        selection: which tokens condition; the context is never dropped.
+        num_levels: strata.
+        amp: bfloat16 autocast where the hardware has it.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self, schedule: NoiseSchedule, selection: TokenSelection, num_levels: int, amp: bool, seed: int
+    ) -> None:
+        self.schedule = schedule
+        self.selection = selection
+        self.num_levels = num_levels
+        self.amp = amp
+        self.seed = seed
+
+    def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return "errors" [B, num_levels]."""
+        device = engine.state.device
+        indices = batch["index"].tolist()
+        x0 = batch["latents_mean"].to(device)
+        tokens = self.selection.select(batch).to(device)
+        errors = []
+        for level in range(self.num_levels):
+            seeds = [derive_seed(self.seed, Purpose.NOISE, level, index) for index in indices]
+            noise = seeded_normal(seeds, tuple(x0.shape[1:])).to(device)
+            within = spread_uniform(indices, self.seed)
+            timesteps = self.schedule.sample_timesteps((level + within) / self.num_levels).to(device)
+            noisy = self.schedule.add_noise(x0, noise, timesteps)
+            with torch.no_grad(), autocast(device, self.amp):
+                output = engine.network(noisy, timesteps, engine.network.encode_tokens(tokens))
+            errors.append((output.float() - self.schedule.target(x0, noise, timesteps)).square().mean((1, 2, 3)))
+        return {"errors": torch.stack(errors, dim=1)}
+
+
+class MeanError(Average):
+    """Mean over images of "errors" [B, num_levels]: over all levels, or of one.
+
+    Args:
+        level: which stratum; None for the mean over all.
+    """
+
+    def __init__(self, level: int | None = None) -> None:
+        self.level = level
+        super().__init__(output_transform=self._pick)
+
+    def _pick(self, output: dict[str, Tensor]) -> Tensor:
+        errors = output["errors"].double()
+        return (errors.mean(1) if self.level is None else errors[:, self.level])[:, None]
+
+    def compute(self) -> float:  # type: ignore[override]
+        """The mean as a number."""
+        return float(super().compute())

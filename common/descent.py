@@ -1,0 +1,45 @@
+"""One descent of an optimiser along a sum of named loss terms, which stops at numbers that are not finite."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from .errors import UserError
+
+
+class NonFiniteLossError(UserError, FloatingPointError):
+    """A loss or gradient stopped being finite; the weights were left as they were before the step."""
+
+
+def descend(
+    network: nn.Module, optimizer: Optimizer, terms: dict[str, Tensor], max_grad_norm: float, step: int
+) -> tuple[dict[str, float], float]:
+    """Backpropagate the sum of `terms`, clip, and step.
+
+    Args:
+        network: whose gradients are clipped.
+        optimizer: of its parameters.
+        terms: scalar loss terms by name.
+        max_grad_norm: gradients are clipped to this norm.
+        step: for the message.
+
+    Returns:
+        The terms as floats, and the norm of the gradient before clipping.
+
+    Raises:
+        NonFiniteLossError: names the step and the terms.
+    """
+    loss = sum(terms.values(), start=next(iter(terms.values())).new_zeros(()))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    grad_norm = clip_grad_norm_(network.parameters(), max_grad_norm)
+    logged = {name: term.item() for name, term in terms.items()}
+    if not (loss.isfinite() and grad_norm.isfinite()):
+        raise NonFiniteLossError(
+            f"step {step}: expected finite losses and gradients, found {logged}, gradient norm {grad_norm.item()}; the "
+            "step was not taken. Resume from the last checkpoint with a lower learning_rate, or with amp off"
+        )
+    optimizer.step()
+    return logged, grad_norm.item()

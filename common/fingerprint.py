@@ -1,0 +1,36 @@
+"""What a network or a file is, as a short text that changes when it does."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def network_sha256(network: nn.Module) -> str:
+    """SHA-256 over names, shapes and float32 values of a network's weights and buffers, whatever file they came from.
+
+    Half precision files and their float32 copies in memory agree.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        plain = value.detach().cpu()
+        plain = plain.float() if plain.is_floating_point() else plain
+        digest.update(plain.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(stream)
+
+
+def _slow(stream) -> str:  # type: ignore[no-untyped-def]  # Python 3.10 has no file_digest
+    digest = hashlib.sha256()
+    for block in iter(lambda: stream.read(1 << 20), b""):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,161 @@
+"""The store of latents and DINO tokens that training reads instead of images: plain .npy files, memory-mapped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .errors import UserError
+from .files import atomic_path
+
+DESCRIPTION_NAME = "store.json"
+DONE_NAME = "done.npy"
+ARRAYS = ("latents_mean", "latents_std", "cls_token", "register_tokens", "patch_grid")
+VERSION = 1
+
+
+class StoreError(UserError, ValueError):
+    """A store is missing, unfinished, or made for something else."""
+
+
+class LatentStore:
+    """A folder with one row per image and view, float16, each file [num_images, num_views, ...].
+
+    - `latents_mean`, `latents_std` [C, h, w]: the codec's posterior, scaled by the codec's statistics, so that
+      mean + std·noise is a draw of the latents that the diffusion model learns.
+    - `cls_token` [D], `register_tokens` [R, D], `patch_grid` [k, k, D]: of the DINO encoder, as it gives them.
+    - `done` (uint8): 1 where a row was written; `store.json`: what it was made of and with, and the items.
+
+    Args:
+        folder: where it is.
+        writable: map for writing.
+
+    Raises:
+        StoreError: there is no store of this version.
+    """
+
+    def __init__(self, folder: str | Path, writable: bool = False) -> None:
+        self.folder = Path(folder)
+        try:
+            described = json.loads((self.folder / DESCRIPTION_NAME).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StoreError(f"{self.folder}: no {DESCRIPTION_NAME} there; run the cache workflow first") from None
+        except json.JSONDecodeError as error:
+            raise StoreError(f"{self.folder / DESCRIPTION_NAME} is damaged ({error}); delete the folder") from None
+        if described.get("version") != VERSION:
+            raise StoreError(f"{self.folder}: store version {described.get('version')}, expected {VERSION}; make it anew")
+        self.made_with: dict[str, Any] = described["made_with"]
+        self.items: list[dict[str, Any]] = described["items"]
+        mode = "r+" if writable else "r"
+        self.arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode=mode) for name in ARRAYS}  # type: ignore[call-overload]
+        self.done = np.load(self.folder / DONE_NAME, mmap_mode=mode)  # type: ignore[call-overload]
+
+    @staticmethod
+    def exists(folder: str | Path) -> bool:
+        """Say whether a store was begun there."""
+        return (Path(folder) / DESCRIPTION_NAME).is_file()
+
+    @staticmethod
+    def allocate(
+        folder: str | Path,
+        made_with: Mapping[str, Any],
+        items: Sequence[Mapping[str, Any]],
+        num_views: int,
+        shapes: Mapping[str, Sequence[int]],
+    ) -> None:
+        """Make the files of an empty store; its description comes last, so that a kill before leaves no store."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ARRAYS:
+            shape = (len(items), num_views, *shapes[name])
+            np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape).flush()
+        np.lib.format.open_memmap(
+            folder / DONE_NAME, mode="w+", dtype=np.uint8, shape=(len(items), num_views)
+        ).flush()
+        text = json.dumps({"version": VERSION, "made_with": dict(made_with), "items": list(items)}, indent=1)
+        with atomic_path(folder / DESCRIPTION_NAME) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    @property
+    def num_views(self) -> int:
+        """Views per image; view 0 is the image as it is."""
+        return self.done.shape[1]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row was written."""
+        return bool(self.done.all())
+
+    def write(self, rows: Sequence[tuple[int, int]], values: Mapping[str, Tensor]) -> None:
+        """Write rows (image, view) and then mark them done.
+
+        Raises:
+            StoreError: a value is not finite in float16.
+        """
+        images, views = zip(*rows, strict=True)
+        for name in ARRAYS:
+            halves = values[name].detach().cpu().half().numpy()
+            if not np.isfinite(halves).all():
+                raise StoreError(f"{name} of images {images}: expected finite numbers in float16")
+            self.arrays[name][list(images), list(views)] = halves
+        self.done[list(images), list(views)] = 1
+
+    def indices(self, split: str) -> list[int]:
+        """Images of a split.
+
+        Raises:
+            StoreError: there are none.
+        """
+        found = [index for index, item in enumerate(self.items) if item["split"] == split]
+        if not found:
+            raise StoreError(f"{self.folder}: no images of the split '{split}' in the store")
+        return found
+
+    def tokens(self, indices: Sequence[int], view: int = 0) -> dict[str, Tensor]:
+        """Tokens of one view of these images, float32, ready for `TokenSelection.select`."""
+        names = ("cls_token", "register_tokens", "patch_grid")
+        return {name: torch.from_numpy(self.arrays[name][list(indices), view].astype(np.float32)) for name in names}
+
+
+class LatentDataset(Dataset):
+    """One split of a store; items are float32 tensors by the names of the store, plus "draw".
+
+    Args:
+        store: complete.
+        split: "train" or "val".
+
+    Raises:
+        StoreError: rows are missing.
+    """
+
+    def __init__(self, store: LatentStore, split: str) -> None:
+        if not store.is_complete:
+            raise StoreError(
+                f"{store.folder}: {int((store.done == 0).sum())} of {store.done.size} rows are missing; "
+                "run the cache workflow again, it goes on where it stopped"
+            )
+        self.store = store
+        self.split = split
+        self.rows = store.indices(split)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def all_tokens(self) -> dict[str, Tensor]:
+        """Tokens of view 0 of the whole split, for statistics."""
+        return self.store.tokens(self.rows)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """One image; `key` is its index (view 0), or (index, number of the draw), which goes through the views."""
+        index, draw = key if isinstance(key, tuple) else (key, 0)
+        view = (draw // len(self.rows)) % self.store.num_views
+        row = self.rows[index]
+        values = {name: torch.from_numpy(self.store.arrays[name][row, view].astype(np.float32)) for name in ARRAYS}
+        return {**values, "draw": draw, "index": index}

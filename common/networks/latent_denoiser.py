@@ -1,0 +1,143 @@
+"""The denoiser of the latent diffusion model: MONAI's U-Net and the encoder of its context, saved together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from torch import Tensor, nn
+
+from ..conditioning import ContextEncoder
+from .latent_codec import MissingWeightsError
+
+
+class LatentDenoiser(nn.Module):
+    """DiffusionModelUNet (MONAI core) on latents, conditioned by cross-attention on DINO tokens.
+
+    Args:
+        latent_channels: C of the codec.
+        channels: per level, full latent resolution first.
+        num_res_blocks: per level, or one number for all.
+        attention_levels: self- and cross-attention per level.
+        num_head_channels: channels of an attention head.
+        num_tokens: N tokens of the context.
+        token_dim: D of the DINO encoder.
+        context_dim: of the cross-attention.
+        transformer_num_layers: transformer blocks per attention.
+        norm_num_groups: of every GroupNorm; divides all of `channels`.
+        use_flash_attention: torch's fused attention; faster on GPUs, slower in bfloat16 training on CPUs.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        channels: Sequence[int],
+        num_res_blocks: int | Sequence[int],
+        attention_levels: Sequence[bool],
+        num_head_channels: int,
+        num_tokens: int,
+        token_dim: int,
+        context_dim: int,
+        transformer_num_layers: int = 1,
+        norm_num_groups: int = 32,
+        use_flash_attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.unet = DiffusionModelUNet(
+            spatial_dims=2,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            channels=channels,
+            num_res_blocks=num_res_blocks,
+            attention_levels=attention_levels,
+            num_head_channels=num_head_channels,
+            norm_num_groups=norm_num_groups,
+            with_conditioning=True,
+            cross_attention_dim=context_dim,
+            transformer_num_layers=transformer_num_layers,
+            use_flash_attention=use_flash_attention,
+            include_fc=False,  # core's extra projection is never used and would break DDP
+        )
+        self.context_encoder = ContextEncoder(num_tokens, token_dim, context_dim)
+        self.latent_channels = latent_channels
+        self.downsampling_factor = 2 ** (len(channels) - 1)
+
+    @property
+    def null_context(self) -> Tensor:
+        """What the network learned as "no context", [1, N, context_dim]."""
+        return self.context_encoder.null_context
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """DINO tokens [B, N, D] to context [B, N, context_dim]."""
+        return self.context_encoder(tokens)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """Predict what the noise schedule's prediction type says.
+
+        Args:
+            noisy: latents z_t [B, C, h, w].
+            timesteps: [B], as `NoiseSchedule` gives them.
+            context: [B, N, context_dim], of `encode_tokens` or `null_context`.
+
+        Returns:
+            [B, C, h, w].
+        """
+        return self.unet(noisy, timesteps, context=context)
+
+
+class DenoisingPass(nn.Module):
+    """The training pass of a denoiser as one `forward`, which is what DistributedDataParallel can wrap."""
+
+    def __init__(self, denoiser: LatentDenoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, drop: Tensor) -> Tensor:
+        """Encode tokens [B, N, D], drop the context where `drop` [B] is true, predict: [B, C, h, w]."""
+        context = self.denoiser.context_encoder.with_drop(tokens, drop)
+        return self.denoiser(noisy, timesteps, context)
+
+
+def maybe_compiled(network: nn.Module, enabled: bool) -> nn.Module:
+    """The network with its forward compiled by `torch.compile`, or as it is; its weights keep their names."""
+    if enabled:
+        network.compile()
+    return network
+
+
+def load_denoiser_weights(denoiser: LatentDenoiser, path: str | Path) -> LatentDenoiser:
+    """Load weights strictly and return the denoiser in eval mode; half precision files become the module's dtype.
+
+    Raises:
+        MissingWeightsError: there is no such file; says how to get one.
+        RuntimeError: keys or shapes differ from the denoiser's (torch's own message).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingWeightsError(
+            f"{path}: no weights there; expected the model.pt that training writes or the bundle ships"
+        )
+    denoiser.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+    return denoiser.eval()
+
+
+def start_denoiser(denoiser: LatentDenoiser, path: str | Path | None, tokens: Tensor) -> LatentDenoiser:
+    """Return the denoiser to train: as initialised with the statistics of `tokens`, or with the weights at `path`.
+
+    Args:
+        denoiser: on its device.
+        path: of weights to start from, which bring their statistics; None starts from nothing.
+        tokens: of the training split, [num_images, N, D].
+
+    Raises:
+        MissingWeightsError: there is no such file.
+        RuntimeError: keys or shapes differ from the denoiser's.
+        ConditioningError: the tokens do not fit the denoiser.
+    """
+    if path is not None:
+        load_denoiser_weights(denoiser, path)
+    else:
+        denoiser.context_encoder.scaler.fit(tokens)
+    return denoiser.train()
