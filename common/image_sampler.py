@@ -42,6 +42,7 @@ class ImageSampler:
         self.sampler = sampler
         self.amp = amp
         self.device = device
+        self.image_size = image_size
         side = image_size // codec.downsampling_factor
         self.latents_shape = (codec.latent_channels, side, side)
 

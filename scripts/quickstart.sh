@@ -5,12 +5,22 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 make_environment
 
-bundle=bundles/cxr_autoencoder
-output=outputs/quickstart/cxr_autoencoder
-.venv/bin/python -W ignore::UserWarning -m monai.bundle run --bundle_root "$bundle" \
-  --config_file "$bundle/configs/inference.yaml" --output_dir "$output"
+output=outputs/quickstart
+rm -rf $output # of an earlier run, perhaps with other weights
+run() { # arguments: bundle, then overrides
+  local bundle=bundles/$1
+  shift
+  .venv/bin/python -W ignore::UserWarning -m monai.bundle run --bundle_root "$bundle" \
+    --config_file "$bundle/configs/inference.yaml" "$@"
+}
+
+run cxr_autoencoder --output_dir $output/cxr_autoencoder
+run cxr_dino_latent_diffusion --strategy prior --num_samples 8 --output_dir $output/cxr_prior
+run cxr_dino_latent_diffusion --strategy variation --limit 1 --num_per_source 8 --output_dir $output/cxr_variation
+.venv/bin/python -W ignore::UserWarning scripts/contact_sheet.py $output/generated.png \
+  $output/cxr_prior $output/cxr_variation --columns 9
 
 echo
 echo "pictures:"
-echo "  $output/contact_sheet.png   input, reconstruction, difference ×4, with the PSNR of each"
-echo "  $output/reconstructions.csv"
+echo "  $output/generated.png   8 chest radiographs sampled without a source, then a sample and variations of it"
+echo "  $output/cxr_autoencoder/contact_sheet.png   input, reconstruction, difference ×4, with the PSNR of each"

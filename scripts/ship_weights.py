@@ -1,51 +1,84 @@
 """Put a training's weights into a bundle, in half precision, after checking that this loses nothing.
 
-python scripts/ship_weights.py --weights RUN/model.pt --bundle_root bundles/cxr_autoencoder
+python scripts/ship_weights.py --weights RUN/model.pt --config bundles/cxr_autoencoder/configs/train.yaml \
+    --target bundles/cxr_autoencoder/models/model.pt
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import fire
 import torch
 from monai.bundle import ConfigParser
+from torch import Tensor, nn
 
 from common.checkpoint import half_precision, save_atomically
+from common.networks.embedding_prior import EmbeddingPrior
 from common.networks.latent_codec import LatentCodec
+from common.networks.latent_denoiser import LatentDenoiser
 from common.phantom import draw_chest_phantom
 
-MAX_CHANGE = 1 / 255  # of a pixel in [0, 1], by rounding the weights
+TIMESTEPS = (100.0, 500.0, 900.0)
 
 
-def ship_weights(weights: str, bundle_root: str, image_size: int = 256) -> None:
-    """Write `<bundle_root>/models/model.pt` and print its SHA-256.
+def ship_weights(weights: str, config: str, target: str) -> None:
+    """Write `target` in half precision and print its SHA-256.
 
     Args:
-        weights: model.pt of a finished training (it carries the latent statistics).
-        bundle_root: the bundle; its inference.yaml says what the network is.
-        image_size: px of the phantom that both precisions reconstruct.
+        weights: what a finished training wrote, with its statistics.
+        config: YAML of the training, whose network_def says what the network is.
+        target: file to write.
     """
     parser = ConfigParser()
-    parser.read_config(str(Path(bundle_root) / "configs" / "inference.yaml"))
-    codec: LatentCodec = parser.get_parsed_content("network_def")
-    codec.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=True)
-    if codec.latents_num_images.item() == 0:
-        sys.exit(f"{weights}: found no latent statistics; expected weights of a finished training")
-    image = draw_chest_phantom(image_size, image_size, seed=0)[None]
+    parser.read_config(config)
+    parser["bundle_root"] = str(Path(config).resolve().parents[1])
+    network: nn.Module = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=True)
+    network.eval()
+    output, limit, what = _probe(network)
     with torch.inference_mode():
-        full = codec.eval()(image)
-        halved = half_precision(codec.state_dict())
-        codec.load_state_dict(halved, strict=True)
-        change = (codec(image) - full).abs().max().item()
-    if change > MAX_CHANGE:
-        sys.exit(f"{weights}: half precision changes a pixel by {change:.4f}; expected at most {MAX_CHANGE:.4f}")
-    target = Path(bundle_root) / "models" / "model.pt"
-    save_atomically(halved, target)
-    digest = hashlib.sha256(target.read_bytes()).hexdigest()
-    print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB, sha256 {digest}, largest change of a pixel {change:.5f}")
+        full = output()
+        halved = half_precision(network.state_dict())
+        network.load_state_dict(halved, strict=True)
+        change = (output() - full).abs().max().item()
+    if not change <= limit:
+        sys.exit(f"{weights}: half precision changes {what} by {change:.4f}; expected at most {limit:.4f}")
+    path = Path(target)
+    save_atomically(halved, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    size = path.stat().st_size / 2**20
+    print(f"{path}: {size:.1f} MiB, sha256 {digest}, largest change of {what} {change:.5f}")
+
+
+def _probe(network: nn.Module) -> tuple[Callable[[], Tensor], float, str]:
+    """What the network makes of a fixed input, how far rounded weights may change it, and what it is."""
+    generator = torch.Generator().manual_seed(0)
+    timesteps = torch.tensor(TIMESTEPS)
+    if isinstance(network, LatentCodec):
+        _require(network.latents_num_images, "latent")
+        image = draw_chest_phantom(256, 256, seed=0)[None]
+        return lambda: network(image), 1 / 255, "a pixel in [0, 1]"
+    if isinstance(network, LatentDenoiser):
+        _require(network.context_encoder.scaler.tokens_num_images, "token")
+        scaler = network.context_encoder.scaler
+        noisy = torch.randn(len(timesteps), network.latent_channels, 32, 32, generator=generator)
+        tokens = scaler.unscale(torch.randn(len(timesteps), *scaler.tokens_mean.shape, generator=generator))
+        return lambda: network(noisy, timesteps, network.encode_tokens(tokens)), 0.05, "an output of unit variance"
+    if isinstance(network, EmbeddingPrior):
+        _require(network.components.scaler.tokens_num_images, "token")
+        components = torch.randn(len(timesteps), network.num_components, generator=generator)
+        context = network.null_context.expand(len(timesteps), -1, -1)
+        return lambda: network(components, timesteps, context), 0.05, "an output of unit variance"
+    sys.exit(f"found a {type(network).__name__}; expected a codec, a denoiser or a prior")
+
+
+def _require(num_images: Tensor, kind: str) -> None:
+    if num_images.item() == 0:
+        sys.exit(f"found no {kind} statistics in the weights; expected those of a finished training")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class LatentDenoiser(nn.Module):
             cross_attention_dim=context_dim,
             transformer_num_layers=transformer_num_layers,
             use_flash_attention=use_flash_attention,
-            include_fc=False,  # core's extra projection is never used and would break DDP
+            include_fc=True,  # with conditioning it is the output projection of self-attention, as in Stable Diffusion
         )
         self.context_encoder = ContextEncoder(num_tokens, token_dim, context_dim)
         self.latent_channels = latent_channels

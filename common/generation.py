@@ -1,0 +1,178 @@
+"""Generate a folder of radiographs: batch by batch, resumable, with a manifest that says how each image was made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from .contact_sheet import save_contact_sheet
+from .embedding_strategies import SampleRequest, Strategy
+from .fingerprint import network_sha256
+from .generation_manifest import GenerationManifest, ManifestRow
+from .image_sampler import ImageSampler
+from .image_writer import write_png
+from .reader import read_radiograph
+from .synthetic_dicom import write_synthetic_dicom
+from .transforms import LoadRadiographd, ResizeCenterCropd
+
+_logger = logging.getLogger(__name__)
+
+SHEET_NAME = "contact_sheet.png"
+SHEET_COLUMNS = 4
+
+
+class Generation:
+    """Make all images of a strategy into `output_dir`: PNGs, optional DICOMs, manifest.csv, contact sheet.
+
+    A run that was killed goes on where it stopped. The same seed, weights and settings give the same files.
+
+    Args:
+        strategy: chooses the embeddings.
+        sampler: tokens and seeds to images.
+        output_dir: one folder is one run.
+        batch_size: images at a time; the samples do not depend on it beyond float tolerance.
+        bits: 8 or 16, of PNG and DICOM.
+        dicom: write DICOM files beside the PNGs, marked as synthetic, with new UIDs and no patient data.
+        seed: of the run, for the record; the strategy uses it.
+        model_name: for the DICOM header.
+        split: train, val or test, which all sources are from; None where there are no splits.
+        sheet_images: images on the contact sheet at most.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        sampler: ImageSampler,
+        output_dir: str,
+        batch_size: int,
+        bits: int,
+        dicom: bool,
+        seed: int,
+        model_name: str,
+        split: str | None,
+        sheet_images: int,
+    ) -> None:
+        self.strategy = strategy
+        self.sampler = sampler
+        self.output_dir = Path(output_dir)
+        self.batch_size = batch_size
+        self.bits = bits
+        self.dicom = dicom
+        self.model_name = model_name
+        self.split = split
+        self.sheet_images = sheet_images
+        self.weights_sha256 = network_sha256(sampler.denoiser)
+        rule = sampler.sampler
+        self.settings = {
+            "strategy": strategy.name,
+            "seed": seed,
+            "weights_sha256": self.weights_sha256,
+            "codec_sha256": network_sha256(sampler.codec),
+            "method": rule.method,
+            "num_inference_steps": len(rule.timesteps),
+            "guidance_scale": rule.guidance_scale,
+            "bits": bits,
+            "dicom": dicom,
+            "image_size": sampler.image_size,
+            **strategy.settings,
+        }
+
+    def run(self) -> GenerationManifest:
+        """Make what is not there yet; return the manifest."""
+        manifest = GenerationManifest(self.output_dir, self.settings, self.split)
+        requests = self.strategy.requests()
+        missing = {request.name for request in requests if not manifest.is_done(self._image(request))}
+        bar = tqdm(
+            total=len(requests),
+            initial=len(requests) - len(missing),
+            desc=f"generating ({self.strategy.name})",
+            unit="image",
+            dynamic_ncols=True,
+        )
+        with bar:
+            for start in range(0, len(requests), self.batch_size):
+                batch = requests[start : start + self.batch_size]
+                todo = [request.name in missing for request in batch]
+                if any(todo):  # the whole batch, so that a resumed run computes what an uninterrupted one does
+                    manifest.append(self._make(batch, todo))
+                    bar.update(sum(todo))
+        self._sheet(requests, manifest)
+        return manifest
+
+    def _make(self, batch: Sequence[SampleRequest], todo: Sequence[bool]) -> list[ManifestRow]:
+        images = self.sampler.sample(self.strategy.tokens(batch), [request.seed for request in batch])
+        made = zip(batch, images, todo, strict=True)
+        return [self._write(request, image) for request, image, wanted in made if wanted]
+
+    @staticmethod
+    def _image(request: SampleRequest) -> str:
+        return f"images/{request.name}.png"
+
+    def _row(self, request: SampleRequest) -> ManifestRow:
+        table = self.strategy.table
+        return ManifestRow(
+            image=self._image(request),
+            strategy=self.strategy.name,
+            seed=request.seed,
+            num_inference_steps=self.settings["num_inference_steps"],
+            guidance_scale=self.settings["guidance_scale"],
+            method=self.settings["method"],
+            weights_sha256=self.weights_sha256,
+            sources=tuple(table.paths[source] for source in request.sources) if table else (),
+            source_patient_ids=tuple(table.patient_ids[source] for source in request.sources) if table else (),
+            mix=request.mix,
+            label=request.label,
+        )
+
+    def _write(self, request: SampleRequest, image: Tensor) -> ManifestRow:
+        row = self._row(request)
+        write_png(image, self.output_dir / row.image, self.bits, row.provenance())
+        if self.dicom:
+            write_synthetic_dicom(
+                image,
+                self.output_dir / "dicom" / f"{request.name}.dcm",
+                identity=f"{self.weights_sha256} {self.settings['seed']} {request.name}",
+                model=f"{self.model_name}, weights {self.weights_sha256[:8]}",
+                description=f"chest radiograph, {self.strategy.name}",
+                bits=self.bits,
+                provenance=row.provenance(),
+            )
+        return row
+
+    def _sheet(self, requests: Sequence[SampleRequest], manifest: GenerationManifest) -> None:
+        """The first images: source(s) and their samples row by row, or just samples."""
+        there = {row.image for row in manifest.rows()}
+        shown = [request for request in requests if self._image(request) in there][: self.sheet_images]
+        if not shown:
+            return
+        rows: list[list[Tensor]] = []
+        captions: list[str] = []
+        groups: dict[tuple[int, ...] | int, list[SampleRequest]] = {}
+        for number, request in enumerate(shown):
+            groups.setdefault(request.sources or number // SHEET_COLUMNS, []).append(request)
+        for group in groups.values():
+            first = group[0]
+            rows.append([*self._source_images(first), *(self._read(request) for request in group)])
+            captions.append(self._caption(first))
+        path = save_contact_sheet(rows, self.output_dir / SHEET_NAME, None, row_captions=captions)
+        _logger.info("%d images and manifest.csv in %s; %s shows the first", len(there), self.output_dir, path)
+
+    def _caption(self, request: SampleRequest) -> str:
+        if not request.sources:
+            return f"sampled without source{f', label {request.label}' if request.label else ''}"
+        kind = "source, then samples" if len(request.sources) == 1 else f"two sources, then mix {request.mix:.2f}"
+        return f"{kind}{f' (label {request.label})' if request.label else ''}"
+
+    def _read(self, request: SampleRequest) -> Tensor:
+        return read_radiograph(self.output_dir / self._image(request)).pixels
+
+    def _source_images(self, request: SampleRequest) -> list[Tensor]:
+        table = self.strategy.table
+        if table is None:
+            return []
+        load, fit = LoadRadiographd(keys=["image"]), ResizeCenterCropd(keys=["image"], size=self.sampler.image_size)
+        return [fit(load({"image": table.paths[source]}))["image"] for source in request.sources]

@@ -1,0 +1,190 @@
+"""The prior: a small diffusion model over DINO tokens, so that images can be drawn without a source image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from monai.networks.blocks import MLPBlock
+from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
+from torch import Tensor, nn
+
+from ..conditioning import ConditioningError, TokenScaler
+from .latent_codec import MissingWeightsError
+
+TIMESTEP_FEATURES = 128
+
+
+class TokenComponents(nn.Module):
+    """Tokens [B, N, D] to a few principal components [B, K] and back, with statistics of the training split as buffers.
+
+    Tokens of radiographs fill few of their dimensions: with the shipped encoder 256 of 1,920 hold 98 % of the variance.
+    Components are divided by the fourth root of their variance: as they are, the first few drown the others in the
+    loss; with unit variance all are alike, though most are close to noise.
+
+    Args:
+        num_components: K.
+        num_tokens: N.
+        token_dim: D.
+    """
+
+    def __init__(self, num_components: int, num_tokens: int, token_dim: int) -> None:
+        super().__init__()
+        if num_components > num_tokens * token_dim:
+            raise ConditioningError(
+                f"num_components: expected at most {num_tokens * token_dim}, found {num_components}"
+            )
+        self.scaler = TokenScaler(num_tokens, token_dim)
+        self.register_buffer("directions", torch.zeros(num_tokens * token_dim, num_components))
+        self.register_buffer("components_scale", torch.ones(num_components))
+        self.directions: Tensor
+        self.components_scale: Tensor
+
+    def fit(self, tokens: Tensor) -> None:
+        """Measure over tokens [num_images, N, D] of the training split.
+
+        Raises:
+            ConditioningError: wrong shape, or fewer images than components.
+        """
+        number = len(self.components_scale)
+        if len(tokens) <= number:
+            raise ConditioningError(
+                f"num_components {number}: expected more training images than that, found {len(tokens)}; "
+                "lower num_components"
+            )
+        self.scaler.fit(tokens)
+        flat = self.scaler.scale(tokens.to(self.directions.device)).flatten(1).double()
+        variances, directions = torch.linalg.eigh(flat.T @ flat / (len(flat) - 1))
+        variances = variances.flip(0)[:number].clamp_min(1e-12)
+        scale = variances.pow(0.25)
+        scale = scale * (variances / scale.square()).mean().sqrt()  # so that the mean variance becomes 1
+        self.directions.copy_(directions.flip(1)[:, :number])
+        self.components_scale.copy_(scale)
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Tokens to components; what the K components do not span is lost."""
+        return self.scaler.scale(tokens).flatten(1) @ self.directions / self.components_scale
+
+    def decode(self, components: Tensor) -> Tensor:
+        """Components to tokens as the encoder gives them."""
+        flat = (components * self.components_scale) @ self.directions.T
+        return self.scaler.unscale(flat.view(-1, *self.scaler.tokens_mean.shape))
+
+
+class EmbeddingPrior(nn.Module):
+    """Residual MLP that denoises token components, after the representation diffusion model of RCG (arXiv 2312.03701).
+
+    Args:
+        num_components: K principal components that it works on.
+        num_tokens: N tokens of the denoiser's context.
+        token_dim: D of the DINO encoder.
+        hidden_dim: width.
+        num_blocks: residual blocks.
+        dropout: in the blocks.
+        labels: names of the labels that it can be conditioned on; empty for none.
+    """
+
+    def __init__(
+        self,
+        num_components: int,
+        num_tokens: int,
+        token_dim: int,
+        hidden_dim: int,
+        num_blocks: int,
+        dropout: float,
+        labels: list[str],
+    ) -> None:
+        super().__init__()
+        self.labels = list(labels)
+        self.num_components = num_components
+        self.components = TokenComponents(num_components, num_tokens, token_dim)
+        self.label_embedding = nn.Embedding(len(labels) + 1, hidden_dim)  # the last one is "no label"
+        self.timestep_embedding = nn.Sequential(
+            nn.Linear(TIMESTEP_FEATURES, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim)
+        )
+        self.inlet = nn.Linear(num_components, hidden_dim)
+        self.blocks = nn.ModuleList(_ModulatedBlock(hidden_dim, dropout) for _ in range(num_blocks))
+        self.outlet = nn.Linear(hidden_dim, num_components)
+        nn.init.zeros_(self.outlet.weight)
+
+    def label_indices(self, names: list[str]) -> Tensor:
+        """Indices [B] for label names; what is not among `labels` becomes "no label"."""
+        known = {name: index for index, name in enumerate(self.labels)}
+        return torch.tensor([known.get(name, len(self.labels)) for name in names], dtype=torch.int64)
+
+    def encode_labels(self, indices: Tensor) -> Tensor:
+        """Label indices [B] to context [B, 1, hidden_dim]."""
+        return self.label_embedding(indices)[:, None]
+
+    @property
+    def null_context(self) -> Tensor:
+        """The context of "no label", [1, 1, hidden_dim]."""
+        return self.label_embedding.weight[-1:][None]
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """Predict what the noise schedule's prediction type says.
+
+        Args:
+            noisy: components z_t [B, K].
+            timesteps: [B], as `NoiseSchedule` gives them.
+            context: [B, 1, hidden_dim], of `encode_labels` or `null_context`.
+
+        Returns:
+            [B, K].
+        """
+        features = get_timestep_embedding(timesteps, TIMESTEP_FEATURES)
+        condition = self.timestep_embedding(features.to(noisy.dtype)) + context[:, 0]
+        hidden = self.inlet(noisy)
+        for block in self.blocks:
+            hidden = block(hidden, condition)
+        return self.outlet(hidden)
+
+
+class _ModulatedBlock(nn.Module):
+    """Residual MLP block whose norm is scaled, shifted and gated by the condition (adaLN-zero, Peebles & Xie 2023)."""
+
+    def __init__(self, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_dim, elementwise_affine=False)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_dim, 3 * hidden_dim))
+        self.mlp = MLPBlock(hidden_dim, 2 * hidden_dim, dropout)
+        nn.init.zeros_(self.modulation[1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.modulation[1].bias)  # type: ignore[arg-type]
+
+    def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
+        scale, shift, gate = self.modulation(condition).chunk(3, dim=-1)
+        return hidden + gate * self.mlp(self.norm(hidden) * (1 + scale) + shift)
+
+
+class PriorPass(nn.Module):
+    """The training pass of the prior as one `forward`, which is what DistributedDataParallel can wrap."""
+
+    def __init__(self, prior: EmbeddingPrior) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+        """Denoise components [B, K], given label indices [B]."""
+        return self.prior(noisy, timesteps, self.prior.encode_labels(labels))
+
+
+def start_prior(prior: EmbeddingPrior, tokens: Tensor) -> EmbeddingPrior:
+    """Return the prior to train, with the components of these training tokens [num_images, N, D]."""
+    prior.components.fit(tokens)
+    return prior.train()
+
+
+def load_prior_weights(prior: EmbeddingPrior, path: str | Path) -> EmbeddingPrior:
+    """Load weights strictly and return the prior in eval mode; half precision files become the module's dtype.
+
+    Raises:
+        MissingWeightsError: there is no such file; says how to get one.
+        RuntimeError: keys or shapes differ from the prior's (torch's own message).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingWeightsError(
+            f"{path}: no weights there; expected the prior.pt that train_prior.yaml writes or the bundle ships"
+        )
+    prior.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+    return prior.eval()

@@ -1,0 +1,57 @@
+"""One contact sheet of several generated folders: a row or two for each.
+
+python scripts/contact_sheet.py SHEET.png FOLDER [FOLDER ...] [--columns 8]
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import fire
+import torch
+
+from common.contact_sheet import save_contact_sheet
+from common.errors import UserError, end_with_user_errors
+from common.reader import read_radiograph
+from common.transforms import LoadRadiographd, ResizeCenterCropd
+
+
+class SheetError(UserError, ValueError):
+    """There is nothing to show."""
+
+
+def contact_sheet(sheet: str, *folders: str, columns: int = 8, scale: float = 0.5) -> None:
+    """Draw it.
+
+    Args:
+        sheet: PNG to write.
+        *folders: as inference.yaml writes them; a folder of one source begins with that source.
+        columns: images per row.
+        scale: of the images.
+    """
+    rows: list[list[torch.Tensor]] = []
+    captions: list[str] = []
+    for folder in map(Path, folders):
+        if not (folder / "manifest.csv").is_file():
+            raise SheetError(f"{folder}: found no manifest.csv; expected a folder that inference.yaml has written")
+        with open(folder / "manifest.csv", newline="", encoding="utf-8") as stream:
+            records = list(csv.DictReader(stream))
+        images = [read_radiograph(folder / record["image"]).pixels for record in records]
+        sources = {record["sources"] for record in records} - {""}
+        strategy = records[0]["strategy"] if records else "nothing"
+        if len(sources) == 1 and ";" not in next(iter(sources)):
+            load, fit = LoadRadiographd(["image"]), ResizeCenterCropd(["image"], images[0].shape[-1])
+            images.insert(0, fit(load({"image": sources.pop()}))["image"])
+            strategy += ": source first"
+        for start in range(0, len(images), columns):
+            rows.append(images[start : start + columns])
+            captions.append(strategy)
+    if not rows:
+        raise SheetError("found no folders with images; expected those that inference.yaml has written")
+    print(save_contact_sheet(rows, sheet, None, row_captions=captions, scale=scale))
+
+
+if __name__ == "__main__":
+    end_with_user_errors()
+    fire.Fire(contact_sheet)
