@@ -181,24 +181,35 @@ def check_network(files: Sequence[Path], n: int = 1, overrides: dict[str, Any] |
     meta_file = files[0].with_name("metadata.json")
     paths = [str(path) for path in files]
     try:
+        declared = json.loads(meta_file.read_text(encoding="utf-8"))["network_data_format"]
+        others = {key: _fake_input(value, n) for key, value in declared["inputs"].items() if key != "image"}
         monai.bundle.verify_net_in_out(
-            "network_def", str(meta_file), paths, device="cpu", n=n, p=1, any=1, **(overrides or {})
+            "network_def",
+            str(meta_file),
+            paths,
+            device="cpu",
+            n=n,
+            p=1,
+            any=1,
+            extra_forward_args=others,
+            **(overrides or {}),
         )
-        found, declared = _output_shapes(paths, meta_file, n, overrides or {})
+        parser = ConfigParser()
+        parser.read_config(paths)
+        parser.update(overrides or {})
+        network = parser.get_parsed_content("network_def").eval()
+        with torch.no_grad():
+            found = list(network(_fake_input(declared["inputs"]["image"], n), **others).shape)
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError, ModuleNotFoundError) as error:
         return [f"{name}: network_def does not fit metadata.json: {_root_cause(error)}"]
-    return [] if found == declared else [f"{name}: network_def gives {found}, metadata.json says {declared}"]
+    expected = list(_fake_input(declared["outputs"]["pred"], n).shape)
+    return [] if found == expected else [f"{name}: network_def gives {found}, metadata.json says {expected}"]
 
 
-def _output_shapes(paths: list[str], meta_file: Path, n: int, overrides: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """The shape that the network gives for the declared input, and the declared one."""
-    parser = ConfigParser()
-    parser.read_config(paths)
-    parser.read_meta(str(meta_file))
-    parser.update(overrides)
-    inputs, outputs = (parser[f"_meta_::network_data_format::{key}"] for key in ("inputs::image", "outputs::pred"))
-    shapes = [[1, t["num_channels"], *_get_fake_spatial_shape(t["spatial_shape"], n=n)] for t in (inputs, outputs)]
-    network = parser.get_parsed_content("network_def").eval()
-    with torch.no_grad():
-        found = network(torch.rand(*shapes[0]))
-    return list(found.shape), shapes[1]
+def _fake_input(declared: Any, n: int) -> Any:
+    """A value as declared for a batch of one; a tensor of type `timesteps` has one number per image and no channels."""
+    if not isinstance(declared, dict):
+        return declared
+    if declared["type"] == "timesteps":
+        return torch.zeros(1, dtype=getattr(torch, declared["dtype"]))
+    return torch.rand(1, declared["num_channels"], *_get_fake_spatial_shape(declared["spatial_shape"], n=n))

@@ -1,4 +1,4 @@
-"""The paper-scale configs are not trained here: parameter count, shapes and one step of a narrow twin."""
+"""The paper-scale configs are not trained here: parameter count, shapes and some steps of a narrow twin."""
 
 from types import SimpleNamespace
 
@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.networks.latent_codec import VariationalPass
 
 CONFIGS = "bundles/cxr_autoencoder/configs"
+DIFFUSION_CONFIGS = "bundles/cxr_dino_latent_diffusion/configs"
 
 
 @pytest.fixture
@@ -23,13 +24,17 @@ def build(config):
     return ConfigParser({"network": config}).get_parsed_content("network")
 
 
+def num_parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def test_it_is_as_large_as_documented(network_config):
     config, size = network_config
     with torch.device("meta"):
         codec = build(config)
         mean, std = codec.posterior(torch.zeros(1, 1, size, size))
-    millions = sum(parameter.numel() for parameter in codec.parameters()) / 1e6
-    assert millions == pytest.approx(72.2, abs=0.05)  # Stable Diffusion's decoder has one block more per level: 83.7
+    # Stable Diffusion's decoder has one block more per level: 83.7
+    assert num_parameters(codec) / 1e6 == pytest.approx(72.2, abs=0.05)
     assert mean.shape == std.shape == (1, 4, 64, 64)
 
 
@@ -58,3 +63,92 @@ def test_one_step_of_a_narrow_twin_lowers_the_loss(network_config):
         optimizer.step()
     assert all(parameter.grad is not None for parameter in network.parameters())
     assert losses.after < losses.before
+
+
+@pytest.fixture
+def diffusion(repository):
+    """The latent diffusion bundle's config; its network starts from nothing, its data are but a number of images."""
+    parser = ConfigParser()
+    parser.read_config([str(repository / DIFFUSION_CONFIGS / name) for name in ("train.yaml", "paper_scale_512.yaml")])
+    parser["network"] = "@network_def"
+    parser["train::dataset"] = list(range(1000))
+    return parser
+
+
+@pytest.fixture
+def narrow(diffusion):
+    """The same with a fraction of the width, eight heads as before; it learns from the first step on."""
+    diffusion["network_def::channels"] = [32, 32, 64, 64]
+    diffusion["network_def::num_head_channels"] = [4, 4, 8, 8]
+    diffusion["learning_rate"], diffusion["warmup_steps"] = 1e-3, 0
+    return diffusion
+
+
+def test_denoiser_is_as_large_as_documented_and_takes_the_latents_and_tokens_of_its_config(diffusion):
+    size, num_tokens, token_dim = (diffusion[key] for key in ("image_size", "num_tokens", "token_dim"))
+    with torch.device("meta"):
+        denoiser, codec = (diffusion.get_parsed_content(key) for key in ("network_def", "codec_def"))
+        latents, _ = codec.posterior(torch.zeros(1, 1, size, size))
+        context = denoiser.encode_tokens(torch.zeros(1, num_tokens, token_dim))
+        output = denoiser(latents, torch.zeros(1, dtype=torch.int64), context)
+    assert num_parameters(denoiser.unet) == 859_520_964  # exactly those of Stable Diffusion 1's U-Net
+    assert num_parameters(denoiser) / 1e6 == pytest.approx(860.11, abs=0.005)
+    assert output.shape == latents.shape == (1, 4, 64, 64)
+    assert num_tokens == diffusion.get_parsed_content("selection").num_tokens(num_register_tokens=0)
+
+
+def test_attention_of_the_denoiser_is_fused_and_has_eight_heads(diffusion):
+    with torch.device("meta"):
+        denoiser = diffusion.get_parsed_content("network_def")
+    attentions = [module for module in denoiser.modules() if hasattr(module, "use_flash_attention")]
+    assert len(attentions) == 32  # 16 blocks, self and cross
+    assert all(attention.use_flash_attention and attention.num_heads == 8 for attention in attentions)
+
+
+def test_its_codec_is_the_one_that_the_autoencoder_bundle_trains_at_this_size(diffusion, network_config):
+    with torch.device("meta"):
+        theirs, ours = build(network_config[0]), diffusion.get_parsed_content("codec_def")
+    shapes = [{name: value.shape for name, value in codec.state_dict().items()} for codec in (theirs, ours)]
+    assert shapes[0] == shapes[1]
+    assert diffusion["image_size"] == network_config[1]
+
+
+def test_noise_is_that_of_stable_diffusion(diffusion):
+    schedule = diffusion.get_parsed_content("schedule")
+    assert (schedule.prediction_type, schedule.num_train_timesteps) == ("epsilon", 1000)
+    alpha, sigma = schedule.alpha_sigma(torch.tensor([0, 999]))
+    # cumprod of 1 - linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000) ** 2
+    torch.testing.assert_close(alpha.square(), torch.tensor([0.99915, 0.0046601]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(alpha.square() + sigma.square(), torch.ones(2))
+
+
+def test_learning_rate_warms_up_and_stays(diffusion):
+    diffusion["network_def"] = {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
+    diffusion["train::network"] = "@network"
+    optimizer, scheduler = (diffusion.get_parsed_content(f"train::{name}") for name in ("optimizer", "lr_scheduler"))
+    rates = []
+    for step in (0, 500, 1000, 10_000, diffusion.get_parsed_content("train::total_steps") - 1):
+        scheduler.load_state_dict({"last_epoch": step, "_step_count": step + 1})
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0, 5e-5, 1e-4, 1e-4, 1e-4])
+
+
+def test_optimiser_steps_of_a_narrow_denoiser_lower_its_loss(narrow):
+    torch.manual_seed(0)
+    names = ("network", "optimizer", "step", "ema")
+    network, optimizer, step, ema = (narrow.get_parsed_content(f"train::{name}") for name in names)
+    start = [parameter.clone() for parameter in ema.network.parameters()]
+    batch = {
+        **{"latents_mean": torch.randn(2, 4, 16, 16), "latents_std": torch.full((2, 4, 16, 16), 0.1)},
+        **{"cls_token": torch.randn(2, 768), "register_tokens": torch.empty(2, 0, 768)},
+        **{"patch_grid": torch.empty(2, 0, 0, 768), "draw": torch.tensor([0, 1])},
+    }
+    engine = SimpleNamespace(network=network, optimizer=optimizer)
+    losses = []
+    for iteration in range(1, 6):
+        engine.state = SimpleNamespace(device=torch.device("cpu"), iteration=iteration)
+        losses.append(step(engine, batch)["loss"])
+    assert losses[0] == pytest.approx(1.0, abs=0.1)  # the U-Net starts at zero, and noise has unit variance
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(parameter.grad is not None for parameter in network.parameters())  # or distribution would wait for ever
+    assert any((now != before).any() for now, before in zip(ema.network.parameters(), start, strict=True))

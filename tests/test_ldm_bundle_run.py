@@ -1,0 +1,159 @@
+"""The latent diffusion bundle's commands, as a user gives them: alone, killed and resumed, and as two processes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, draw_radiographs
+from test_bundles_run import command, run, wait_for, weights
+
+from common.latent_store import ARRAYS, DESCRIPTION_NAME, LatentStore
+
+BUNDLE = "bundles/cxr_dino_latent_diffusion"
+CONFIGS = f"{BUNDLE}/configs"
+TRAIN = [f"{CONFIGS}/train.yaml", f"{CONFIGS}/smoke.yaml"]
+# 7 images for training and 3 for validation: neither divides evenly into batches or among two processes.
+IMAGES = {"limit": 20, "val_fraction": 0.4}
+EXACT = {"amp": False, "cache_batch_size": 1}  # so that two ways to the same store differ in nothing
+AS_IN_SMOKE = {"image_size": 64, "dino_image_size": 56, "cache_num_workers": 0}
+STEPS = {"max_epochs": 3, "val_interval": 3}
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+pytestmark = pytest.mark.slow
+
+
+LIST_THREADS = """
++imports: [$import pathlib]
++finalize: ["$print('threads:', [path.read_text() for path in pathlib.Path('/proc/self/task').glob('*/comm')])"]
+"""
+
+
+def torchrun(run_id, files, folder, **overrides):
+    """The same command in two processes; both have to end well, and without a thread of gloo that could abort them."""
+    list_threads = folder / "list_threads.yaml"
+    list_threads.write_text(LIST_THREADS)
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = command(run_id, str([*files, str(list_threads)]), bundle_root=BUNDLE, **overrides)[3:]
+    done = subprocess.run(
+        launcher + arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, env=ONE_THREAD
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.count("threads:") == 2 and "gloo_runloop" not in done.stdout
+    return done.stdout + done.stderr
+
+
+def checkpoint(folder):
+    return torch.load(folder / "checkpoint_last.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ldm")
+    draw_radiographs(folder / "images", count=10, size=64)
+    (folder / "images" / "broken.png").write_text("not a picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(folder):
+    """A store made by two processes of the cache workflow."""
+    files = [f"{CONFIGS}/cache.yaml", f"{CONFIGS}/multi_gpu_cache.yaml"]
+    torchrun(
+        "run",
+        files,
+        folder,
+        dataset_dir=folder / "images",
+        cache_dir=folder / "store",
+        **AS_IN_SMOKE,
+        **IMAGES,
+        **EXACT,
+    )
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def trained(folder, store):
+    """A smoke training of one process, with the batch of two, from that store."""
+    overrides = {"dataset_dir": folder / "images", "cache_dir": store, "batch_size": 4, **IMAGES, **EXACT, **STEPS}
+    overrides["checkpoint_every_steps"] = 1
+    output = run(REPOSITORY, "training", str(TRAIN), bundle_root=BUNDLE, output_dir=folder / "train", **overrides)
+    return folder / "train", output, overrides
+
+
+def test_cache_of_two_processes_is_complete_and_reports_the_broken_file(store):
+    made = LatentStore(store)
+    assert made.is_complete and [item["split"] for item in made.items] == 7 * ["train"] + 3 * ["val"]
+    assert all(np.abs(made.arrays[name]).reshape(10, -1).max(axis=1).all() for name in ("latents_mean", "cls_token"))
+    with open(store / "skipped.csv") as stream:
+        assert {row["image"].rsplit("/", 1)[-1] for row in csv.DictReader(stream)} == {"broken.png"}
+
+
+def test_training_opens_the_store_of_the_cache_workflow_and_leaves_weights_samples_and_record(trained):
+    folder, output, _ = trained
+    assert "caching" not in output
+    assert weights(folder)["context_encoder.scaler.tokens_num_images"] == 7
+    assert {"checkpoint_last.pt", "run_record.json", "resolved_config.yaml"} <= {p.name for p in folder.iterdir()}
+    assert list((folder / "tensorboard").glob("events*"))
+    assert [p.name for p in (folder / "samples").iterdir()] == ["samples_epoch_003.png"]
+
+
+def test_two_processes_equal_one_with_the_doubled_batch_and_write_once(trained, folder, store):
+    one_process, its_output, _ = trained
+    overrides = {"dataset_dir": folder / "images", "output_dir": folder / "ddp", "cache_dir": folder / "ddp_store"}
+    files = [*TRAIN, f"{CONFIGS}/multi_gpu_train.yaml"]
+    output = torchrun("training", files, folder, **overrides, batch_size=2, **IMAGES, **EXACT, **STEPS)
+
+    alone, together = LatentStore(store), LatentStore(folder / "ddp_store")
+    assert json.loads((store / DESCRIPTION_NAME).read_text()) == json.loads(
+        (folder / "ddp_store" / DESCRIPTION_NAME).read_text()
+    )
+    for name in ARRAYS:
+        np.testing.assert_allclose(together.arrays[name], alone.arrays[name], rtol=2e-3, atol=2e-3)
+
+    expected, found = (checkpoint(path)["objects"] for path in (one_process, folder / "ddp"))
+    assert found["keep_best"]["best_value"] == pytest.approx(expected["keep_best"]["best_value"], rel=1e-5)
+    for name, value in expected["network"].items():
+        # Adam makes steps of noise where a gradient is zero but for rounding: biases before a norm.
+        torch.testing.assert_close(
+            found["network"][name], value, atol=1e-4, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+    assert len(json.loads((folder / "ddp" / "run_record.json").read_text())["runs"]) == 1
+    events = [len(list((path / "tensorboard").glob("events*"))) for path in (one_process, folder / "ddp")]
+    assert events[0] == events[1]
+    for line in ("is the best so far", "Metrics -- val_loss"):
+        assert output.count(line) == its_output.count(line) >= 1, line
+
+
+def test_killed_in_the_middle_the_same_command_gets_to_the_same_weights(trained, folder):
+    expected, _, overrides = trained
+    overrides = {**overrides, "bundle_root": BUNDLE, "output_dir": folder / "killed"}
+    process = subprocess.Popen(
+        command("training", str(TRAIN), **overrides),
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(folder / "killed" / "checkpoint_last.pt", process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    output = run(REPOSITORY, "training", str(TRAIN), **overrides)
+    if process.returncode == -signal.SIGKILL:
+        assert "resuming from" in output
+    assert weights(folder / "killed").keys() == weights(expected).keys()
+    for name, value in weights(folder / "killed").items():
+        assert torch.equal(value, weights(expected)[name]), name
+
+
+def test_a_store_of_other_images_is_refused_and_nothing_is_trained(trained, folder):
+    _, _, overrides = trained
+    changed = {**overrides, "bundle_root": BUNDLE, "output_dir": folder / "refused", "dino_image_size": 70}
+    output = run(REPOSITORY, "training", str(TRAIN), expect=1, **changed)
+    assert "holds a store of something else (encoder_image_size: 56 there, 70 now)" in output
+    assert not (folder / "refused" / "checkpoint_last.pt").exists()
