@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 
 def rank() -> int:
@@ -29,6 +31,23 @@ def wait_for_all() -> None:
     """Let every process get here before any goes on, for instance until rank 0 has written a file."""
     if world_size() > 1:
         dist.barrier()
+
+
+def leave() -> None:
+    """Leave the process group as the last act of a distributed run; its distributed networks cannot be used afterwards.
+
+    gloo's threads release finished work a moment after they have reported it, and need Python's lock for that. One that
+    asks for the lock when the interpreter is already shutting down aborts the process ("terminate called without an
+    active exception"), now and then and with all work done. Only the group's destructor waits for these threads, and
+    `destroy_process_group` alone does not get that far: every distributed network holds the group too. (So do the
+    default arguments of torch.distributed.nn if that is first imported with the group in place; MONAI imports it.)
+    """
+    dist.barrier()  # nobody leaves while another still needs the group
+    # All that are in memory, so that no caller can forget one, nor one wait unseen for garbage collection.
+    for network in [found for found in gc.get_objects() if issubclass(type(found), DistributedDataParallel)]:
+        for holder in ("process_group", "reducer", "logger"):
+            vars(network).pop(holder, None)
+    dist.destroy_process_group()
 
 
 def local_device() -> torch.device:

@@ -1,6 +1,7 @@
 """Two gloo processes do what one process with the doubled batch does."""
 
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.autoencoder_step import AutoencoderStep
 from common.checkpoint import TrainingCheckpoint
-from common.distributed import is_rank_zero, local_device, rank, world_size
+from common.distributed import is_rank_zero, leave, local_device, rank, world_size
 from common.ema import ExponentialMovingAverage
 from common.latent_statistics import measure_statistics
 from common.losses import AdversarialTerm, ReconstructionLoss
@@ -56,6 +57,11 @@ def three_steps(rank, world_size):
     return codec, losses, statistics
 
 
+def thread_names():
+    """Names of this process's threads, those outside Python included."""
+    return " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
+
+
 def _worker(rank, port, folder):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -63,8 +69,9 @@ def _worker(rank, port, folder):
     checkpoint = TrainingCheckpoint(folder / f"of_rank_{rank}.pt", {"codec": codec}, {})
     checkpoint.save({"iteration": 3})
     torch.save({"codec": codec.state_dict(), "losses": losses, "statistics": statistics}, folder / f"result_{rank}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
+    assert "gloo" in thread_names()
+    leave()
+    assert "gloo" not in thread_names()  # one that is left may abort the process at its end
 
 
 @pytest.mark.slow
