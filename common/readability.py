@@ -135,7 +135,7 @@ def _on_first_rank(scan: Callable[[], list[int]]) -> list[int]:
     if world_size() == 1:
         return scan()
     # Beside nccl a group of its own: scanning may outlast nccl's timeout, and gloo carries the verdict without a GPU.
-    # It lives as long as the process: destroying one group of several makes some processes abort at their end.
+    # It lives until `distributed.leave`, which waits for its threads.
     group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=timedelta(days=2))
     outcome: list[Any] = [None, None]
     error: Exception | None = None
