@@ -80,9 +80,7 @@ class AutoencoderStep:
             if self.adversarial is not None and self.adversarial.is_active(engine.state.iteration):
                 terms["adversarial"] = self.adversarial.generator_loss(reconstruction)
         logged = {"learning_rate": float(engine.optimizer.param_groups[0]["lr"])}
-        values, norm = descend(
-            engine.network, engine.optimizer, terms, self.max_grad_norm, engine.state.iteration
-        )
+        values, norm = descend(engine.network, engine.optimizer, terms, self.max_grad_norm, engine.state.iteration)
         logged |= {**values, "grad_norm": norm}
         if self.adversarial is not None and self.adversarial.is_active(engine.state.iteration):
             logged |= self._discriminator_step(engine, reconstruction, image)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ignite.metrics import Average
@@ -131,6 +131,7 @@ class DenoisingValidation:
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return "errors" [B, num_levels]."""
         device = engine.state.device
+        denoiser = cast(LatentDenoiser, engine.network)
         indices = batch["index"].tolist()
         x0 = batch["latents_mean"].to(device)
         tokens = self.selection.select(batch).to(device)
@@ -142,7 +143,7 @@ class DenoisingValidation:
             timesteps = self.schedule.sample_timesteps((level + within) / self.num_levels).to(device)
             noisy = self.schedule.add_noise(x0, noise, timesteps)
             with torch.no_grad(), autocast(device, self.amp):
-                output = engine.network(noisy, timesteps, engine.network.encode_tokens(tokens))
+                output = denoiser(noisy, timesteps, denoiser.encode_tokens(tokens))
             errors.append((output.float() - self.schedule.target(x0, noise, timesteps)).square().mean((1, 2, 3)))
         return {"errors": torch.stack(errors, dim=1)}
 
@@ -162,6 +163,6 @@ class MeanError(Average):
         errors = output["errors"].double()
         return (errors.mean(1) if self.level is None else errors[:, self.level])[:, None]
 
-    def compute(self) -> float:  # type: ignore[override]
+    def compute(self) -> float:
         """The mean as a number."""
         return float(super().compute())

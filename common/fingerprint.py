@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(stream)
 
 
-def _slow(stream) -> str:  # type: ignore[no-untyped-def]  # Python 3.10 has no file_digest
+def _slow(stream: BinaryIO) -> str:  # Python 3.10 has no file_digest
     digest = hashlib.sha256()
     for block in iter(lambda: stream.read(1 << 20), b""):
         digest.update(block)

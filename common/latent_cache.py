@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ _logger = logging.getLogger(__name__)
 class LatentCache:
     """Make, or go on making, or just open the store of a data set.
 
-    A finished store is opened without looking at the images, so training can run where they are not.
+    A finished store is opened without looking at the images, so training can run where they are not. Processes that
+    share the work have to be on one machine, as they write to the same memory maps.
 
     Args:
         cache_dir: of the store; one store per data set, codec and encoder.
@@ -77,7 +79,7 @@ class LatentCache:
         self.num_workers = num_workers
         self.amp = amp
         self.device = device
-        self.made_with: dict[str, Any] = {
+        made_with = {
             "dataset_dir": str(Path(dataset_dir).resolve()),
             "codec_sha256": network_sha256(codec),
             "encoder_sha256": network_sha256(encoder),
@@ -87,6 +89,8 @@ class LatentCache:
             "seed": seed,
             **settings,
         }
+        # As the store's description gives it back: a tuple, for instance, comes back as a list.
+        self.made_with: dict[str, Any] = json.loads(json.dumps(made_with))
 
     def run(self) -> LatentStore:
         """Return the finished store, made or completed where needed.
@@ -99,10 +103,12 @@ class LatentCache:
         if not begun:
             self._begin()
             wait_for_all()
-        self._refuse_others()
         store = LatentStore(self.cache_dir)
-        if not store.is_complete:
-            self._fill(LatentStore(self.cache_dir, writable=True))
+        self._refuse_others(store)
+        missing = [(int(image), int(view)) for image, view in zip(*(store.done == 0).nonzero(), strict=True)]
+        wait_for_all()  # nobody writes before all know what is missing, or their shares would not fit together
+        if missing:
+            self._fill(LatentStore(self.cache_dir, writable=True), missing)
             wait_for_all()
             store = LatentStore(self.cache_dir)
         if is_rank_zero():
@@ -119,8 +125,8 @@ class LatentCache:
         shapes = {name: tuple(value.shape[1:]) for name, value in values.items()}
         LatentStore.allocate(self.cache_dir, self.made_with, items, self.num_views, shapes)
 
-    def _refuse_others(self) -> None:
-        there = LatentStore(self.cache_dir).made_with
+    def _refuse_others(self, store: LatentStore) -> None:
+        there = store.made_with
         different = [
             f"{key}: {there.get(key)} there, {self.made_with.get(key)} now"
             for key in sorted(there.keys() | self.made_with.keys())
@@ -132,11 +138,14 @@ class LatentCache:
                 "or the settings of that store"
             )
 
-    def _fill(self, store: LatentStore) -> None:
-        missing = [(int(image), int(view)) for image, view in zip(*(store.done == 0).nonzero(), strict=True)]
+    def _fill(self, store: LatentStore, missing: Sequence[tuple[int, int]]) -> None:
         mine = missing[rank() :: world_size()]
         views = _Views(store.items, mine, self.transform, self.seed)
-        loader = DataLoader(views, batch_size=self.batch_size, num_workers=self.num_workers)
+        # Its own generator: from the global one it would draw only where a store is made, and the weights that are
+        # initialised afterwards would depend on that.
+        loader = DataLoader(
+            views, batch_size=self.batch_size, num_workers=self.num_workers, generator=torch.Generator()
+        )
         done = 0
         bar = tqdm(total=len(mine), desc="caching", unit="image", dynamic_ncols=True, disable=not is_rank_zero())
         with bar:

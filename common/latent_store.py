@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,15 +49,26 @@ class LatentStore:
             described = json.loads((self.folder / DESCRIPTION_NAME).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise StoreError(f"{self.folder}: no {DESCRIPTION_NAME} there; run the cache workflow first") from None
-        except json.JSONDecodeError as error:
-            raise StoreError(f"{self.folder / DESCRIPTION_NAME} is damaged ({error}); delete the folder") from None
+        except ValueError as error:  # no JSON, or no text at all
+            raise StoreError(
+                f"{self.folder / DESCRIPTION_NAME} is damaged ({error}); delete the folder and make the store anew"
+            ) from None
         if described.get("version") != VERSION:
-            raise StoreError(f"{self.folder}: store version {described.get('version')}, expected {VERSION}; make it anew")
+            found = described.get("version")
+            raise StoreError(f"{self.folder}: found store version {found}, expected {VERSION}; make it anew")
         self.made_with: dict[str, Any] = described["made_with"]
         self.items: list[dict[str, Any]] = described["items"]
-        mode = "r+" if writable else "r"
-        self.arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode=mode) for name in ARRAYS}  # type: ignore[call-overload]
-        self.done = np.load(self.folder / DONE_NAME, mmap_mode=mode)  # type: ignore[call-overload]
+        mode: Literal["r", "r+"] = "r+" if writable else "r"
+        self.arrays = {name: self._mapped(f"{name}.npy", mode) for name in ARRAYS}
+        self.done = self._mapped(DONE_NAME, mode)
+
+    def _mapped(self, name: str, mode: Literal["r", "r+"]) -> np.ndarray:
+        try:
+            return np.load(self.folder / name, mmap_mode=mode)
+        except (FileNotFoundError, EOFError, ValueError) as error:
+            raise StoreError(
+                f"{self.folder / name} is missing or damaged ({error}); delete the folder and make the store anew"
+            ) from None
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
@@ -70,15 +83,25 @@ class LatentStore:
         num_views: int,
         shapes: Mapping[str, Sequence[int]],
     ) -> None:
-        """Make the files of an empty store; its description comes last, so that a kill before leaves no store."""
+        """Make the files of an empty store; its description comes last, so that a kill before leaves no store.
+
+        Raises:
+            StoreError: the disk has no room for it.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        # The files are sparse: a disk that is full later on would end the run with a bus error and no message.
+        needed = len(items) * num_views * (1 + 2 * sum(math.prod(shapes[name]) for name in ARRAYS))
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise StoreError(
+                f"{folder}: found {free / 1e9:.1f} GB free, expected at least {needed / 1e9:.1f} GB for the store of "
+                f"{len(items)} images with {num_views} views; give another --cache_dir, or fewer views"
+            )
         for name in ARRAYS:
             shape = (len(items), num_views, *shapes[name])
             np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape).flush()
-        np.lib.format.open_memmap(
-            folder / DONE_NAME, mode="w+", dtype=np.uint8, shape=(len(items), num_views)
-        ).flush()
+        np.lib.format.open_memmap(folder / DONE_NAME, mode="w+", dtype=np.uint8, shape=(len(items), num_views)).flush()
         text = json.dumps({"version": VERSION, "made_with": dict(made_with), "items": list(items)}, indent=1)
         with atomic_path(folder / DESCRIPTION_NAME) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -102,8 +125,13 @@ class LatentStore:
         images, views = zip(*rows, strict=True)
         for name in ARRAYS:
             halves = values[name].detach().cpu().half().numpy()
-            if not np.isfinite(halves).all():
-                raise StoreError(f"{name} of images {images}: expected finite numbers in float16")
+            finite = np.isfinite(halves).reshape(len(halves), -1).all(axis=1)
+            if not finite.all():
+                bad = ", ".join(str(self.items[images[number]]["image"]) for number in np.flatnonzero(~finite))
+                raise StoreError(
+                    f"{name}: expected finite numbers in float16, found others for {bad}; look at these files, leave "
+                    f"them out of the data set, and delete {self.folder} to make the store anew"
+                )
             self.arrays[name][list(images), list(views)] = halves
         self.done[list(images), list(views)] = 1
 
@@ -125,7 +153,7 @@ class LatentStore:
 
 
 class LatentDataset(Dataset):
-    """One split of a store; items are float32 tensors by the names of the store, plus "draw".
+    """One split of a store; items are float32 tensors by the names of the store, plus "draw" and "index".
 
     Args:
         store: complete.

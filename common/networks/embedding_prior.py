@@ -13,6 +13,7 @@ from ..conditioning import ConditioningError, TokenScaler
 from .latent_codec import MissingWeightsError
 
 TIMESTEP_FEATURES = 128
+SMALLEST_VARIANCE = 1e-6  # of a component, per that of the first
 
 
 class TokenComponents(nn.Module):
@@ -55,7 +56,9 @@ class TokenComponents(nn.Module):
         self.scaler.fit(tokens)
         flat = self.scaler.scale(tokens.to(self.directions.device)).flatten(1).double()
         variances, directions = torch.linalg.eigh(flat.T @ flat / (len(flat) - 1))
-        variances = variances.flip(0)[:number].clamp_min(1e-12)
+        variances = variances.flip(0)[:number]
+        # Images that are in the data twice leave directions without variance, which would blow up in other images.
+        variances = variances.clamp_min(max(float(SMALLEST_VARIANCE * variances[0]), 1e-12))
         scale = variances.pow(0.25)
         scale = scale * (variances / scale.square()).mean().sqrt()  # so that the mean variance becomes 1
         self.directions.copy_(directions.flip(1)[:, :number])
@@ -106,6 +109,7 @@ class EmbeddingPrior(nn.Module):
         self.blocks = nn.ModuleList(_ModulatedBlock(hidden_dim, dropout) for _ in range(num_blocks))
         self.outlet = nn.Linear(hidden_dim, num_components)
         nn.init.zeros_(self.outlet.weight)
+        nn.init.zeros_(self.outlet.bias)
 
     def label_indices(self, names: list[str]) -> Tensor:
         """Indices [B] for label names; what is not among `labels` becomes "no label"."""

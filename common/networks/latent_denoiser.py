@@ -36,7 +36,7 @@ class LatentDenoiser(nn.Module):
         channels: Sequence[int],
         num_res_blocks: int | Sequence[int],
         attention_levels: Sequence[bool],
-        num_head_channels: int,
+        num_head_channels: int | Sequence[int],
         num_tokens: int,
         token_dim: int,
         context_dim: int,

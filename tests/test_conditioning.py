@@ -1,0 +1,175 @@
+import pytest
+import torch
+
+from common.conditioning import (
+    ConditioningError,
+    ContextEncoder,
+    TokenScaler,
+    TokenSelection,
+    pooled_patch_grid,
+)
+from common.networks.dino import DinoTokens
+
+
+def encoded(patches, registers=0):
+    """Tokens of an encoder with these patch tokens [B, N, D]."""
+    batch, _, width = patches.shape
+    return DinoTokens(torch.zeros(batch, width), torch.zeros(batch, registers, width), patches)
+
+
+def stored(batch=2, registers=3, grid=4, width=5):
+    """A batch as the store gives it, every number another one."""
+    shapes = {
+        "cls_token": (batch, width),
+        "register_tokens": (batch, registers, width),
+        "patch_grid": (batch, grid, grid, width),
+    }
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((2, 4), [[0.5, 2.5], [4.5, 6.5]]), ((4, 2), [[1.0, 2.0], [5.0, 6.0]])],  # of rows of 4, and of rows of 2
+)
+def test_a_pooled_cell_is_the_mean_of_its_patches_rows_before_columns(size, expected):
+    patches = torch.arange(8.0).view(1, 8, 1).repeat(2, 1, 1)
+    patches[1] += 100  # another image
+    grid = pooled_patch_grid(encoded(patches), size, 2)
+    assert grid.shape == (2, 2, 2, 1)
+    assert torch.equal(grid[0, :, :, 0], torch.tensor(expected))
+    assert torch.equal(grid[1, :, :, 0], torch.tensor(expected) + 100)
+
+
+def test_features_are_pooled_apart():
+    patches = torch.randn(1, 16, 3)
+    grid = pooled_patch_grid(encoded(patches), (4, 4), 4)
+    torch.testing.assert_close(grid.reshape(1, 16, 3), patches)
+
+
+def test_no_grid_is_an_empty_one():
+    assert pooled_patch_grid(encoded(torch.randn(2, 6, 5)), (2, 3), 0).shape == (2, 0, 0, 5)
+
+
+def test_patches_that_do_not_fill_the_image_are_refused():
+    with pytest.raises(ValueError, match=r"expected 3 × 4, found 8"):
+        pooled_patch_grid(encoded(torch.randn(1, 8, 1)), (3, 4), 2)
+
+
+def test_tokens_come_as_cls_registers_grid_row_by_row():
+    batch = stored(grid=2)
+    chosen = TokenSelection(use_registers=True, patch_grid=2).select(batch)
+    grid = batch["patch_grid"]
+    assert chosen.shape == (2, 1 + 3 + 4, 5)
+    assert torch.equal(chosen[:, 0], batch["cls_token"])
+    assert torch.equal(chosen[:, 1:4], batch["register_tokens"])
+    assert torch.equal(chosen[:, 4:], torch.stack([grid[:, 0, 0], grid[:, 0, 1], grid[:, 1, 0], grid[:, 1, 1]], 1))
+
+
+@pytest.mark.parametrize("registers", [0, 3])
+@pytest.mark.parametrize("use_registers", [False, True])
+@pytest.mark.parametrize("patch_grid", [0, 1, 4])
+def test_as_many_tokens_as_announced(registers, use_registers, patch_grid):
+    selection = TokenSelection(use_registers, patch_grid)
+    chosen = selection.select(stored(registers=registers))
+    assert chosen.shape == (2, selection.num_tokens(registers), 5)
+
+
+def test_a_cached_grid_pools_to_what_pooling_at_once_gives():
+    tokens = encoded(torch.randn(2, 256, 5))
+    cached = {"cls_token": tokens.cls_token, "patch_grid": pooled_patch_grid(tokens, (16, 16), 4)}
+    chosen = TokenSelection(False, 2).select(cached)[:, 1:]
+    torch.testing.assert_close(chosen, pooled_patch_grid(tokens, (16, 16), 2).flatten(1, 2))
+
+
+@pytest.mark.parametrize(("cached", "wanted"), [(4, 3), (2, 4), (0, 1)])
+def test_a_grid_that_the_store_cannot_give_is_refused(cached, wanted):
+    with pytest.raises(ConditioningError, match=rf"{wanted}: expected a divisor of the cached grid's {cached}"):
+        TokenSelection(False, wanted).select(stored(grid=cached))
+
+
+def test_a_negative_grid_is_refused():
+    with pytest.raises(ConditioningError, match="found -1"):
+        TokenSelection(False, -1)
+
+
+@pytest.mark.parametrize("patch_grid", [0, 2])
+def test_half_precision_tokens_are_chosen_as_float32(patch_grid):
+    halves = {name: value.half() for name, value in stored().items()}
+    assert TokenSelection(True, patch_grid).select(halves).dtype == torch.float32
+
+
+def test_scaled_tokens_have_mean_zero_and_deviation_one_per_position_and_feature():
+    tokens = torch.randn(50, 2, 3) * torch.tensor([1.0, 5.0, 0.1]) + torch.tensor([[0.0, 3.0, -7.0], [50.0, 0.0, 1.0]])
+    scaler = TokenScaler(2, 3)
+    assert not scaler.is_fitted
+    scaler.fit(tokens)
+    assert scaler.is_fitted and scaler.tokens_num_images == 50
+    torch.testing.assert_close(scaler.tokens_mean, tokens.mean(0))
+    torch.testing.assert_close(scaler.tokens_std, tokens.std(0))
+    scaled = scaler.scale(tokens)
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(2, 3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled.std(0), torch.ones(2, 3))
+    torch.testing.assert_close(scaler.unscale(scaled), tokens)
+
+
+def test_statistics_are_saved_with_the_weights():
+    scaler, other = TokenScaler(2, 3), TokenScaler(2, 3)
+    scaler.fit(torch.randn(4, 2, 3))
+    other.load_state_dict(scaler.state_dict())
+    assert other.is_fitted
+    tokens = torch.randn(4, 2, 3)
+    assert torch.equal(other.scale(tokens), scaler.scale(tokens))
+
+
+def test_a_feature_that_never_changes_stays_finite():
+    tokens = torch.randn(4, 1, 2)
+    tokens[..., 0] = 3.0
+    scaler = TokenScaler(1, 2)
+    scaler.fit(tokens)
+    assert torch.equal(scaler.scale(tokens)[..., 0], torch.zeros(4, 1))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (4, 3, 3), (4, 2, 4)])
+def test_statistics_of_one_image_or_of_other_tokens_are_refused(shape):
+    with pytest.raises(ConditioningError, match=r"expected at least 2 × \(2, 3\)"):
+        TokenScaler(2, 3).fit(torch.randn(shape))
+
+
+def make_context_encoder():
+    encoder = ContextEncoder(num_tokens=2, token_dim=3, context_dim=4)
+    encoder.scaler.fit(torch.randn(10, 2, 3) * 4 + 2)
+    return encoder
+
+
+def test_context_is_the_projection_of_scaled_tokens_plus_their_position():
+    encoder = make_context_encoder()
+    tokens = torch.randn(5, 2, 3)
+    scaled = (tokens - encoder.scaler.tokens_mean) / encoder.scaler.tokens_std
+    expected = scaled @ encoder.projection.weight.T + encoder.projection.bias + encoder.position
+    torch.testing.assert_close(encoder(tokens), expected)
+
+
+def test_the_null_context_is_just_where_the_context_is_dropped():
+    encoder = make_context_encoder()
+    tokens, drop = torch.randn(4, 2, 3), torch.tensor([True, False, False, True])
+    context = encoder.with_drop(tokens, drop)
+    assert torch.equal(context[~drop], encoder(tokens)[~drop])
+    assert torch.equal(context[drop], encoder.null_context.expand(2, 2, 4))
+
+
+def test_the_null_context_learns_from_dropped_samples_and_the_projection_from_the_others():
+    encoder = make_context_encoder()
+    tokens = torch.randn(3, 2, 3)
+    encoder.with_drop(tokens, torch.tensor([True, False, True])).sum().backward()
+    assert torch.equal(encoder.null_context.grad, torch.full((1, 2, 4), 2.0))
+    kept = encoder.scaler.scale(tokens[1]).sum(0)
+    torch.testing.assert_close(encoder.projection.weight.grad, kept.expand(4, 3))
+    encoder.zero_grad()
+    encoder.with_drop(tokens, torch.zeros(3, dtype=torch.bool)).sum().backward()
+    assert torch.equal(encoder.null_context.grad, torch.zeros(1, 2, 4))  # not None, which DDP would wait for
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 3), (2, 2, 5), (2, 3)])
+def test_other_tokens_than_trained_with_are_refused(shape):
+    with pytest.raises(ConditioningError, match=r"expected \[B, 2, 3\].*trained with other tokens or another encoder"):
+        make_context_encoder()(torch.randn(shape))

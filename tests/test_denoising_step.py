@@ -1,0 +1,392 @@
+"""Training and validation of the denoiser, on oracles whose error is known and on a network that learns."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_tiny_denoiser, make_tiny_store, randomise, run_ranks
+from monai.engines import SupervisedEvaluator
+from monai.handlers import LrScheduleHandler, ValidationHandler
+from test_engines import Killed, assert_equal_states, state_of
+from torch import nn
+from torch.utils.data import DataLoader, default_collate
+
+from common.checkpoint import TrainingCheckpoint
+from common.conditioning import TokenSelection
+from common.dataset import StepBatchSampler
+from common.denoising_step import DenoisingStep, DenoisingValidation, MeanError, drawn_latents, spread_uniform
+from common.descent import NonFiniteLossError
+from common.ema import ExponentialMovingAverage
+from common.engines import KeepBest, ResumableTrainer
+from common.latent_store import LatentDataset
+from common.lr_schedule import ResumableWarmupCosine
+from common.networks.latent_denoiser import DenoisingPass
+from common.noise_schedule import NoiseSchedule
+
+CPU = torch.device("cpu")
+SCHEDULES = {
+    "epsilon": ("scaled_linear_beta", "epsilon"),
+    "v_prediction": ("cosine", "v_prediction"),
+    "flow": ("rectified_flow", "flow"),
+}
+SELECTION = TokenSelection(use_registers=False, patch_grid=1)  # two tokens
+CLS = TokenSelection(use_registers=False, patch_grid=0)
+
+
+def make_schedule(prediction_type="flow"):
+    return NoiseSchedule(*SCHEDULES[prediction_type])
+
+
+class Known(nn.Module):
+    """Predicts by a function of (noisy, timesteps), and keeps what it was given; stands for pass and denoiser."""
+
+    def __init__(self, predict=lambda noisy, timesteps: torch.zeros_like(noisy)):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.predict = predict
+        self.given = []
+
+    def encode_tokens(self, tokens):
+        return tokens
+
+    def forward(self, noisy, timesteps, tokens, drop=None):
+        self.given.append(SimpleNamespace(noisy=noisy, timesteps=timesteps, tokens=tokens, drop=drop))
+        return self.predict(noisy, timesteps) + 0.0 * self.weight
+
+
+def make_step(network, prediction_type="flow", uncond_prob=0.1, min_snr_gamma=None, selection=CLS):
+    ema = ExponentialMovingAverage(network, 0.9)
+    return DenoisingStep(make_schedule(prediction_type), selection, uncond_prob, min_snr_gamma, ema, 1.0, False, seed=0)
+
+
+def make_engine(network, lr=0.0, iteration=1):
+    optimizer = torch.optim.Adam(network.parameters(), lr)
+    return SimpleNamespace(state=SimpleNamespace(device=CPU, iteration=iteration), network=network, optimizer=optimizer)
+
+
+def batch_of(mean, std=0.0, draws=None):
+    """A batch as the store gives it, from latents [B, C, h, w]."""
+    count = len(mean)
+    draws = torch.arange(count) if draws is None else torch.as_tensor(draws)
+    tokens = {"cls_token": torch.zeros(count, 6), "register_tokens": torch.zeros(count, 0, 6)}
+    tokens["patch_grid"] = torch.zeros(count, 0, 0, 6)
+    return {"latents_mean": mean, "latents_std": torch.full_like(mean, std), "draw": draws, "index": draws, **tokens}
+
+
+# ---- what is random ------------------------------------------------------------------------------------------------
+
+
+def discrepancy(numbers):
+    """Largest distance of the empirical distribution from the uniform one (Kolmogorov-Smirnov)."""
+    ordered, count = numbers.sort().values, len(numbers)
+    above = (torch.arange(1, count + 1) / count - ordered).max()
+    return float(torch.maximum(above, (ordered - torch.arange(count) / count).max()))
+
+
+def test_timesteps_are_spread_more_evenly_than_chance_over_any_run_of_draws():
+    for first in (0, 1000, 10**7):
+        assert discrepancy(spread_uniform(list(range(first, first + 1000)), seed=0)) < 0.006  # by chance about 0.03
+        assert discrepancy(spread_uniform(list(range(first, first + 32)), seed=0)) < 0.1  # by chance about 0.15
+    assert spread_uniform(list(range(10_000)), seed=0).min() >= 0.0 and spread_uniform([10**9], seed=0).max() < 1.0
+
+
+def test_each_single_image_gets_all_timesteps_in_the_course_of_a_training():
+    num_items = 55  # a Fibonacci number: draws so far apart have nearly the same timestep
+    draws = {item: [] for item in range(3)}
+    stream = iter(StepBatchSampler(num_items, batch_size=num_items, seed=0))
+    for _ in range(400):
+        for item, draw in next(stream):
+            if item in draws:
+                draws[item].append(draw)
+    for numbers in draws.values():
+        counts = torch.histc(spread_uniform(numbers, seed=0).float(), bins=10, min=0.0, max=1.0)
+        assert ((counts - 40) ** 2 / 40).sum() < 27.9  # chi-square of 9 degrees of freedom, 0.1 %
+
+
+def test_seeds_differ_in_where_the_sequence_starts():
+    assert spread_uniform([0], seed=0) != spread_uniform([0], seed=1)
+
+
+def test_a_sample_is_treated_alike_whatever_batch_it_is_in():
+    latents = torch.randn(5, 2, 4, 4)
+    together, alone = Known(), Known()
+    make_step(together, uncond_prob=0.5)(make_engine(together), batch_of(latents, 0.3, [4, 9, 2, 7, 1]))
+    for number, draw in enumerate([4, 9, 2, 7, 1]):
+        step = make_step(alone, uncond_prob=0.5)
+        step(make_engine(alone), batch_of(latents[number : number + 1], 0.3, [draw]))
+        for name in ("noisy", "timesteps", "tokens", "drop"):
+            assert torch.equal(getattr(alone.given[-1], name)[0], getattr(together.given[0], name)[number])
+    assert len(torch.unique(together.given[0].timesteps)) == 5
+
+
+def test_the_context_is_dropped_as_often_as_said_and_at_any_noise_level():
+    network = Known()
+    make_step(network, uncond_prob=0.1)(make_engine(network), batch_of(torch.zeros(4000, 1, 1, 1)))
+    drop, timesteps = network.given[0].drop, network.given[0].timesteps
+    assert drop.float().mean() == pytest.approx(0.1, abs=0.015)  # three standard deviations
+    assert timesteps[drop].mean() == pytest.approx(float(timesteps.mean()), abs=40)
+    none = Known()
+    make_step(none, uncond_prob=0.0)(make_engine(none), batch_of(torch.zeros(4000, 1, 1, 1)))
+    assert not none.given[0].drop.any()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_dropping_all_or_less_than_none_is_refused(share):
+    with pytest.raises(ValueError, match="uncond_prob: expected a share in"):
+        make_step(Known(), uncond_prob=share)
+
+
+def test_latents_are_drawn_from_the_posterior():
+    noise = torch.randn(2, 1, 3, 3)
+    batch = {"latents_mean": torch.full((2, 1, 3, 3), 5.0), "latents_std": torch.full((2, 1, 3, 3), 0.5)}
+    torch.testing.assert_close(drawn_latents(batch, noise), 5.0 + 0.5 * noise)
+
+
+def test_the_draw_of_the_posterior_and_the_noise_are_not_the_same():
+    network = Known()
+    logged = make_step(network)(make_engine(network), batch_of(torch.zeros(200, 1, 8, 8), std=1.0))
+    assert logged["loss"] == pytest.approx(2.0, abs=0.1)  # E|ε - x0|², 0 if they were
+
+
+# ---- the loss ------------------------------------------------------------------------------------------------------
+
+
+def perfect(prediction_type, x0):
+    """The prediction of whoever knows that every image is x0."""
+    schedule = make_schedule(prediction_type)
+
+    def predict(noisy, timesteps):
+        alpha, sigma = (part.view(-1, 1, 1, 1) for part in schedule.alpha_sigma(timesteps))
+        return schedule.target(x0.expand_as(noisy), (noisy - alpha * x0) / sigma, timesteps)
+
+    return predict
+
+
+@pytest.mark.parametrize("prediction_type", SCHEDULES)
+def test_a_perfect_prediction_has_no_loss_and_no_gradient(prediction_type):
+    x0 = torch.randn(2, 4, 4)
+    network = Known(perfect(prediction_type, x0))
+    logged = make_step(network, prediction_type)(make_engine(network, lr=0.25), batch_of(x0.repeat(64, 1, 1, 1)))
+    assert logged["loss"] < 1e-6
+    assert logged["grad_norm"] < 1e-3
+    assert logged["learning_rate"] == 0.25
+
+
+@pytest.mark.parametrize("prediction_type", SCHEDULES)
+def test_min_snr_weighs_each_sample_by_its_noise_level(prediction_type):
+    latents = torch.randn(1, 2, 4, 4)
+    schedule = make_schedule(prediction_type)
+    weights = []
+    for draw in range(8):
+        network = Known()
+        batch = batch_of(latents, draws=[draw])
+        plain, weighted = (
+            make_step(network, prediction_type, min_snr_gamma=gamma)(make_engine(network), batch)["loss"]
+            for gamma in (None, 0.5)
+        )
+        weights.append(weighted / plain)
+        expected = schedule.loss_weight(network.given[-1].timesteps, 0.5)
+        assert weights[-1] == pytest.approx(float(expected), rel=1e-4)
+    assert max(weights) > 2 * min(weights)
+
+
+def make_batch(folder, count=4):
+    dataset = LatentDataset(make_tiny_store(folder), "train")
+    return default_collate([dataset[index, index] for index in range(count)])
+
+
+def test_one_batch_is_learnt_by_heart(tmp_path):
+    denoiser = make_tiny_denoiser()
+    network = DenoisingPass(denoiser)
+    step = make_step(denoiser, uncond_prob=0.3, selection=SELECTION)
+    engine, batch = make_engine(network, lr=1e-2), make_batch(tmp_path)
+    losses = [step(engine, batch)["loss"] for _ in range(50)]
+    assert losses[-1] < losses[0] / 10
+    assert step.ema.num_updates == 50
+
+
+def test_a_loss_that_is_not_finite_leaves_everything_as_it_was(tmp_path):
+    denoiser = make_tiny_denoiser()
+    network = DenoisingPass(denoiser)
+    step = make_step(denoiser, uncond_prob=0.0, selection=SELECTION)
+    engine, batch = make_engine(network, lr=1e-2, iteration=7), make_batch(tmp_path)
+    before = {name: value.clone() for name, value in denoiser.state_dict().items()}
+    batch["cls_token"][1, 2] = float("nan")
+    with pytest.raises(NonFiniteLossError, match=r"step 7: expected finite losses .*'loss': nan"):
+        step(engine, batch)
+    assert all(torch.equal(value, before[name]) for name, value in denoiser.state_dict().items())
+    assert not engine.optimizer.state and step.ema.num_updates == 0
+
+
+# ---- resuming ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_tiny_store(tmp_path_factory.mktemp("store"), num_views=2)
+
+
+def make_trainer(store, folder, kill_at=None):
+    """A whole training as train.yaml puts it together: 4 steps an epoch, two epochs."""
+    denoiser = make_tiny_denoiser()
+    network = DenoisingPass(denoiser)
+    train = LatentDataset(store, "train")
+    sampler = StepBatchSampler(len(train), batch_size=2, seed=0)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-2, fused=True)
+    scheduler = ResumableWarmupCosine(optimizer, warmup_steps=2, t_total=8)
+    step = make_step(denoiser, uncond_prob=0.3, selection=SELECTION)
+    keep_best = KeepBest("val_loss", step.ema.network, str(folder / "model.pt"))
+    evaluator = SupervisedEvaluator(
+        CPU,
+        DataLoader(LatentDataset(store, "val"), batch_size=2),
+        step.ema.network,
+        iteration_update=DenoisingValidation(make_schedule(), SELECTION, num_levels=2, amp=False, seed=0),
+        key_val_metric={"val_loss": MeanError()},
+        additional_metrics={"val_loss_most_noise": MeanError(1)},
+        decollate=False,
+        val_handlers=[keep_best],
+    )
+    objects = {"network": denoiser, "optimizer": optimizer, "lr_scheduler": scheduler, "ema": step.ema}
+    losses = {}
+
+    def update(engine, batch):
+        if engine.state.iteration == kill_at:
+            raise Killed
+        output = step(engine, batch)
+        losses[engine.state.iteration] = output["loss"]
+        return output
+
+    trainer = ResumableTrainer(
+        checkpoint=TrainingCheckpoint(folder / "last.pt", {**objects, "keep_best": keep_best}, {}),
+        checkpoint_every_steps=3,
+        sampler=sampler,
+        validator=evaluator,
+        device=CPU,
+        max_epochs=2,
+        train_data_loader=DataLoader(train, batch_sampler=sampler),
+        network=network,
+        optimizer=optimizer,
+        loss_function=nn.MSELoss(),
+        iteration_update=update,
+        decollate=False,
+        train_handlers=[
+            LrScheduleHandler(scheduler, epoch_level=False, print_lr=False),
+            ValidationHandler(1, evaluator),
+        ],
+    )
+    return trainer, losses
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(store, tmp_path_factory):
+    trainer, losses = make_trainer(store, tmp_path_factory.mktemp("uninterrupted"))
+    trainer.run()
+    return state_of(trainer), losses, trainer.validator.state.metrics
+
+
+@pytest.mark.parametrize("kill_at", [2, 6, 8])
+def test_killed_and_resumed_equals_uninterrupted_to_the_bit(store, uninterrupted, tmp_path, kill_at):
+    trainer, losses = make_trainer(store, tmp_path, kill_at)
+    with pytest.raises(Killed):
+        trainer.run()
+    resumed, more_losses = make_trainer(store, tmp_path)
+    torch.manual_seed(999)  # the global generator must not matter
+    resumed.run()
+    expected_states, expected_losses, expected_metrics = uninterrupted
+    assert losses | more_losses == expected_losses
+    assert_equal_states(state_of(resumed), expected_states)
+    assert resumed.validator.state.metrics == expected_metrics
+
+
+# ---- validation ----------------------------------------------------------------------------------------------------
+
+
+def errors_of(network, prediction_type, latents, num_levels=4, indices=None):
+    validation = DenoisingValidation(make_schedule(prediction_type), CLS, num_levels, amp=False, seed=0)
+    return validation(make_engine(network), batch_of(latents, draws=indices))["errors"]
+
+
+def expected_error(prediction_type, x0_factor, noise_factor, level, num_levels=4):
+    """Mean over one stratum of a²·9 + b², for an error a·x0 + b·ε with x0 of standard deviation 3."""
+    schedule = make_schedule(prediction_type)
+    timesteps = schedule.sample_timesteps((level + torch.linspace(0.0005, 0.9995, 1000)) / num_levels)
+    alpha, sigma = schedule.alpha_sigma(timesteps)
+    return float((9 * x0_factor(alpha, sigma) ** 2 + noise_factor(alpha, sigma) ** 2).mean())
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "predict", "x0_factor", "noise_factor", "direction"),
+    [
+        # Predicting nothing, the error is the target: ε, α·ε - σ·x0, ε - x0.
+        ("epsilon", None, lambda a, s: 0 * a, lambda a, s: 1 + 0 * a, 0),
+        ("v_prediction", None, lambda a, s: s, lambda a, s: a, 1),
+        ("flow", None, lambda a, s: 1 + 0 * a, lambda a, s: 1 + 0 * a, 0),
+        # Predicting z = α·x0 + σ·ε instead, it is z less the target.
+        ("epsilon", lambda z, t: z, lambda a, s: a, lambda a, s: 1 - s, -1),
+        ("flow", lambda z, t: z, lambda a, s: 1 + a, lambda a, s: 1 - s, -1),
+    ],
+)
+def test_errors_of_a_known_predictor_at_each_noise_level(prediction_type, predict, x0_factor, noise_factor, direction):
+    network = Known(*([predict] if predict else []))
+    errors = errors_of(network, prediction_type, 3 * torch.randn(64, 2, 8, 8)).mean(0)
+    expected = [expected_error(prediction_type, x0_factor, noise_factor, level) for level in range(4)]
+    assert errors.tolist() == pytest.approx(expected, rel=0.06)
+    assert all(direction * difference > 0 for difference in errors.diff().tolist() if direction)
+
+
+def test_strata_cut_the_timesteps_into_parts_from_least_to_most_noise():
+    network = Known()
+    errors_of(network, "v_prediction", torch.zeros(50, 1, 2, 2))
+    for level, given in enumerate(network.given):
+        low, high = 250 * level, 250 * (level + 1)
+        assert low <= given.timesteps.min() < low + 25 and high - 25 <= given.timesteps.max() < high
+
+
+def test_validation_is_the_same_each_time_and_in_any_batches():
+    denoiser, latents = make_tiny_denoiser(num_tokens=1).eval(), torch.randn(5, 2, 4, 4)
+    together = errors_of(denoiser, "flow", latents, num_levels=2)
+    assert torch.equal(together, errors_of(denoiser, "flow", latents, num_levels=2))
+    assert len(torch.unique(together)) == 10
+    parts = [errors_of(denoiser, "flow", latents[part], 2, part) for part in ([3, 1], [0, 2, 4])]
+    torch.testing.assert_close(torch.cat(parts), together[[3, 1, 0, 2, 4]])
+
+
+def test_a_perfect_prediction_has_no_validation_error():
+    x0 = torch.randn(2, 4, 4)
+    assert errors_of(Known(perfect("flow", x0)), "flow", x0.repeat(3, 1, 1, 1)).max() < 1e-6
+
+
+def test_the_mean_error_is_that_over_images_not_over_batches():
+    errors = torch.rand(7, 3)
+    for metric, expected in [(MeanError(), errors.mean()), (MeanError(2), errors[:, 2].mean())]:
+        for part in errors.split([4, 1, 2]):
+            metric.update(metric._output_transform({"errors": part}))
+        assert isinstance(metric.compute(), float)
+        assert metric.compute() == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_the_mean_of_many_errors_does_not_lose_digits():
+    metric, errors = MeanError(), torch.rand(20_000, 3)
+    for part in errors.split(5000):
+        metric.update(metric._output_transform({"errors": part}))
+    assert metric.compute() == pytest.approx(float(errors.double().mean()), rel=1e-12)
+
+
+def test_processes_with_unequal_shares_agree_on_the_mean(tmp_path):
+    def run(rank):
+        metric = MeanError()
+        metric.update(metric._output_transform({"errors": torch.tensor([[1.0], [2.0]] if rank == 0 else [[9.0]])}))
+        assert metric.compute() == pytest.approx(4.0)
+
+    run_ranks(run, 2, tmp_path)
+
+
+def test_the_network_gets_the_tokens_of_each_image(tmp_path):
+    dataset = LatentDataset(make_tiny_store(tmp_path), "val")
+    network = Known()
+    randomise(network, 1.0)
+    validation = DenoisingValidation(make_schedule(), SELECTION, num_levels=1, amp=False, seed=0)
+    batch = default_collate([dataset[index] for index in range(3)])
+    validation(make_engine(network), batch)
+    assert torch.equal(network.given[0].tokens[:, 0], batch["cls_token"])
+    torch.testing.assert_close(network.given[0].tokens[:, 1], batch["patch_grid"].mean((1, 2)))

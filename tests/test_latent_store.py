@@ -1,0 +1,206 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_tiny_store
+from torch.utils.data import DataLoader
+
+from common.dataset import StepBatchSampler
+from common.latent_store import ARRAYS, LatentDataset, LatentStore, StoreError
+
+SHAPES = {
+    "latents_mean": (2, 4, 4),
+    "latents_std": (2, 4, 4),
+    "cls_token": (6,),
+    "register_tokens": (0, 6),
+    "patch_grid": (3, 3, 6),
+}
+ITEMS = [{"image": f"image_{n}.png", "split": split} for n, split in enumerate(["train", "val", "train", "train"])]
+
+
+class Killed(BaseException):
+    """Stands for a kill -9."""
+
+
+class ValuesUntilKilled(dict):
+    """The kill comes when one of the values is asked for."""
+
+    def __init__(self, values, kill_at):
+        super().__init__(values)
+        self.kill_at = kill_at
+
+    def __getitem__(self, name):
+        if name == self.kill_at:
+            raise Killed
+        return super().__getitem__(name)
+
+
+def allocate(folder, num_views=2, items=ITEMS):
+    LatentStore.allocate(folder, {"image_size": 32}, items, num_views, SHAPES)
+
+
+def values(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(count, *shape, generator=generator) * 10 for name, shape in SHAPES.items()}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_rows_come_back_as_float16_holds_them(tmp_path):
+    allocate(tmp_path)
+    rows, written = [(2, 1), (0, 0), (3, 1)], values(3)
+    LatentStore(tmp_path, writable=True).write(rows, written)
+    store = LatentStore(tmp_path)
+    for number, (image, view) in enumerate(rows):
+        for name in ARRAYS:
+            there = torch.from_numpy(np.array(store.arrays[name][image, view]))
+            assert torch.equal(there, written[name][number].half())
+    assert store.done.tolist() == [[1, 0], [0, 0], [0, 1], [0, 1]]
+    assert store.num_views == 2 and not store.is_complete
+    assert store.items == ITEMS and store.made_with == {"image_size": 32}
+    untouched = [(0, 1), (1, 0), (1, 1), (2, 0), (3, 0)]
+    assert all(not store.arrays["cls_token"][row].any() for row in untouched)
+
+
+def test_tokens_are_those_of_the_images_in_the_order_asked_for(tmp_path):
+    allocate(tmp_path)
+    written = values(4)
+    store = LatentStore(tmp_path, writable=True)
+    store.write([(image, 1) for image in range(4)], written)
+    tokens = store.tokens([3, 1], view=1)
+    assert tokens.keys() == {"cls_token", "register_tokens", "patch_grid"}
+    for name, value in tokens.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, written[name][[3, 1]].half().float())
+    assert not store.tokens([3, 1])["cls_token"].any()  # view 0
+
+
+@pytest.mark.parametrize("kill_at", ARRAYS)
+def test_a_kill_within_a_row_leaves_it_to_be_done(tmp_path, kill_at):
+    allocate(tmp_path / "killed")
+    allocate(tmp_path / "whole")
+    store = LatentStore(tmp_path / "killed", writable=True)
+    with pytest.raises(Killed):
+        store.write([(0, 0)], ValuesUntilKilled(values(1, seed=1), kill_at))
+    assert not store.done.any()
+    for name in ("killed", "whole"):
+        LatentStore(tmp_path / name, writable=True).write([(0, 0)], values(1))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_kill_before_the_description_leaves_no_store(tmp_path):
+    with pytest.raises(TypeError):
+        allocate(tmp_path, items=[{"image": object()}])  # the description is what fails
+    assert (tmp_path / "done.npy").is_file()
+    assert not LatentStore.exists(tmp_path)
+    np.load(tmp_path / "done.npy", mmap_mode="r+")[:] = 1
+    np.load(tmp_path / "cls_token.npy", mmap_mode="r+")[:] = 1
+    allocate(tmp_path)
+    assert LatentStore.exists(tmp_path)
+    store = LatentStore(tmp_path)
+    assert not store.done.any() and not store.arrays["cls_token"].any()
+
+
+def test_numbers_that_float16_cannot_hold_are_refused_by_the_name_of_their_image(tmp_path):
+    allocate(tmp_path)
+    store = LatentStore(tmp_path, writable=True)
+    written = values(3)
+    written["cls_token"][1, 2] = 1e6
+    with pytest.raises(StoreError, match=r"cls_token.*found others for image_2\.png;"):
+        store.write([(0, 0), (2, 0), (3, 0)], written)
+    assert not store.done.any()
+    written["cls_token"][1, 2] = float("nan")
+    with pytest.raises(StoreError, match=r"image_2\.png;"):
+        store.write([(0, 0), (2, 0), (3, 0)], written)
+
+
+def test_reading_does_not_allow_writing(tmp_path):
+    make_tiny_store(tmp_path)
+    with pytest.raises(ValueError, match="read-only"):
+        LatentStore(tmp_path).done[:] = 0
+
+
+def test_a_store_that_the_disk_cannot_hold_is_refused_before_it_is_begun(tmp_path):
+    with pytest.raises(StoreError, match=r"GB free, expected at least \d+\.\d GB for the store of 4 images"):
+        allocate(tmp_path, num_views=10**13)
+    assert not any(tmp_path.iterdir())
+
+
+def spoil_description(folder, text):
+    (folder / "store.json").write_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "store.json").unlink(), r"no store\.json there; run the cache workflow first"),
+        (lambda folder: spoil_description(folder, b'{"version": 1, "items": ['), r"store\.json is damaged .* delete"),
+        (lambda folder: spoil_description(folder, b""), r"store\.json is damaged .* delete the folder"),
+        (lambda folder: spoil_description(folder, b"\xff\xfe\x00"), r"store\.json is damaged .* delete the folder"),
+        (lambda folder: spoil_description(folder, b'{"version": 99}'), r"found store version 99, expected 1"),
+        (lambda folder: (folder / "cls_token.npy").unlink(), r"cls_token\.npy is missing or damaged"),
+        (lambda folder: (folder / "done.npy").write_bytes(b""), r"done\.npy is missing or damaged"),
+        (
+            lambda folder: (folder / "latents_mean.npy").write_bytes((folder / "latents_mean.npy").read_bytes()[:-2]),
+            r"latents_mean\.npy is missing or damaged",
+        ),
+    ],
+)
+def test_what_is_no_store_says_what_to_do(tmp_path, spoil, message):
+    make_tiny_store(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(StoreError, match=message):
+        LatentStore(tmp_path)
+
+
+def test_an_unfinished_store_is_no_data_set(tmp_path):
+    allocate(tmp_path)
+    store = LatentStore(tmp_path, writable=True)
+    store.write([(0, 0), (0, 1)], values(2))
+    with pytest.raises(StoreError, match=r"6 of 8 rows are missing; run the cache workflow again"):
+        LatentDataset(LatentStore(tmp_path), "train")
+
+
+def test_a_split_holds_its_images_and_no_others(tmp_path):
+    allocate(tmp_path, num_views=1)
+    written = values(4)
+    LatentStore(tmp_path, writable=True).write([(image, 0) for image in range(4)], written)
+    store = LatentStore(tmp_path)
+    train, val = LatentDataset(store, "train"), LatentDataset(store, "val")
+    assert len(train) == 3 and len(val) == 1
+    for index, image in enumerate([0, 2, 3]):
+        item = train[index]
+        assert item["index"] == index and item["draw"] == 0
+        for name in ARRAYS:
+            assert item[name].dtype == torch.float32
+            assert torch.equal(item[name], written[name][image].half().float())
+    assert torch.equal(val[0]["cls_token"], written["cls_token"][1].half().float())
+    assert torch.equal(train.all_tokens()["patch_grid"], written["patch_grid"][[0, 2, 3]].half().float())
+    with pytest.raises(StoreError, match="no images of the split 'test'"):
+        LatentDataset(store, "test")
+
+
+def test_training_goes_through_the_views_pass_by_pass_and_validation_takes_the_plain_ones(tmp_path):
+    store = make_tiny_store(tmp_path, num_train=3, num_val=1, num_views=2)
+    dataset = LatentDataset(store, "train")
+    loader = iter(DataLoader(dataset, batch_sampler=StepBatchSampler(3, batch_size=2, seed=0)))
+    batches = [next(loader) for _ in range(6)]  # four passes over three images
+    draws = torch.cat([batch["draw"] for batch in batches])
+    assert draws.tolist() == list(range(12))
+    tokens, indices = (torch.cat([batch[name] for batch in batches]) for name in ("cls_token", "index"))
+    for draw, index in enumerate(indices.tolist()):
+        view = (draw // 3) % 2
+        assert torch.equal(tokens[draw], torch.from_numpy(store.arrays["cls_token"][index, view].astype(np.float32)))
+    for start in range(0, 12, 3):
+        assert sorted(indices[start : start + 3].tolist()) == [0, 1, 2]
+    plain = LatentDataset(store, "val")[0]["cls_token"]
+    assert torch.equal(plain, torch.from_numpy(store.arrays["cls_token"][3, 0].astype(np.float32)))
+
+
+def test_the_description_is_plain_text_that_names_the_images(tmp_path):
+    allocate(tmp_path)
+    described = json.loads((tmp_path / "store.json").read_text())
+    assert described == {"version": 1, "made_with": {"image_size": 32}, "items": ITEMS}
