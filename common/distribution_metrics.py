@@ -1,0 +1,264 @@
+"""Distances between two sets of image features [N, D], in float64: Fréchet, kernel, nearest neighbours.
+
+Every function takes NumPy arrays or tensors, needs no network and depends on nothing but its arguments. Features of
+images that are treated alike on both sides are the caller's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+Array: TypeAlias = NDArray[np.float64]
+Features: TypeAlias = "np.ndarray | Tensor"
+
+CHUNK = 1024  # rows of a distance matrix computed at once
+KID_SUBSET_SIZE = 1000  # Bińkowski et al. 2018
+
+
+class KernelDistance(NamedTuple):
+    """Mean and standard deviation of the squared maximum mean discrepancy over subsets."""
+
+    mean: float
+    sd: float
+
+
+class NeighbourMetrics(NamedTuple):
+    """Shares in [0, 1]; density alone may exceed 1."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def frechet_distance(a: Features, b: Features) -> float:
+    """Squared Fréchet distance of Gaussians fitted to both sets (Heusel et al. 2017, arXiv:1706.08500, Eq. 6).
+
+    |mean_a − mean_b|² + tr(cov_a + cov_b − 2 (cov_a cov_b)^½), with covariances over N − 1. With X, Y the centred
+    features over √(N − 1), the last trace is the sum of the singular values of X Yᵀ: no matrix is squared, so it is
+    exact for few images (N < D, singular covariances) too. Sets with N > D are first reduced by QR to D rows.
+
+    It is biased upwards at small N: two halves of one distribution are apart by about c / N, with c growing with the
+    effective dimension. Compare only figures of the same N, and see `frechet_distance_extrapolated`.
+
+    Args:
+        a: [N, D], N at least 2.
+        b: [M, D], M at least 2.
+
+    Returns:
+        The distance, in squared units of the features; 0 for a set and itself (to 1e-13 of the variance).
+
+    Raises:
+        ValueError: not two matrices of the same width, too few rows, or values that are not finite.
+    """
+    x, y = _check("frechet_distance", a, b)
+    mean_distance = np.square(x.mean(0) - y.mean(0)).sum()
+    factor_a, factor_b = _covariance_factor(x), _covariance_factor(y)
+    cross = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
+    return float(max(0.0, mean_distance + np.square(factor_a).sum() + np.square(factor_b).sum() - 2 * cross))
+
+
+def frechet_distance_extrapolated(a: Features, b: Features, seed: int = 0, num_sizes: int = 15) -> float:
+    """Fréchet distance extrapolated to infinitely many images (Chong & Forsyth 2020, arXiv:1911.07023).
+
+    A line through the distance of random subsets against 1 / n, n from half of the smaller set to all of it; its value
+    at 1 / n = 0. Other than in the paper, both sets shrink, as a small real set is biased like a small fake one.
+
+    Nearly unbiased once n exceeds the dimension, where the bias is linear in 1 / n. With far fewer images than
+    dimensions (hundreds against 2,048) much of the bias stays, though less than in the distance itself; and it is
+    noisier than that: it may be negative where both distributions agree.
+
+    Args:
+        a: [N, D], N at least 8.
+        b: [M, D], M at least 8.
+        seed: of the subsets.
+        num_sizes: points on the line.
+
+    Raises:
+        ValueError: as `frechet_distance`, or fewer than 8 rows.
+    """
+    x, y = _check("frechet_distance_extrapolated", a, b, least=8)
+    count = min(len(x), len(y))
+    rng = np.random.default_rng(seed)
+    sizes = np.unique(np.linspace(count / 2, count, num_sizes).round().astype(int))
+    distances = [
+        frechet_distance(rng.choice(x, size, replace=False), rng.choice(y, size, replace=False)) for size in sizes
+    ]
+    return float(np.polyfit(1 / sizes, distances, deg=1)[1])
+
+
+def kernel_distance(
+    a: Features, b: Features, num_subsets: int = 100, subset_size: int | None = None, seed: int = 0
+) -> KernelDistance:
+    """Kernel inception distance (Bińkowski et al. 2018, arXiv:1801.01401): unbiased MMD² with kernel (x·y / D + 1)³.
+
+    Unbiased at any N: its mean over draws is 0 where both distributions agree, so single figures may be negative. The
+    standard deviation is that of one subset's figure. Subsets overlap, so it must not be divided by √num_subsets.
+
+    Args:
+        a: [N, D], N at least 2.
+        b: [M, D], M at least 2.
+        num_subsets: how often subsets are drawn.
+        subset_size: rows drawn from each set without replacement; None for 1,000, or half of the smaller set where
+            that is less (subsets of a whole set would all be the same one).
+        seed: of the subsets.
+
+    Raises:
+        ValueError: as `frechet_distance`, or a subset larger than a set or below 2.
+    """
+    x, y = _check("kernel_distance", a, b)
+    count = min(len(x), len(y))
+    size = max(2, min(KID_SUBSET_SIZE, count // 2)) if subset_size is None else subset_size
+    if not 2 <= size <= count:
+        raise ValueError(f"kernel_distance: found subset_size {size}; expected 2 to {count}, the smaller set's rows.")
+    rng = np.random.default_rng(seed)
+    values = [
+        _unbiased_mmd2(rng.choice(x, size, replace=False), rng.choice(y, size, replace=False))
+        for _ in range(num_subsets)
+    ]
+    return KernelDistance(float(np.mean(values)), float(np.std(values)))
+
+
+def precision_recall_density_coverage(real: Features, fake: Features, k: int = 5) -> NeighbourMetrics:
+    """Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), density and coverage (Naeem et al. 2020).
+
+    Around each point lies a closed ball that reaches to its k-th nearest neighbour in its own set. Precision: fakes
+    within any real ball. Recall: reals within any fake ball. Density: real balls that a fake lies in, on average, over
+    k. Coverage: reals whose ball holds a fake (arXiv:2002.09797, Eqs. 3 and 4).
+
+    All four depend on N, k and the effective dimension, and equal distributions do not reach 1 in precision and recall
+    (one outlier's huge ball can raise both). Density is 1 and coverage 1 − 2⁻ᵏ on average for equal distributions of
+    equal N. So compare only figures of the same N and k, and with those of two sets of real images.
+
+    Args:
+        real: [N, D], N at least k + 1.
+        fake: [M, D], M at least k + 1.
+        k: which neighbour; 5 in Naeem et al., 3 in Kynkäänniemi et al.
+
+    Raises:
+        ValueError: as `frechet_distance`, k below 1 or too few rows for it.
+    """
+    if k < 1:
+        raise ValueError(f"precision_recall_density_coverage: found k = {k}; expected 1 or more.")
+    x, y = _check("precision_recall_density_coverage", real, fake, least=k + 1)
+    centre = (x.mean(0) + y.mean(0)) / 2  # smaller norms, smaller rounding errors
+    x, y = x - centre, y - centre
+    real_radii, fake_radii = _squared_radii(x, k), _squared_radii(y, k)
+    num_balls = np.zeros(len(y))  # real ones that each fake is in
+    num_recalled = num_covered = 0
+    for rows, distances in _squared_distances(x, y):
+        inside = distances <= real_radii[rows, None]
+        num_balls += inside.sum(0)
+        num_covered += int(inside.any(1).sum())
+        num_recalled += int((distances <= fake_radii).any(1).sum())
+    return NeighbourMetrics(
+        precision=float((num_balls > 0).mean()),
+        recall=num_recalled / len(x),
+        density=float(num_balls.mean()) / k,
+        coverage=num_covered / len(x),
+    )
+
+
+def bootstrap_interval(
+    metric: Callable[[Array, Array], float],
+    a: Features,
+    b: Features,
+    num_resamples: int = 100,
+    seed: int = 0,
+    level: float = 0.95,
+    progress: bool = False,
+) -> tuple[float, float]:
+    """Interval for a metric of two sets, from resampling the rows of both with replacement.
+
+    A resample has fewer different rows than the set, so a metric with a small-N bias comes out larger on all of them:
+    the plain quantiles can miss the estimate altogether. They are therefore shifted by the resamples' mean minus the
+    estimate. The interval says how far the figure would vary over other sets of the same sizes; the bias at these
+    sizes is in it, not around it. Rows count as independent.
+
+    Args:
+        metric: of two arrays.
+        a: [N, D].
+        b: [M, D].
+        num_resamples: at least 2; 100 do for two digits of the interval's width.
+        seed: of the resamples.
+        level: share of resamples inside, in (0, 1).
+        progress: show a progress bar.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: num_resamples below 2, level outside (0, 1), or sets that do not fit.
+    """
+    if num_resamples < 2 or not 0 < level < 1:
+        raise ValueError(
+            f"bootstrap_interval: found num_resamples {num_resamples} and level {level}; expected 2 or more and a "
+            "share between 0 and 1."
+        )
+    x, y = _check("bootstrap_interval", a, b)
+    rng = np.random.default_rng(seed)
+    values = [
+        metric(x[rng.integers(len(x), size=len(x))], y[rng.integers(len(y), size=len(y))])
+        for _ in tqdm(range(num_resamples), desc="bootstrap", unit="resample", disable=not progress)
+    ]
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) - np.mean(values) + metric(x, y)
+    return float(low), float(high)
+
+
+def _check(name: str, a: Features, b: Features, least: int = 2) -> tuple[Array, Array]:
+    """Both as float64 matrices of the same width and at least so many rows."""
+    arrays = [np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, dtype=np.float64) for x in (a, b)]
+    first, second = arrays
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        raise ValueError(
+            f"{name}: found features {first.shape} and {second.shape}; expected two matrices [N, D] of the same D."
+        )
+    if min(len(first), len(second)) < least:
+        raise ValueError(
+            f"{name}: found {len(first)} and {len(second)} images; expected at least {least} on each side. Use more."
+        )
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError(f"{name}: found features that are not finite; look for broken images among them.")
+    return first, second
+
+
+def _covariance_factor(x: Array) -> Array:
+    """A matrix F of at most D rows with Fᵀ F = cov(x)."""
+    centred = (x - x.mean(0)) / np.sqrt(len(x) - 1)
+    return np.asarray(np.linalg.qr(centred, mode="r")) if len(x) > x.shape[1] else centred
+
+
+def _unbiased_mmd2(x: Array, y: Array) -> float:
+    """Gretton et al. 2012, Eq. 3, with the cubic kernel of KID."""
+    size, dimension = x.shape
+
+    def kernel(u: Array, v: Array) -> Array:
+        return (u @ v.T / dimension + 1) ** 3
+
+    within = 0.0
+    for values in (kernel(x, x), kernel(y, y)):
+        within += (values.sum() - np.trace(values)) / (size * (size - 1))
+    return float(within - 2 * kernel(x, y).mean())
+
+
+def _squared_distances(x: Array, y: Array) -> Iterator[tuple[NDArray[np.int64], Array]]:
+    """Rows of x, chunk by chunk, with their squared distances to all of y."""
+    norms = np.square(y).sum(1)
+    for start in range(0, len(x), CHUNK):
+        rows = np.arange(start, min(start + CHUNK, len(x)))
+        yield rows, np.square(x[rows]).sum(1)[:, None] + norms - 2 * x[rows] @ y.T
+
+
+def _squared_radii(x: Array, k: int) -> Array:
+    """Squared distance from each row to its k-th nearest other row."""
+    radii = np.empty(len(x))
+    for rows, distances in _squared_distances(x, x):
+        distances[np.arange(len(rows)), rows] = np.inf  # itself
+        radii[rows] = np.partition(distances, k - 1, axis=1)[:, k - 1]
+    return radii

@@ -1,0 +1,175 @@
+"""Measure how close generated radiographs come to real ones.
+
+python scripts/image_quality.py REAL FAKE --output_dir OUT --inception_weights default_1.pt --dino_source dinov2_vits14
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from common.datalists import DatasetError, radiograph_items
+from common.errors import end_with_user_errors
+from common.evaluation_report import provenance
+from common.files import atomic_path
+from common.image_features import ImageFeatures, build_extractor
+from common.image_quality import ImageQuality, markdown_table
+
+QUICK_IMAGES, QUICK_RESAMPLES = 100, 10
+PANEL, BARS, MARGIN = (440, 320), 240, 40  # pixels: a panel's size, its highest bar, the space around
+COLOURS = {"real, fake": "#b03a2e", "half, fake": "#d98880", "half, half": "#5d6d7e"}
+
+
+def image_quality(
+    real: str,
+    fake: str,
+    *,
+    output_dir: str,
+    extractors: str | Sequence[str] = ("inception", "dino"),
+    inception_weights: str | None = None,
+    dino_source: str | None = None,
+    num_resamples: int = 100,
+    seed: int = 0,
+    real_split: str = "all",
+    image_size: int = 256,
+    cache_dir: str | None = None,
+    device: str = "cpu",
+    quick: bool = False,
+) -> None:
+    """Write quality.json, quality.md and quality.png: distances between two sets of radiographs, with their noise.
+
+    Images of both sets are read and resized alike. Features are kept in cache_dir, so a killed run goes on where it
+    was and a second one with the same images takes seconds.
+
+    Args:
+        real: folder of radiographs, folder with manifest.csv, or text file with one path a line (relative to it).
+        fake: the same, for the generated ones.
+        output_dir: folder for the files, made when missing; those of an earlier run are replaced.
+        extractors: inception, dino, xrv; several with commas.
+        inception_weights: FID Inception weights; a path that is wrong brings up where to get them.
+        dino_source: Hugging Face folder of a DINO encoder, or an id such as facebook/dinov2-small.
+        num_resamples: of the bootstrap for the Frechet distance.
+        seed: of all that is drawn.
+        real_split: train, val or test of the real set's manifest; "all" takes every image.
+        image_size: pixels per side at which the sets are compared.
+        cache_dir: folder of the features; by default "features" in output_dir.
+        device: where the networks run, such as cuda.
+        quick: at most 100 images of each set and 10 resamples, to see whether everything works.
+    """
+    quality = ImageQuality(QUICK_RESAMPLES if quick else num_resamples, seed=seed)
+    names = extractors.split(",") if isinstance(extractors, str) else list(extractors)
+    built = [build_extractor(name.strip(), inception_weights, dino_source) for name in names]
+    items = {"real": list_images(real, real_split), "fake": list_images(fake, "all")}
+    if quick:
+        items = {side: draw_some(found, QUICK_IMAGES, seed) for side, found in items.items()}
+    folder = Path(output_dir)
+    features: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    skipped: dict[str, str] = {}
+    patients: list[str] = []
+    for extractor in built:
+        encoder = ImageFeatures(extractor, cache_dir or folder / "features", image_size, device=device)
+        found = {side: encoder.of_files([item["image"] for item in items[side]]) for side in items}
+        features[extractor.name] = found["real"].features, found["fake"].features
+        skipped |= dict(found["real"].problems + found["fake"].problems)
+        patients = [items["real"][i]["patient_id"] for i in found["real"].indices]
+    report = quality.report(features, patients)
+    report["skipped"] = [{"path": path, "problem": problem} for path, problem in skipped.items()]
+    report["provenance"] = {
+        **provenance(torch.device(device)),
+        **{"seed": seed, "real": str(real), "fake": str(fake), "real_split": real_split, "image_size": image_size},
+        **{"quick": quick, "extractors": {extractor.name: extractor.fingerprint for extractor in built}},
+    }
+    write_report(report, folder)
+    if skipped:
+        raise DatasetError(
+            f"{len(skipped)} files could not be read and are listed in {folder / 'quality.json'}; all others are done"
+        )
+
+
+def list_images(source: str, split: str) -> list[dict[str, str]]:
+    """Items with `image` and `patient_id` of a folder, a folder with manifest.csv, or a text file of paths.
+
+    Raises:
+        DatasetError: it is none of them, or holds no images.
+    """
+    path = Path(str(source)).expanduser()
+    if not path.is_file():
+        return radiograph_items(path, split, val_fraction=0.0, seed=0)
+    if split != "all":
+        raise DatasetError(f"{path} is a list of files and has no split {split}; leave real_split out")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: found no text; expected a folder, or a text file with one path a line") from error
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise DatasetError(f"{path}: found no paths; expected one a line")
+    return [{"image": str(path.parent / name), "patient_id": name} for name in names]
+
+
+def draw_some(items: list[dict[str, str]], count: int, seed: int) -> list[dict[str, str]]:
+    """At most so many of the items, in their order."""
+    chosen = np.random.default_rng(seed).permutation(len(items))[:count]
+    return [items[i] for i in sorted(chosen)]
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """Write the three files, each whole or not at all, and print the table."""
+    table = markdown_table(report)
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+    for name, content in {"quality.json": text + "\n", "quality.md": table}.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    with atomic_path(folder / "quality.png") as temporary:
+        draw_distances(report["extractors"]).save(temporary, format="PNG")
+    print(f"{table}\n{folder / 'quality.json'}, quality.md, quality.png")
+
+
+def draw_distances(extractors: Mapping[str, Mapping[str, Any]]) -> Image.Image:
+    """One panel per extractor: Fréchet distances as bars from 0, the interval as a whisker."""
+    picture = Image.new("RGB", (PANEL[0] * len(extractors), PANEL[1]), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
+    for panel, (name, found) in enumerate(extractors.items()):
+        rows = dict(zip(COLOURS, (found, found["fake_at_floor_n"], found["real_real_floor"]), strict=True))
+        bars = {label: row for label, row in rows.items() if row is not None}
+        highest = max(found["fd_ci"][1], *(row["fd"] for row in bars.values()), 1e-12)
+        left, base = panel * PANEL[0] + MARGIN, PANEL[1] - MARGIN
+        draw.text((left, 8), f"Frechet distance, {name}", fill="black", font=font)
+        draw.line((left, base, left + PANEL[0] - 2 * MARGIN, base), fill="black")
+        pitch = (PANEL[0] - 2 * MARGIN) // len(COLOURS)
+        for place, (label, row) in enumerate(bars.items()):
+            x, top = left + place * pitch + pitch // 6, base - BARS * row["fd"] / highest * 0.9
+            draw.rectangle((x, top, x + pitch // 2, base), fill=COLOURS[label])
+            draw.text((x + pitch // 2 + 4, top), f"{row['fd']:.3g}", fill="black", font=font)
+            draw.text((x, base + 2), label, fill="black", font=font)
+            draw.text((x, base + 18), f"n = {row['num_real']}, {row['num_fake']}", fill="black", font=font)
+            if "fd_ci" in row:
+                low, high = (base - BARS * max(0.0, end) / highest * 0.9 for end in row["fd_ci"])
+                draw.line((x + pitch // 4, high, x + pitch // 4, low), fill="black", width=2)
+    return picture
+
+
+def run_command(command: Callable[..., None]) -> None:
+    """Run a function from the command line; fire alone would report a mistyped option only after running it."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    @functools.wraps(command)
+    def note(*args: Any, **kwargs: Any) -> None:
+        calls.append((args, kwargs))
+
+    fire.Fire(note)
+    for args, kwargs in calls:
+        command(*args, **kwargs)
+
+
+if __name__ == "__main__":
+    end_with_user_errors()
+    run_command(image_quality)

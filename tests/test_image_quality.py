@@ -1,0 +1,109 @@
+"""The report on a pair of sets: its figures, its floor of two real halves, its table."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from common.distribution_metrics import (
+    bootstrap_interval,
+    frechet_distance,
+    frechet_distance_extrapolated,
+    kernel_distance,
+    precision_recall_density_coverage,
+)
+from common.image_quality import ImageQuality, ImageQualityError, markdown_table, split_halves
+
+QUALITY = ImageQuality(num_resamples=12, kid_subsets=5, nearest_k=3, seed=4, progress=False)
+
+
+def normal(count, seed, shift=0.0):
+    return np.random.default_rng(seed).standard_normal((count, 6)) + shift
+
+
+def test_figures_are_those_of_the_metrics():
+    real, fake = normal(50, 0), normal(40, 1, 0.5)
+    found = QUALITY.compare(real, fake)
+    assert found["fd"] == frechet_distance(real, fake)
+    assert tuple(found["fd_ci"]) == bootstrap_interval(frechet_distance, real, fake, 12, 4, 0.95)
+    assert found["fd_infinity"] == frechet_distance_extrapolated(real, fake, 4)
+    assert (found["kid"], found["kid_sd"]) == kernel_distance(real, fake, 5, seed=4)
+    names = ("precision", "recall", "density", "coverage")
+    assert tuple(found[name] for name in names) == precision_recall_density_coverage(real, fake, 3)
+    assert (found["num_real"], found["num_fake"]) == (50, 40)
+
+
+def test_floor_compares_two_halves_of_the_real_images():
+    real, fake = normal(60, 0), normal(40, 1, shift=5.0)
+    found = QUALITY.compare(real, fake)
+    floor, same_n = found["real_real_floor"], found["fake_at_floor_n"]
+    first, second = split_halves([str(i) for i in range(60)], seed=4)
+    assert floor["fd"] == frechet_distance(real[first], real[second])
+    assert (floor["num_real"], floor["num_fake"]) == (same_n["num_real"], same_n["num_fake"]) == (30, 30)
+    assert "share no image" in floor["note"]
+    assert floor["fd"] < 10 < 100 < same_n["fd"]
+
+
+def test_floor_keeps_patients_apart():
+    patients = [f"p{i // 3}" for i in range(60)]
+    real = np.repeat(normal(20, 0), 3, axis=0)  # the images of a patient are all alike
+    found = QUALITY.compare(real, normal(40, 1), patients)
+    # were a patient's images dealt to both halves, most would lie at distance 0 of one in the other half
+    apart = precision_recall_density_coverage(*(real[half] for half in split_halves(patients, 4)), k=3)
+    mixed = precision_recall_density_coverage(
+        *(real[half] for half in split_halves([str(i) for i in range(60)], 4)), k=3
+    )
+    assert found["real_real_floor"]["coverage"] == apart.coverage < mixed.coverage
+    assert "share no patient" in found["real_real_floor"]["note"]
+
+
+def test_halves_are_disjoint_by_patient_equal_and_seeded():
+    patients = [f"p{min(i, 40) // 2}" for i in range(63)]  # one patient has 23 images
+    first, second = split_halves(patients, seed=0)
+    assert sorted(first + second) == list(range(63))
+    assert not {patients[i] for i in first} & {patients[i] for i in second}
+    assert abs(len(first) - len(second)) <= 23
+    even = split_halves([str(i) for i in range(20)], seed=0)
+    assert len(even[0]) == len(even[1]) == 10
+    assert (
+        even == split_halves([str(i) for i in range(20)], seed=0) != split_halves([str(i) for i in range(20)], seed=1)
+    )
+
+
+def test_without_enough_patients_there_is_no_floor():
+    report = QUALITY.report({"tiny": (normal(30, 0), normal(30, 1))}, ["one"] * 30)
+    assert report["extractors"]["tiny"]["real_real_floor"] is None
+    assert report["extractors"]["tiny"]["fake_at_floor_n"] is None
+    table = markdown_table(report)
+    assert "tiny: too few real images or patients" in table and "real half" not in table
+
+
+def test_table_holds_every_comparison_and_is_plain_json():
+    report = QUALITY.report({"a": (normal(40, 0), normal(40, 1)), "b": (normal(40, 2), normal(40, 3))})
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert report["settings"] == {"num_resamples": 12, "level": 0.95, "nearest_k": 3, "kid_subsets": 5, "seed": 4}
+    table = markdown_table(report)
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 2 * 3 and len({line.count("|") for line in lines}) == 1
+    row = report["extractors"]["b"]
+    assert f"| b | real, fake | 40, 40 | {row['fd']:.4g} [{row['fd_ci'][0]:.4g}, {row['fd_ci'][1]:.4g}] |" in table
+    assert f"| b | real half, real half | 20, 20 | {row['real_real_floor']['fd']:.4g} |" in table
+    assert table.count("share no image") == 1  # a note that holds for both stands once
+
+
+def test_same_seed_same_report():
+    pair = normal(30, 0), normal(30, 1)
+    assert QUALITY.compare(*pair) == QUALITY.compare(*pair)
+
+
+def test_impossible_requests_are_refused():
+    with pytest.raises(ImageQualityError, match="found 5 real and 30 fake images; expected at least 8"):
+        QUALITY.compare(normal(5, 0), normal(30, 1))
+    with pytest.raises(ImageQualityError, match="found 29 patient ids for 30"):
+        QUALITY.compare(normal(30, 0), normal(30, 1), ["p"] * 29)
+    with pytest.raises(ImageQualityError, match="num_resamples = 1; expected at least 2"):
+        ImageQuality(num_resamples=1)
+    with pytest.raises(ImageQualityError, match="level = 95"):
+        ImageQuality(level=95)
