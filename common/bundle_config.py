@@ -43,9 +43,9 @@ PRIVATE_KEYS = frozenset(
     | {"split", "max_unreadable_share", "train", "validate", "max_epochs", "learning_rate", "warmup_steps"}
     | {"ema_decay", "val_interval"}
 )
-"""Top-level keys that two workflow files of a bundle may fill differently: how a file runs, what it runs on, and how long
-and how fast a training of its own learns. (`network` is `network_def` on its device, with weights or without.) Every other
-key that two files share describes the model or its images, and must agree."""
+"""Top-level keys that two workflow files of a bundle may fill differently: how a file runs, what it runs on, and how
+long and how fast a training of its own learns. (`network` is `network_def` on its device, with weights or without.)
+Every other key that two files share describes the model or its images, and must agree."""
 
 
 class ConfigLoadError(ValueError):

@@ -9,6 +9,8 @@ depends on the run's seed and its number alone.
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -26,6 +28,8 @@ from .token_sampler import TokenSampler
 
 StrategyName = Literal["variation", "interpolation", "neighbourhood", "prior"]
 SEED_BITS = 32  # torch's CPU generator reads no more of a seed
+SEED_STRIDE = 0x9E3779B9  # odd, so that 2^32 samples of a run have different seeds; golden ratio, so that none are near
+CDIST_ROWS = 512  # sources whose distances to all others are in memory at a time
 
 
 class StrategyError(UserError, ValueError):
@@ -104,8 +108,8 @@ class Interpolation:
     """Images between two sources of different patients that share a label (section 2.3.2 of the paper, after MixUp).
 
     The paper gives an image the label of its nearer end where the two differ, and names that as what corrupted its
-    labels; here a label is kept only when both ends have the same. Several labels are written `a|b`; sharing one of
-    them is enough to be paired. Sources without label pair with each other.
+    labels; here a label is kept only when both ends have the same. Several labels are written `a|b`, in any order;
+    sharing one of them is enough to be paired. Sources without label pair with each other.
 
     Args:
         table: the sources.
@@ -143,30 +147,21 @@ class Interpolation:
         self.settings = {"sources": table.digest(), "interpolation_mode": mode, "mix_range": [low, high]}
 
     def requests(self) -> list[SampleRequest]:
-        """Pairs in a random order, none twice before all partners of its first end were tried once in vain.
+        """Source by source, each with a random partner; no pair comes again before all pairs have come.
 
         Raises:
             StrategyError: no two sources of different patients share a label.
         """
-        partners = [self._partners(source) for source in range(len(self._sources))]
-        firsts = [source for source, others in enumerate(partners) if others]
-        if not firsts:
-            raise StrategyError(
-                f"interpolation: among {len(self._sources)} sources no two of different patients share a label; "
-                "give more sources, or a manifest.csv with labels that repeat"
-            )
+        pairs = _Pairs(self._sources)
+        low, high = self.mix_range
         found: list[SampleRequest] = []
-        used: set[frozenset[int]] = set()
         for number in range(self.num_samples):
             generator = np.random.default_rng(derive_seed(self.seed, Purpose.STRATEGY, number))
-            first = firsts[number % len(firsts)]
-            fresh = [other for other in partners[first] if frozenset((first, other)) not in used]
-            second = int(generator.choice(fresh or partners[first]))
-            used.add(frozenset((first, second)))
-            labels = {self._sources.labels[first], self._sources.labels[second]}
-            label = labels.pop() if len(labels) == 1 else ""
-            mix = round(float(generator.uniform(*self.mix_range)), 6)
-            found.append(_request(self.name, number, self.seed, sources=(first, second), mix=mix, label=label))
+            ends = pairs.draw(generator)
+            agree = pairs.names[ends[0]] == pairs.names[ends[1]]
+            label = self._sources.labels[ends[0]] if agree else ""
+            mix = min(max(round(float(generator.uniform(low, high)), 6), low), high)
+            found.append(_request(self.name, number, self.seed, sources=ends, mix=mix, label=label))
         return found
 
     def tokens(self, requests: Sequence[SampleRequest]) -> Tensor:
@@ -177,14 +172,45 @@ class Interpolation:
         between = slerp(first, second, mix) if self.mode == "slerp" else torch.lerp(first, second, mix)
         return self.scaler.unscale(between).cpu()
 
+
+class _Pairs:
+    """Pairs of sources of different patients that share a label; none comes again before all have come."""
+
+    def __init__(self, table: SourceTable) -> None:
+        self.names = [frozenset(label.split("|")) for label in table.labels]
+        self._patients = np.array(table.patient_ids)
+        groups: dict[str, list[int]] = {}
+        for source, names in enumerate(self.names):
+            for name in names:
+                groups.setdefault(name, []).append(source)
+        self._groups = {name: np.array(members) for name, members in groups.items()}
+        paired = [members for members in self._groups.values() if len(set(self._patients[members])) > 1]
+        if not paired:
+            raise StrategyError(
+                f"interpolation: among {len(table)} sources no two of different patients share a label; "
+                "give more sources, or a manifest.csv with labels that repeat"
+            )
+        self._firsts = sorted({int(source) for members in paired for source in members})
+        self._turns = deque(self._firsts)
+        self._used: dict[int, set[int]] = {}
+
+    def draw(self, generator: np.random.Generator) -> tuple[int, int]:
+        """The source whose turn it is, and one of the partners that it has not met yet."""
+        while True:
+            if not self._turns:  # all pairs have come: from the start
+                self._turns, self._used = deque(self._firsts), {}
+            first = self._turns.popleft()
+            fresh = [other for other in self._partners(first) if other not in self._used.get(first, ())]
+            if fresh:
+                second = int(generator.choice(fresh))
+                self._used.setdefault(first, set()).add(second)
+                self._used.setdefault(second, set()).add(first)
+                self._turns.append(first)
+                return first, second
+
     def _partners(self, source: int) -> list[int]:
-        mine = set(self._sources.labels[source].split("|"))
-        return [
-            other
-            for other in range(len(self._sources))
-            if self._sources.patient_ids[other] != self._sources.patient_ids[source]
-            and mine & set(self._sources.labels[other].split("|"))
-        ]
+        others = np.unique(np.concatenate([self._groups[name] for name in self.names[source]]))
+        return others[self._patients[others] != self._patients[source]].tolist()
 
 
 class Neighbourhood:
@@ -213,8 +239,8 @@ class Neighbourhood:
         scaler: TokenScaler,
         seed: int,
     ) -> None:
-        if noise_scale < 0.0:
-            raise StrategyError(f"noise_scale: expected 0 or more, found {noise_scale}")
+        if not 0.0 <= noise_scale < math.inf:
+            raise StrategyError(f"noise_scale: expected a number of at least 0, found {noise_scale}")
         if len(table) < 2:
             raise StrategyError(f"neighbourhood: expected at least two sources, found {len(table)}")
         self.table: SourceTable | None = table
@@ -225,8 +251,10 @@ class Neighbourhood:
         scaled = scaler.scale(table.tokens.to(scaler.tokens_mean)).cpu()
         self._centred = scaled - scaled.mean(0)
         flat = scaled.flatten(1)
-        nearest = torch.cdist(flat, flat).sort(dim=1).values  # column 0 is the distance to itself
-        self._reach = noise_scale * nearest[:, min(_positive("num_neighbours", num_neighbours), len(table) - 1)]
+        # The smallest distance is the one to itself.
+        rank = 1 + min(_positive("num_neighbours", num_neighbours), len(table) - 1)
+        nearest = [torch.cdist(rows, flat).kthvalue(rank, dim=1).values for rows in flat.split(CDIST_ROWS)]
+        self._reach = noise_scale * torch.cat(nearest)
         self.settings = {
             "sources": table.digest(),
             "num_per_source": num_per_source,
@@ -270,7 +298,14 @@ class Prior:
         self.label = label
         self.seed = seed
         token_sampler.check_label(label)
-        self.settings = {"label": label, "prior_sha256": network_sha256(token_sampler.prior)}
+        rule = token_sampler.sampler
+        self.settings = {
+            "label": label,
+            "prior_sha256": network_sha256(token_sampler.prior),
+            "prior_method": rule.method,
+            "prior_steps": len(rule.timesteps),
+            "prior_guidance_scale": rule.guidance_scale,
+        }
 
     def requests(self) -> list[SampleRequest]:
         """Numbered."""
@@ -295,11 +330,13 @@ def slerp(first: Tensor, second: Tensor, mix: Tensor) -> Tensor:
         [..., D]; the straight line where the two directions are (nearly) the same or opposite.
     """
     norms = first.norm(dim=-1, keepdim=True), second.norm(dim=-1, keepdim=True)
-    cosine = ((first / norms[0]) * (second / norms[1])).sum(-1, keepdim=True).clamp(-1.0, 1.0)
-    angle = cosine.acos()
+    units = first / norms[0], second / norms[1]
+    # Kahan's angle; the arccosine loses half its digits where directions are nearly the same or opposite.
+    distance, sum_length = ((units[0] + sign * units[1]).norm(dim=-1, keepdim=True) for sign in (-1, 1))
+    angle = 2.0 * torch.atan2(distance, sum_length)
     sine = angle.sin()
     weights = ((1.0 - mix) * angle).sin() / sine, (mix * angle).sin() / sine
-    turned = weights[0] * first / norms[0] + weights[1] * second / norms[1]
+    turned = weights[0] * units[0] + weights[1] * units[1]
     round_way = turned * torch.lerp(norms[0], norms[1], mix.expand_as(norms[0]))
     return torch.where(sine.abs() > 1e-4, round_way, torch.lerp(first, second, mix.expand_as(first)))
 
@@ -327,6 +364,11 @@ def make_strategy(
         raise StrategyError(f"strategy: expected one of {', '.join(get_args(StrategyName))}, found '{name}'")
     if name == "prior":
         return Prior(token_sampler(), num_samples, label, seed)
+    if label is not None:
+        raise StrategyError(
+            f"label: expected null with the strategy {name}, found '{label}'; only prior is conditioned on a label, "
+            "images of the others keep that of their sources"
+        )
     table = sources()
     if name == "variation":
         return Variation(table, num_per_source, seed)
@@ -346,7 +388,7 @@ def _requests_per_source(strategy: str, table: SourceTable, num_per_source: int,
 def _request(
     strategy: str, number: int, seed: int, sources: tuple[int, ...] = (), mix: float | None = None, label: str = ""
 ) -> SampleRequest:
-    sample_seed = derive_seed(seed, Purpose.SAMPLING, number) % 2**SEED_BITS
+    sample_seed = (derive_seed(seed, Purpose.SAMPLING) + number * SEED_STRIDE) % 2**SEED_BITS
     return SampleRequest(f"{strategy}_{number:06d}", sample_seed, sources, mix, label)
 
 

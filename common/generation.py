@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from .contact_sheet import save_contact_sheet
 from .embedding_strategies import SampleRequest, Strategy
+from .errors import UserError
 from .fingerprint import network_sha256
 from .generation_manifest import GenerationManifest, ManifestRow
 from .image_sampler import ImageSampler
-from .image_writer import write_png
-from .reader import read_radiograph
+from .image_writer import stored_values, write_png
 from .synthetic_dicom import write_synthetic_dicom
 from .transforms import LoadRadiographd, ResizeCenterCropd
 
@@ -23,6 +27,10 @@ _logger = logging.getLogger(__name__)
 
 SHEET_NAME = "contact_sheet.png"
 SHEET_COLUMNS = 4
+
+
+class GenerationError(UserError, ValueError):
+    """The knobs of a generation are out of range."""
 
 
 class Generation:
@@ -41,6 +49,9 @@ class Generation:
         model_name: for the DICOM header.
         split: train, val or test, which all sources are from; None where there are no splits.
         sheet_images: images on the contact sheet at most.
+
+    Raises:
+        GenerationError: bits or batch_size out of range.
     """
 
     def __init__(
@@ -56,6 +67,10 @@ class Generation:
         split: str | None,
         sheet_images: int,
     ) -> None:
+        if bits not in (8, 16):
+            raise GenerationError(f"bits: expected 8 or 16, found {bits}")
+        if batch_size < 1:
+            raise GenerationError(f"batch_size: expected at least 1, found {batch_size}")
         self.strategy = strategy
         self.sampler = sampler
         self.output_dir = Path(output_dir)
@@ -75,6 +90,7 @@ class Generation:
             "method": rule.method,
             "num_inference_steps": len(rule.timesteps),
             "guidance_scale": rule.guidance_scale,
+            "amp": sampler.amp,
             "bits": bits,
             "dicom": dicom,
             "image_size": sampler.image_size,
@@ -83,8 +99,8 @@ class Generation:
 
     def run(self) -> GenerationManifest:
         """Make what is not there yet; return the manifest."""
+        requests = self.strategy.requests()  # first, as it refuses sources that do not allow the strategy
         manifest = GenerationManifest(self.output_dir, self.settings, self.split)
-        requests = self.strategy.requests()
         missing = {request.name for request in requests if not manifest.is_done(self._image(request))}
         bar = tqdm(
             total=len(requests),
@@ -132,10 +148,12 @@ class Generation:
         row = self._row(request)
         write_png(image, self.output_dir / row.image, self.bits, row.provenance())
         if self.dicom:
+            # With the pixels: the same number of a run with other sources or steps is another image.
+            pixels = hashlib.sha256(stored_values(image, self.bits).tobytes()).hexdigest()
             write_synthetic_dicom(
                 image,
                 self.output_dir / "dicom" / f"{request.name}.dcm",
-                identity=f"{self.weights_sha256} {self.settings['seed']} {request.name}",
+                identity=f"{self.weights_sha256} {self.settings['seed']} {request.name} {pixels}",
                 model=f"{self.model_name}, weights {self.weights_sha256[:8]}",
                 description=f"chest radiograph, {self.strategy.name}",
                 bits=self.bits,
@@ -156,19 +174,26 @@ class Generation:
             groups.setdefault(request.sources or number // SHEET_COLUMNS, []).append(request)
         for group in groups.values():
             first = group[0]
-            rows.append([*self._source_images(first), *(self._read(request) for request in group)])
-            captions.append(self._caption(first))
+            rows.append(
+                [
+                    *self._source_images(first),
+                    *(read_generated(self.output_dir / self._image(request)) for request in group),
+                ]
+            )
+            captions.append(self._caption(group))
         path = save_contact_sheet(rows, self.output_dir / SHEET_NAME, None, row_captions=captions)
         _logger.info("%d images and manifest.csv in %s; %s shows the first", len(there), self.output_dir, path)
+        if self.strategy.table is not None:
+            _logger.info("the contact sheet shows the sources, manifest.csv names them: mind that if they are patients")
 
-    def _caption(self, request: SampleRequest) -> str:
-        if not request.sources:
-            return f"sampled without source{f', label {request.label}' if request.label else ''}"
-        kind = "source, then samples" if len(request.sources) == 1 else f"two sources, then mix {request.mix:.2f}"
-        return f"{kind}{f' (label {request.label})' if request.label else ''}"
-
-    def _read(self, request: SampleRequest) -> Tensor:
-        return read_radiograph(self.output_dir / self._image(request)).pixels
+    @staticmethod
+    def _caption(group: Sequence[SampleRequest]) -> str:
+        first = group[0]
+        if not first.sources:
+            return f"sampled without source{f', label {first.label}' if first.label else ''}"
+        mixes = ", ".join(f"{request.mix:.2f}" for request in group if request.mix is not None)
+        kind = f"two sources, then mix {mixes}" if mixes else "source, then samples"
+        return f"{kind}{f' (label {first.label})' if first.label else ''}"
 
     def _source_images(self, request: SampleRequest) -> list[Tensor]:
         table = self.strategy.table
@@ -176,3 +201,10 @@ class Generation:
             return []
         load, fit = LoadRadiographd(keys=["image"]), ResizeCenterCropd(keys=["image"], size=self.sampler.image_size)
         return [fit(load({"image": table.paths[source]}))["image"] for source in request.sources]
+
+
+def read_generated(path: Path) -> Tensor:
+    """A generated PNG as it was written, [1, H, W] in [0, 1]; `read_radiograph` stretches 16 bits, refuses one grey."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture)
+    return torch.from_numpy(pixels.astype(np.float32))[None] / np.iinfo(pixels.dtype).max

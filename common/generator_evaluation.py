@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -18,16 +19,16 @@ from tqdm import tqdm
 from .contact_sheet import save_contact_sheet
 from .dataset import RadiographDataset
 from .embedding_strategies import Prior, Variation
+from .errors import UserError
 from .evaluation_report import provenance
 from .files import atomic_path
 from .fingerprint import network_sha256
-from .generation import Generation
+from .generation import Generation, read_generated
 from .image_features import FeatureExtractor, ImageFeatures
 from .image_quality import ImageQuality, split_halves
 from .image_sampler import ImageSampler
 from .image_writer import write_png
-from .metrics import ms_ssim
-from .reader import read_radiograph
+from .metrics import MS_SSIM_MIN_SIZE, ms_ssim
 from .source_table import SourceTable
 from .token_sampler import TokenSampler
 from .transforms import LoadRadiographd, ResizeCenterCropd
@@ -35,6 +36,10 @@ from .transforms import LoadRadiographd, ResizeCenterCropd
 _logger = logging.getLogger(__name__)
 
 SHEET_ROWS = 8
+
+
+class GeneratorEvaluationError(UserError, ValueError):
+    """The knobs of an evaluation do not allow it."""
 
 
 class GeneratorEvaluator:
@@ -66,6 +71,9 @@ class GeneratorEvaluator:
         batch_size: images at a time.
         seed: of the samples.
         device: of the features.
+
+    Raises:
+        GeneratorEvaluationError: images too small for MS-SSIM, or too few variations to compare.
     """
 
     def __init__(
@@ -82,6 +90,14 @@ class GeneratorEvaluator:
         seed: int,
         device: torch.device,
     ) -> None:
+        if sampler.image_size < MS_SSIM_MIN_SIZE:
+            raise GeneratorEvaluationError(
+                f"image_size: expected at least {MS_SSIM_MIN_SIZE} for MS-SSIM, found {sampler.image_size}"
+            )
+        if num_diverse < 2 or num_diverse_sources < 2:
+            raise GeneratorEvaluationError(
+                f"num_diverse and num_diverse_sources: expected at least 2, found {num_diverse}, {num_diverse_sources}"
+            )
         self.sources = sources
         self.sampler = sampler
         self.token_sampler = token_sampler
@@ -98,9 +114,10 @@ class GeneratorEvaluator:
         """Generate, measure, write; return what metrics.json holds."""
         table = self.sources()
         prior = Prior(self.token_sampler(), len(table), None, self.seed)
+        variation = self._generate("variation", Variation(table, 1, self.seed))  # first: refuses a folder of others
         folders = {
             "reconstruction": self._reconstruct(table),
-            "variation": self._generate("variation", Variation(table, 1, self.seed)),
+            "variation": variation,
             "prior": self._generate("prior", prior),
         }
         step = max(1, len(table) // self.num_diverse_sources)
@@ -165,11 +182,11 @@ class GeneratorEvaluator:
         encode = ImageFeatures(
             extractor, self.output_dir / "features", self.sampler.image_size, self.batch_size, self.device
         )
-        real = encode.of_files(table.paths).features
+        real = _features(encode, table.paths)
         first, second = split_halves(table.patient_ids, self.seed)
         found: dict[str, Any] = {"real": {"halves": self.quality.metrics(real[first], real[second])}}
         for name, paths in folders.items():
-            fake = encode.of_files(paths).features
+            fake = _features(encode, paths)
             found[name] = {
                 "all": self.quality.metrics(real, fake),
                 "fd_ci": list(self.quality.interval(real, fake)),
@@ -201,7 +218,7 @@ class GeneratorEvaluator:
 
     @staticmethod
     def _read(paths: Sequence[Path]) -> Tensor:
-        return torch.stack([read_radiograph(path).pixels for path in paths])
+        return torch.stack([read_generated(path) for path in paths])
 
     def _sources(self, table: SourceTable) -> Tensor:
         return torch.stack([self._load({"image": path})["image"] for path in table.paths])
@@ -224,6 +241,17 @@ class GeneratorEvaluator:
         titles = ["real (held out)", "reconstruction", "variation", "prior (no source)"]
         save_contact_sheet(rows, self.output_dir / "contact_sheet.png", titles)
         _logger.info("contact_sheet.png shows real patients: keep it where the data set is kept")
+
+
+def _features(encode: ImageFeatures, paths: Sequence[str | Path]) -> NDArray[np.float32]:
+    found = encode.of_files(paths)
+    if found.problems:
+        path, reason = found.problems[0]
+        raise GeneratorEvaluationError(
+            f"{len(found.problems)} of {len(paths)} images cannot be compared, first {path}: {reason}; expected all. "
+            "If the generator made them, look at the contact sheets: it is not trained well enough"
+        )
+    return found.features
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from .conditioning import TokenSelection
 from .denoising_step import spread_uniform
 from .descent import descend
+from .distributed import rank
 from .ema import ExponentialMovingAverage
 from .latent_store import LatentDataset
 from .networks.embedding_prior import EmbeddingPrior
@@ -43,14 +44,17 @@ class TokenDataset(Dataset):
 
 
 class PriorStep:
-    """One optimiser step on ‖output - target‖² of token components; everything random is a function of the draw.
+    """One optimiser step on ‖output - target‖² of token components; all randomness is a function of draw or step.
 
     Args:
         schedule: forward process and prediction type.
         uncond_prob: share of samples trained without their label.
         ema: updated after each step.
         max_grad_norm: gradients are clipped to this norm.
-        seed: of noise, timesteps and dropped labels.
+        seed: of noise, timesteps, dropped labels and dropout.
+
+    Raises:
+        ValueError: `uncond_prob` outside [0, 1).
     """
 
     def __init__(
@@ -61,6 +65,8 @@ class PriorStep:
         max_grad_norm: float,
         seed: int,
     ) -> None:
+        if not 0.0 <= uncond_prob < 1.0:
+            raise ValueError(f"uncond_prob: expected a share in [0, 1), found {uncond_prob}")
         self.schedule = schedule
         self.uncond_prob = uncond_prob
         self.ema = ema
@@ -79,12 +85,13 @@ class PriorStep:
         x0 = prior.components.encode(batch["tokens"].to(device))
         noise = self._noise(draws, x0.shape[1]).to(device)
         timesteps = self.schedule.sample_timesteps(spread_uniform(draws, self.seed)).to(device)
-        chances = [derive_seed(self.seed, Purpose.CONTEXT_DROP, draw) / 2**63 for draw in draws]
-        drop = torch.tensor(chances, dtype=torch.float64) < self.uncond_prob
-        labels = batch["label"].masked_fill(drop, len(prior.labels)).to(device)
+        labels = batch["label"].masked_fill(self._drop(draws), len(prior.labels)).to(device)
+        noisy = self.schedule.add_noise(x0, noise, timesteps)
         engine.network.train()
-        torch.manual_seed(derive_seed(self.seed, Purpose.PRIOR, engine.state.iteration))  # of dropout
-        output = engine.network(self.schedule.add_noise(x0, noise, timesteps), timesteps, labels)
+        # Dropout draws from the global generators: seed them for this step, and leave them as they were.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(self.seed, Purpose.PRIOR, engine.state.iteration, rank()))
+            output = engine.network(noisy, timesteps, labels)
         loss = (output - self.schedule.target(x0, noise, timesteps)).square().mean()
         learning_rate = float(engine.optimizer.param_groups[0]["lr"])
         logged, grad_norm = descend(
@@ -95,6 +102,10 @@ class PriorStep:
 
     def _noise(self, draws: list[int], size: int) -> Tensor:
         return seeded_normal([derive_seed(self.seed, Purpose.NOISE, draw) for draw in draws], (size,))
+
+    def _drop(self, draws: list[int]) -> Tensor:
+        chances = [derive_seed(self.seed, Purpose.CONTEXT_DROP, draw) / 2**63 for draw in draws]
+        return torch.tensor(chances, dtype=torch.float64) < self.uncond_prob
 
 
 class PriorValidation:
@@ -114,7 +125,7 @@ class PriorValidation:
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return "errors" [B, num_levels]."""
         device = engine.state.device
-        prior, indices = engine.network, batch["index"].tolist()
+        prior, indices = cast(EmbeddingPrior, engine.network), batch["index"].tolist()
         with torch.no_grad():
             x0 = prior.components.encode(batch["tokens"].to(device))
             context = prior.encode_labels(batch["label"].to(device))

@@ -118,14 +118,14 @@ def readable_items(
     return [dict(items[index]) for index in _on_first_rank(scan)]
 
 
-def fail_if_skipped(report_dir: str | os.PathLike[str], name: str = "all") -> None:
-    """The end of a batch job: the good ones are done, now fail if some of list `name` had to be skipped.
+def fail_if_skipped(report_dir: str | os.PathLike[str]) -> None:
+    """The end of a batch job: the good ones are done, now fail if some files had to be skipped.
 
     Raises:
         DatasetError: says how many and where they are listed.
     """
     report = Path(report_dir) / SKIPPED_NAME
-    skipped = [row for row in _read_rows(report, _SKIPPED_COLUMNS) if row[0] == name]
+    skipped = {row[1] for row in _read_rows(report, _SKIPPED_COLUMNS)}
     if skipped:
         raise DatasetError(f"{len(skipped)} files could not be read and are listed in {report}; all others are done")
 

@@ -50,17 +50,20 @@ class SourceTable:
     def subset(self, rows: Sequence[int]) -> SourceTable:
         """Some of the rows."""
         chosen = list(rows)
-        lists = ([column[row] for row in chosen] for column in (self.paths, self.patient_ids, self.labels))
-        return SourceTable(*lists, self.tokens[chosen])
+        paths, patient_ids, labels = (
+            [column[row] for row in chosen] for column in (self.paths, self.patient_ids, self.labels)
+        )
+        return SourceTable(paths, patient_ids, labels, self.tokens[chosen])
 
     def digest(self) -> str:
-        """SHA-256 over paths, patients and labels: which sources, in which order."""
-        return hashlib.sha256(json.dumps([self.paths, self.patient_ids, self.labels]).encode()).hexdigest()
+        """SHA-256 over paths, patients, labels and tokens: which sources, in which order, and what was seen of them."""
+        digest = hashlib.sha256(json.dumps([self.paths, self.patient_ids, self.labels]).encode())
+        digest.update(self.tokens.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def encode_sources(
-    items: Callable[[], list[dict[str, Any]]],
-    transform: Callable[[dict], dict],
+    dataset: RadiographDataset,
     encoder: DinoEncoder,
     selection: TokenSelection,
     batch_size: int,
@@ -70,20 +73,19 @@ def encode_sources(
     """Encode source images, or take their tokens from the last time where nothing changed since.
 
     Args:
-        items: gives dicts with "image" and "patient_id", optionally "label".
-        transform: dict transform from an item to "image" [1, H, W] in [0, 1].
+        dataset: of the sources; its items have "image" and "patient_id", optionally "label".
         encoder: frozen DINO encoder on `device`.
         selection: which tokens condition the denoiser.
         batch_size: images at a time.
         device: of the encoder.
         cache_dir: folder of `sources.pt`, so that a resumed run does not encode again; None keeps nothing.
     """
-    found = items()
+    found = dataset.data
     key = _fingerprint(found, encoder, selection)
     path = None if cache_dir is None else Path(cache_dir) / TABLE_NAME
     tokens = _remembered(path, key)
     if tokens is None:
-        tokens = _encode(found, transform, encoder, selection, batch_size, device)
+        tokens = _encode(found, dataset.transform, encoder, selection, batch_size, device)
         if path is not None:
             save_atomically({"key": key, "tokens": tokens}, path)
     labels = [item.get("label", "") for item in found]
@@ -99,7 +101,8 @@ def _encode(
     batch_size: int,
     device: torch.device,
 ) -> Tensor:
-    loader = DataLoader(RadiographDataset(items, transform), batch_size=batch_size)
+    images = [{"image": item["image"]} for item in items]  # other columns may be missing in some, and would not collate
+    loader = DataLoader(RadiographDataset(images, transform), batch_size=batch_size)
     parts = []
     for batch in tqdm(loader, desc="encoding sources", unit="batch", dynamic_ncols=True):
         parts.append(encode_tokens(encoder, batch["image"].to(device), selection).cpu())

@@ -25,18 +25,19 @@ from common.phantom import draw_chest_phantom
 TIMESTEPS = (100.0, 500.0, 900.0)
 
 
-def ship_weights(weights: str, config: str, target: str) -> None:
+def ship_weights(weights: str, config: str, target: str, network_id: str = "network_def") -> None:
     """Write `target` in half precision and print its SHA-256.
 
     Args:
         weights: what a finished training wrote, with its statistics.
-        config: YAML of the training, whose network_def says what the network is.
+        config: YAML of the training.
         target: file to write.
+        network_id: where the config says what the network is.
     """
     parser = ConfigParser()
     parser.read_config(config)
     parser["bundle_root"] = str(Path(config).resolve().parents[1])
-    network: nn.Module = parser.get_parsed_content("network_def")
+    network: nn.Module = parser.get_parsed_content(network_id)
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=True)
     network.eval()
     output, limit, what = _probe(network)

@@ -1,0 +1,367 @@
+"""Each strategy gives the embeddings it says, to the sources, labels and seeds it says."""
+
+import math
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import torch
+from test_source_table import make_table
+from test_token_sampler import make_token_sampler
+
+from common.conditioning import TokenScaler
+from common.embedding_strategies import (
+    Interpolation,
+    Neighbourhood,
+    Prior,
+    SampleRequest,
+    StrategyError,
+    Variation,
+    make_strategy,
+    slerp,
+)
+from common.token_sampler import UnknownLabelError
+
+PATIENTS = ["P", "P", "Q", "R", "S", "S", "T"]
+LABELS = ["a", "a|b", "b|a", "b", "", "", ""]
+
+
+def fitted_scaler(table):
+    """Statistics that differ by position and feature."""
+    scaler = TokenScaler(*table.tokens.shape[1:])
+    scaler.fit(table.tokens * torch.linspace(0.5, 20.0, table.tokens.shape[-1]))
+    return scaler
+
+
+TABLE = make_table(PATIENTS, LABELS)
+SCALER = fitted_scaler(TABLE)
+
+
+def interpolation(table=TABLE, num_samples=10, mode="lerp", mix_range=(0.25, 0.75), seed=0):
+    return Interpolation(table, num_samples, mode, mix_range, SCALER, seed)
+
+
+def neighbourhood(table=TABLE, num_per_source=2, num_neighbours=2, noise_scale=0.5, scaler=SCALER, seed=0):
+    return Neighbourhood(table, num_per_source, num_neighbours, noise_scale, scaler, seed)
+
+
+def prior(num_samples=10, label=None, seed=0):
+    return Prior(make_token_sampler(), num_samples, label, seed)
+
+
+# ---- what all share ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [prior, interpolation])
+def test_more_samples_begin_with_those_of_fewer(make):
+    many = make(num_samples=60)
+    for count in (1, 7, 59):
+        few = make(num_samples=count)
+        assert few.requests() == many.requests()[:count]
+        assert few.settings == many.settings
+    assert many.requests() != make(num_samples=60, seed=1).requests()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_seeds_are_all_different_and_such_that_torch_tells_them_apart(seed):
+    requests = prior(num_samples=10_000, seed=seed).requests()
+    seeds = {request.seed for request in requests}
+    assert len(seeds) == 10_000 and min(seeds) >= 0 and max(seeds) < 2**32
+    assert len({request.name for request in requests}) == 10_000
+    assert not seeds & {request.seed for request in prior(num_samples=100, seed=seed + 1).requests()}
+
+
+def test_noise_of_neighbouring_seeds_is_not_alike():
+    requests = prior(num_samples=2000).requests()
+    noise = torch.stack([torch.randn(64, generator=torch.Generator().manual_seed(each.seed)) for each in requests])
+    assert noise.mean().abs() < 4 / math.sqrt(noise.numel())
+    for lag in (1, 2, 3, 5, 8, 13):  # of a golden ratio sequence, those come nearest to each other
+        assert (noise[lag:] * noise[:-lag]).mean().abs() < 4 / math.sqrt(noise[lag:].numel())
+
+
+@pytest.mark.parametrize("make", [interpolation, neighbourhood, prior])
+def test_tokens_depend_on_the_request_alone(make):
+    strategy = make()
+    requests = strategy.requests()
+    tokens = strategy.tokens(requests)
+    assert tokens.shape == (len(requests), 2, 6) and tokens.dtype == torch.float32
+    assert torch.equal(make().tokens(requests), tokens)
+    part = [5, 0, 8]
+    alone = torch.cat([strategy.tokens([requests[number]]) for number in part])
+    torch.testing.assert_close(alone, tokens[part], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(strategy.tokens([requests[n] for n in part]), tokens[part], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        (lambda **k: Variation(k.pop("table", TABLE), **{"num_per_source": 2, "seed": 0, **k}), {"num_per_source": 3}),
+        (interpolation, {"mode": "slerp", "mix_range": (0.25, 0.5)}),
+        (neighbourhood, {"num_per_source": 3, "num_neighbours": 3, "noise_scale": 0.6}),
+    ],
+)
+def test_settings_tell_runs_apart_that_must_not_share_a_folder(make, changes):
+    changes = {**changes, "table": TABLE.subset([0, 1, 2, 3])}
+    settings = [make().settings, *(make(**{name: value}).settings for name, value in changes.items())]
+    assert all(settings.count(each) == 1 for each in settings)
+    assert make().settings == settings[0]
+
+
+def test_settings_of_the_prior_name_its_weights_and_its_sampler():
+    samplers = [make_token_sampler(), make_token_sampler(steps=5), make_token_sampler(guidance_scale=2.0)]
+    samplers.append(make_token_sampler())
+    samplers[-1].prior.outlet.bias.data += 0.1
+    settings = [Prior(sampler, 4, None, 0).settings for sampler in samplers] + [prior(label="a").settings]
+    assert all(settings.count(each) == 1 for each in settings)
+
+
+# ---- variation -----------------------------------------------------------------------------------------------------
+
+
+def test_variations_are_several_of_each_source_with_its_tokens_and_label():
+    strategy = Variation(TABLE, num_per_source=3, seed=0)
+    requests = strategy.requests()
+    assert [request.sources for request in requests] == [(source,) for source in range(7) for _ in range(3)]
+    assert [request.label for request in requests] == [label for label in LABELS for _ in range(3)]
+    assert requests[4].name == "variation_000004" and requests[4].mix is None
+    assert torch.equal(strategy.tokens([requests[9], requests[0]]), TABLE.tokens[[3, 0]])
+
+
+# ---- interpolation -------------------------------------------------------------------------------------------------
+
+
+def test_pairs_share_a_label_and_never_a_patient():
+    requests = interpolation(num_samples=200).requests()
+    for request in requests:
+        first, second = request.sources
+        assert PATIENTS[first] != PATIENTS[second]
+        assert set(LABELS[first].split("|")) & set(LABELS[second].split("|"))
+    pairs = {frozenset(request.sources) for request in requests}
+    assert pairs == {frozenset(pair) for pair in [(0, 2), (1, 2), (1, 3), (2, 3), (4, 6), (5, 6)]}
+
+
+def test_a_label_is_kept_only_where_both_ends_agree():
+    labels = {frozenset(r.sources): r.label for r in interpolation(num_samples=60).requests()}
+    assert labels[frozenset((1, 2))] in ("a|b", "b|a")  # the same two, in another order
+    assert {labels[frozenset(pair)] for pair in [(0, 2), (1, 3), (2, 3), (4, 6), (5, 6)]} == {""}
+    same = make_table(["P", "Q"], ["a", "a"])
+    assert {request.label for request in interpolation(same).requests()} == {"a"}
+
+
+def test_no_pair_comes_again_before_all_have_come():
+    # Of unequal groups: the two of "b" run out of partners long before the others.
+    table = make_table([f"P{n}" for n in range(10)], ["a"] * 8 + ["b"] * 2)
+    number_of_pairs = 28 + 1
+    pairs = [frozenset(request.sources) for request in interpolation(table, 3 * number_of_pairs).requests()]
+    for number in (0, 1, 2):
+        assert len(set(pairs[number * number_of_pairs : (number + 1) * number_of_pairs])) == number_of_pairs
+    many = interpolation(make_table([str(n) for n in range(50)]), 50).requests()
+    assert Counter(request.sources[0] for request in many) == dict.fromkeys(range(50), 1)
+    assert len({(request.sources[1] - request.sources[0]) % 50 for request in many}) > 20
+
+
+def test_mixes_fill_their_range():
+    for low, high in [(0.25, 0.75), (0.0, 1.0), (0.1234567, 0.1234568), (0.5, 0.5)]:
+        mixes = [request.mix for request in interpolation(num_samples=400, mix_range=(low, high)).requests()]
+        assert low <= min(mixes) and max(mixes) <= high
+        if high - low > 0.1:
+            assert min(mixes) < low + 0.02 * (high - low) and max(mixes) > high - 0.02 * (high - low)
+
+
+@pytest.mark.parametrize("mode", ["lerp", "slerp"])
+def test_the_ends_of_an_interpolation_are_its_sources(mode):
+    ends = [SampleRequest("x", 0, (1, 2), mix) for mix in (0.0, 1.0)]
+    torch.testing.assert_close(interpolation(mode=mode).tokens(ends), TABLE.tokens[[1, 2]], atol=1e-4, rtol=1e-4)
+
+
+def test_lerp_is_the_mean_and_slerp_has_its_angles_in_standardised_tokens():
+    requests = [SampleRequest("x", 0, (1, 2), 0.5), SampleRequest("y", 1, (3, 6), 0.25)]
+    between = interpolation(mode="lerp").tokens(requests)
+    torch.testing.assert_close(between[0], TABLE.tokens[[1, 2]].mean(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(between[1], 0.75 * TABLE.tokens[3] + 0.25 * TABLE.tokens[6], atol=1e-4, rtol=1e-4)
+    first, middle, second = (
+        SCALER.scale(tokens)
+        for tokens in (TABLE.tokens[1], interpolation(mode="slerp").tokens(requests)[0], TABLE.tokens[2])
+    )
+    assert torch.cosine_similarity(first, middle, dim=-1) == pytest.approx(
+        torch.cosine_similarity(middle, second, dim=-1), abs=1e-4
+    )
+    assert middle.norm(dim=-1) == pytest.approx((first.norm(dim=-1) + second.norm(dim=-1)) / 2, rel=1e-4)
+
+
+def test_sources_that_do_not_pair_are_refused():
+    for table in (make_table(["P", "P"], ["a", "a"]), make_table(["P", "Q"], ["a", "b"]), make_table(["P"])):
+        with pytest.raises(StrategyError, match=f"among {len(table)} sources no two of different patients share"):
+            interpolation(table).requests()
+
+
+# ---- slerp ---------------------------------------------------------------------------------------------------------
+
+
+def unit(count, seed, size=384):
+    vectors = torch.randn(count, 3, size, generator=torch.Generator().manual_seed(seed))
+    return vectors / vectors.norm(dim=-1, keepdim=True)
+
+
+def angle(first, second):
+    return torch.cosine_similarity(first.double(), second.double(), dim=-1).acos()
+
+
+def test_slerp_turns_evenly_at_constant_norm_along_the_great_circle():
+    first, second = unit(5, 0), unit(5, 1)
+    steps = [slerp(first, second, torch.tensor(mix)) for mix in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    torch.testing.assert_close(steps[0], first, atol=1e-6, rtol=0)
+    torch.testing.assert_close(steps[-1], second, atol=1e-6, rtol=0)
+    for here, there in pairwise(steps):
+        assert angle(here, there) == pytest.approx(angle(first, second) / 5, rel=1e-3)
+        assert there.norm(dim=-1) == pytest.approx(torch.ones(5, 3), rel=1e-5)
+    middle = slerp(first, second, torch.tensor(0.5))
+    assert angle(first, middle) == pytest.approx(angle(middle, second), rel=1e-4)
+
+
+def test_slerp_interpolates_norms_and_takes_a_mix_for_each_of_a_batch():
+    first, second = 2.0 * unit(4, 0), 6.0 * unit(4, 1)
+    mix = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    turned = slerp(first, second, mix.view(-1, 1, 1))
+    assert turned.norm(dim=-1) == pytest.approx((2.0 + 4.0 * mix)[:, None].expand(4, 3), rel=1e-5)
+    for number in range(4):
+        torch.testing.assert_close(slerp(first[number], second[number], mix[number]), turned[number])
+
+
+def test_slerp_is_the_straight_line_where_there_is_no_great_circle():
+    first, mix = unit(2, 0), torch.tensor(0.25)
+    torch.testing.assert_close(slerp(first, 3.0 * first, mix), 1.5 * first)
+    torch.testing.assert_close(slerp(first, -first, mix), 0.5 * first, atol=1e-5, rtol=0)
+    torch.testing.assert_close(slerp(first, torch.zeros_like(first), mix), 0.75 * first)
+    half = pytest.approx(torch.full((2, 3), 0.5), abs=0.01)
+    assert slerp(first, -first + 1e-6 * unit(2, 1), mix).norm(dim=-1) == half
+    for almost in (first + 1e-3 * unit(2, 1), -first + 1e-3 * unit(2, 1)):
+        almost = almost / almost.norm(dim=-1, keepdim=True)
+        assert slerp(first, almost, mix).norm(dim=-1) == pytest.approx(torch.ones(2, 3), abs=0.01)
+
+
+# ---- neighbourhood -------------------------------------------------------------------------------------------------
+
+
+def standardised(tokens):
+    return SCALER.scale(tokens).flatten(1).double()
+
+
+@pytest.mark.parametrize(("num_neighbours", "noise_scale"), [(1, 0.5), (3, 1.0), (6, 0.1), (99, 2.0)])
+def test_the_shift_is_as_long_as_the_way_to_the_neighbour(num_neighbours, noise_scale):
+    strategy = neighbourhood(num_neighbours=num_neighbours, noise_scale=noise_scale)
+    requests = strategy.requests()
+    assert [request.sources for request in requests] == [(source,) for source in range(7) for _ in range(2)]
+    assert [request.label for request in requests] == [label for label in LABELS for _ in range(2)]
+    sources = standardised(TABLE.tokens)
+    distances = (sources[:, None] - sources[None]).norm(dim=-1).sort(dim=1).values  # column 0: to itself
+    expected = noise_scale * distances[:, min(num_neighbours, 6)].repeat_interleave(2)
+    shifts = standardised(strategy.tokens(requests)) - sources.repeat_interleave(2, 0)
+    assert shifts.norm(dim=1) == pytest.approx(expected, rel=1e-3)
+    assert angle(shifts[0::2], shifts[1::2]).min() > 0.05  # another direction each
+
+
+def test_the_neighbours_of_many_sources_are_found_too():
+    table = make_table([str(n) for n in range(1100)])  # more than are compared at a time
+    sources = standardised(table.tokens)
+    strategy = neighbourhood(table, num_per_source=1, num_neighbours=5, noise_scale=1.0)
+    chosen = [0, 511, 512, 1099]
+    shifts = standardised(strategy.tokens([strategy.requests()[row] for row in chosen])) - sources[chosen]
+    expected = (sources[chosen][:, None] - sources[None]).norm(dim=-1).sort(dim=1).values[:, 5]
+    assert shifts.norm(dim=1) == pytest.approx(expected, rel=1e-2)
+
+
+def test_shifts_stay_in_the_span_of_the_sources():
+    strategy = neighbourhood()
+    sources = standardised(TABLE.tokens)
+    centred = sources - sources.mean(0)
+    basis = torch.linalg.svd(centred, full_matrices=False).Vh[:6]  # 7 sources of 12 dimensions, about their mean
+    shifts = standardised(strategy.tokens(strategy.requests())) - sources.repeat_interleave(2, 0)
+    assert (shifts - shifts @ basis.T @ basis).norm(dim=1).max() < 1e-4 * shifts.norm(dim=1).min()
+
+
+def test_shifts_are_longest_where_the_sources_differ_most():
+    tokens = torch.randn(40, 1, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([4.0] + [0.5] * 7)
+    table, scaler = make_table([str(n) for n in range(40)], tokens=tokens), TokenScaler(1, 8)  # standardises nothing
+    strategy = neighbourhood(table, num_per_source=10, noise_scale=1.0, scaler=scaler)
+    shifts = (strategy.tokens(strategy.requests()) - tokens.repeat_interleave(10, 0)).flatten(1)
+    share = (shifts[:, 0].square() / shifts.square().sum(1)).mean()
+    assert share > 0.4  # 1/8 if they were the same in all directions
+
+
+def test_no_noise_gives_the_sources_themselves():
+    strategy = neighbourhood(noise_scale=0.0)
+    assert torch.equal(strategy.tokens(strategy.requests()), TABLE.tokens.repeat_interleave(2, 0))
+    same = make_table(["P", "Q"], tokens=torch.ones(2, 2, 6))
+    assert torch.equal(neighbourhood(same).tokens(neighbourhood(same).requests()), torch.ones(4, 2, 6))
+
+
+# ---- prior ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_prior_draws_for_its_label_and_says_so():
+    strategy = prior(label="b")
+    requests = strategy.requests()
+    assert {(request.sources, request.label, request.mix) for request in requests} == {((), "b", None)}
+    assert strategy.table is None
+    other = prior(label="a").tokens(requests)
+    assert (strategy.tokens(requests) - other).abs().amax((1, 2)).min() > 1e-3
+    assert {request.label for request in prior().requests()} == {""}
+    with pytest.raises(UnknownLabelError, match="found 'c'"):
+        prior(label="c")
+
+
+# ---- which one -----------------------------------------------------------------------------------------------------
+
+
+def never():
+    raise AssertionError("not needed")
+
+
+def choose(name, sources=lambda: TABLE, token_sampler=never, **knobs):
+    knobs = {
+        "num_samples": 5,
+        "num_per_source": 2,
+        "label": None,
+        "interpolation_mode": "slerp",
+        "mix_range": (0.25, 0.75),
+        "num_neighbours": 2,
+        "noise_scale": 0.5,
+        **knobs,
+    }
+    return make_strategy(name, sources, token_sampler, SCALER, 0, **knobs)
+
+
+def test_each_strategy_gets_its_knobs_and_takes_only_what_it_needs():
+    for name, number in [("variation", 14), ("interpolation", 5), ("neighbourhood", 14)]:
+        strategy = choose(name)
+        assert strategy.name == name and strategy.table is TABLE and len(strategy.requests()) == number
+    assert choose("interpolation", interpolation_mode="lerp", mix_range=[0.5, 0.5]).requests()[0].mix == 0.5
+    assert choose("neighbourhood", noise_scale=0.7, num_neighbours=3).settings["noise_scale"] == 0.7
+    strategy = choose("prior", never, make_token_sampler, label="a")
+    assert strategy.name == "prior" and len(strategy.requests()) == 5 and strategy.label == "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "message"),
+    [
+        ("mixup", {}, "strategy: expected one of variation, interpolation, neighbourhood, prior, found 'mixup'"),
+        ("variation", {"num_per_source": 0}, "num_per_source: expected at least 1, found 0"),
+        ("variation", {"label": "a"}, "label: expected null with the strategy variation, found 'a'"),
+        ("interpolation", {"num_samples": 0}, "num_samples: expected at least 1, found 0"),
+        ("interpolation", {"interpolation_mode": "nlerp"}, "interpolation_mode: expected lerp or slerp, found 'nlerp'"),
+        ("interpolation", {"mix_range": (0.5, 0.4)}, r"mix_range: expected 0 <= low <= high <= 1, found \(0.5, 0.4\)"),
+        ("interpolation", {"mix_range": (0.5, 1.1)}, "mix_range: expected"),
+        ("neighbourhood", {"noise_scale": -0.1}, "noise_scale: expected a number of at least 0, found -0.1"),
+        ("neighbourhood", {"noise_scale": math.nan}, "noise_scale: expected a number of at least 0, found nan"),
+        ("neighbourhood", {"num_neighbours": 0}, "num_neighbours: expected at least 1, found 0"),
+    ],
+)
+def test_knobs_that_make_no_sense_are_refused(name, knobs, message):
+    with pytest.raises(StrategyError, match=message):
+        choose(name, **knobs)
+
+
+def test_one_source_has_no_neighbours():
+    with pytest.raises(StrategyError, match="neighbourhood: expected at least two sources, found 1"):
+        choose("neighbourhood", lambda: make_table(["P"]))

@@ -1,0 +1,236 @@
+"""An evaluation of a tiny generator whose codec is exact: what must be equal is equal, and nothing is made twice."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_radiographs, make_tiny_denoiser
+from PIL import Image
+from test_embedding_prior import correlated_tokens
+from test_token_sampler import make_token_sampler
+
+from common.generation import read_generated
+from common.generation_manifest import GenerationMismatchError
+from common.generator_evaluation import GeneratorEvaluationError, GeneratorEvaluator, markdown
+from common.image_features import ClsToken, FeatureExtractor
+from common.image_quality import ImageQuality
+from common.image_sampler import ImageSampler
+from common.metrics import ms_ssim
+from common.networks.dino import DinoEncoder
+from common.networks.latent_codec import LatentCodec
+from common.noise_schedule import NoiseSchedule
+from common.samplers import Sampler
+from common.source_table import SourceTable
+
+CPU = torch.device("cpu")
+SIZE = 176  # the least that MS-SSIM takes
+COUNT = 16
+FIGURES = {"fd", "kid", "precision", "recall", "density", "coverage"}
+
+
+class ExactCodec(LatentCodec):
+    """Loses nothing, and counts its images."""
+
+    num_images = 0
+
+    def forward(self, image):
+        self.num_images += len(image)
+        return image
+
+
+class CountingSampler(ImageSampler):
+    """Counts its images."""
+
+    num_images = 0
+
+    def sample(self, tokens, seeds, progress=False):
+        self.num_images += len(seeds)
+        return super().sample(tokens, seeds, progress)
+
+
+class CountingFeatures(ClsToken):
+    """Counts its images."""
+
+    num_images = 0
+
+    def forward(self, image):
+        self.num_images += len(image)
+        return super().forward(image)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("real") / "images"
+    draw_radiographs(folder, COUNT, SIZE)
+    paths = [str(path) for path in sorted(folder.iterdir())]
+    return SourceTable(paths, [f"P{n}" for n in range(COUNT)], [""] * COUNT, correlated_tokens(COUNT))
+
+
+def make_sampler(image_size=SIZE, steps=2):
+    torch.manual_seed(0)
+    codec = ExactCodec(channels=[4, 4, 4, 4], num_res_blocks=1, latent_channels=2, norm_num_groups=2)
+    codec.set_statistics(torch.zeros(2), torch.ones(2), 1)
+    denoiser = make_tiny_denoiser()
+    denoiser.context_encoder.scaler.fit(correlated_tokens(50))
+    rule = Sampler(NoiseSchedule("rectified_flow", "flow"), "dpm_solver++_2m", steps, guidance_scale=1.0)
+    return CountingSampler(denoiser.eval(), codec.eval(), rule, image_size, False, CPU)
+
+
+def make_evaluator(table, tiny_dino, folder, sampler=None, num_diverse_sources=3, num_diverse=2):
+    extractor = FeatureExtractor("dino", CountingFeatures(DinoEncoder(tiny_dino, 56)))
+    return GeneratorEvaluator(
+        sources=lambda: table,
+        sampler=sampler or make_sampler(),
+        token_sampler=make_token_sampler,
+        extractors=[None, extractor],
+        quality=ImageQuality(num_resamples=3, nearest_k=3, kid_subsets=2, progress=False),
+        output_dir=str(folder),
+        num_diverse_sources=num_diverse_sources,
+        num_diverse=num_diverse,
+        batch_size=8,
+        seed=0,
+        device=CPU,
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluated(table, tiny_dino, tmp_path_factory):
+    """A folder, its report, and the evaluator that made it; do not write into it."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    evaluator = make_evaluator(table, tiny_dino, folder)
+    return folder, evaluator.run(), evaluator
+
+
+def test_the_report_has_the_rows_that_it_says(evaluated):
+    folder, report, _ = evaluated
+    written = json.loads((folder / "metrics.json").read_text())
+    assert written == report
+    assert report["num_real"] == COUNT
+    assert report["sampler"] == {
+        "method": "dpm_solver++_2m",
+        "num_inference_steps": 2,
+        "guidance_scale": 1.0,
+        "seed": 0,
+    }
+    assert list(report["features"]) == ["dino"]
+    rows = report["features"]["dino"]
+    assert list(rows) == ["real", "reconstruction", "variation", "prior"]
+    for name, row in rows.items():
+        assert row["halves"].keys() >= FIGURES
+        if name != "real":
+            assert row["all"].keys() >= FIGURES
+            low, high = row["fd_ci"]
+            assert low <= high
+            assert row["fd_over_floor"] == pytest.approx(row["halves"]["fd"] / rows["real"]["halves"]["fd"])
+    assert len(report["weights_sha256"]) == len(report["prior_sha256"]) == 64
+    assert report["provenance"]["device"] == "cpu"
+
+
+def test_an_exact_codec_is_at_the_floor_and_an_untrained_generator_far_above(evaluated):
+    rows = evaluated[1]["features"]["dino"]
+    exact = rows["reconstruction"]
+    assert exact["fd_over_floor"] == pytest.approx(1.0, rel=1e-3)
+    assert exact["all"]["fd"] < 0.01 * rows["real"]["halves"]["fd"]
+    assert exact["all"]["precision"] == exact["all"]["recall"] == exact["all"]["coverage"] == 1.0
+    for name in ("variation", "prior"):
+        assert rows[name]["all"]["fd"] > 100 * exact["all"]["fd"]
+        assert rows[name]["fd_over_floor"] > 2
+        assert rows[name]["all"]["precision"] < 0.5
+
+
+def test_diversity_is_that_of_the_right_pairs(evaluated, table):
+    folder, report, _ = evaluated
+    similarity = report["ms_ssim"]
+    assert (similarity["num_sources"], similarity["num_variations"]) == (3, 2)
+    assert similarity["reconstruction_to_its_source"] == {"mean": pytest.approx(1.0), "sd": pytest.approx(0, abs=1e-6)}
+    pictures = sorted((folder / "diversity" / "images").iterdir())
+    samples = torch.stack([read_generated(path) for path in pictures])
+    sources = torch.stack([read_generated(table.paths[n]) for n in (0, 5, 10)])
+    for name, values in [
+        ("between_variations_of_one_source", ms_ssim(samples[0::2], samples[1::2])),
+        ("variation_to_its_source", ms_ssim(samples, sources.repeat_interleave(2, 0))),
+        ("between_different_real_images", ms_ssim(sources, sources[[2, 0, 1]])),
+    ]:
+        assert similarity[name]["mean"] == pytest.approx(float(values.mean()), rel=1e-4)
+        assert similarity[name]["sd"] == pytest.approx(float(values.std()), rel=1e-3, abs=1e-6)
+        assert similarity[name]["mean"] < 0.99
+    listed = (folder / "diversity" / "manifest.csv").read_text().splitlines()[1:]
+    # Spread over the list, each as often as said.
+    assert [[table.paths[n] in line for n in (0, 5, 10)] for line in listed] == [
+        [source == row // 2 for source in range(3)] for row in range(6)
+    ]
+
+
+def test_the_images_are_those_that_were_asked_for(evaluated, table):
+    folder = evaluated[0]
+    assert {path.name: len(list(path.rglob("*.png"))) for path in folder.iterdir() if path.is_dir()} == {
+        "reconstruction": COUNT,
+        "variation": COUNT + 1,  # and its contact sheet
+        "prior": COUNT + 1,
+        "diversity": 6 + 1,
+        "features": 0,
+    }
+    for number in (0, 9, 15):
+        made = np.asarray(Image.open(folder / "reconstruction" / f"{number:06d}.png"))
+        assert np.array_equal(made, np.asarray(Image.open(table.paths[number])))
+
+
+def test_tables_and_sheet_are_there(evaluated):
+    folder, report, _ = evaluated
+    text = (folder / "table.md").read_text()
+    assert text == markdown(report)
+    first, second = (part.splitlines() for part in text.strip().split("\n\n"))
+    assert {line.count("|") for line in first} == {11} and {line.count("|") for line in second} == {3}
+    assert [line.split("|")[2].strip() for line in first[2:]] == ["real", "reconstruction", "variation", "prior"]
+    assert first[2].split("|")[3].strip() == "" and first[2].split("|")[5].strip() == "1"
+    assert first[3].split("|")[5].strip() == "1.00"
+    assert "| reconstruction to its source | 1.000 ± 0.000 |" in second
+    width, height = Image.open(folder / "contact_sheet.png").size
+    assert width == 4 + 4 * (SIZE + 4) and height == 24 + 8 * (SIZE + 4)
+
+
+def copy_of(evaluated, folder):
+    shutil.copytree(evaluated[0], folder, dirs_exist_ok=True)
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("0*.png")} | {
+        path: path.stat().st_mtime_ns for path in folder.rglob("images/*.png")
+    }
+
+
+def test_a_second_run_makes_nothing_again(evaluated, table, tiny_dino, tmp_path):
+    before = copy_of(evaluated, tmp_path)
+    lost = tmp_path / "reconstruction" / "000013.png"
+    lost.unlink()
+    evaluator = make_evaluator(table, tiny_dino, tmp_path)
+    report = evaluator.run()
+    assert evaluator.sampler.num_images == 0 and evaluator.extractors[0].network.num_images == 0
+    assert evaluator.sampler.codec.num_images == 1
+    assert {path: path.stat().st_mtime_ns for path in before if path != lost} == {
+        path: stamp for path, stamp in before.items() if path != lost
+    }
+    for part in ("features", "ms_ssim"):
+        assert report[part] == evaluated[1][part]
+
+
+def test_the_evaluation_of_another_sampler_is_refused_before_anything_is_written(evaluated, table, tiny_dino, tmp_path):
+    copy_of(evaluated, tmp_path)
+    (tmp_path / "reconstruction" / "000013.png").unlink()
+    with pytest.raises(GenerationMismatchError, match="num_inference_steps: 2 there, 3 now"):
+        make_evaluator(table, tiny_dino, tmp_path, make_sampler(steps=3)).run()
+    assert not (tmp_path / "reconstruction" / "000013.png").exists()
+
+
+def test_a_generator_that_makes_one_grey_is_told_so(evaluated, table, tiny_dino, tmp_path):
+    copy_of(evaluated, tmp_path)
+    Image.new("L", (SIZE, SIZE), 0).save(tmp_path / "prior" / "images" / "prior_000005.png")
+    with pytest.raises(GeneratorEvaluationError, match=r"1 of 16 images cannot be compared, first .*prior_000005\.png"):
+        make_evaluator(table, tiny_dino, tmp_path).run()
+
+
+def test_what_could_not_be_measured_is_refused_at_once(table, tiny_dino, tmp_path):
+    with pytest.raises(GeneratorEvaluationError, match="image_size: expected at least 176 for MS-SSIM, found 160"):
+        make_evaluator(table, tiny_dino, tmp_path, make_sampler(image_size=160))
+    for knobs in ({"num_diverse": 1}, {"num_diverse_sources": 1}):
+        with pytest.raises(GeneratorEvaluationError, match="num_diverse and num_diverse_sources: expected at least 2"):
+            make_evaluator(table, tiny_dino, tmp_path, **knobs)
