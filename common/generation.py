@@ -90,6 +90,7 @@ class Generation:
             "method": rule.method,
             "num_inference_steps": len(rule.timesteps),
             "guidance_scale": rule.guidance_scale,
+            "guidance_interval": list(rule.guidance_interval),
             "amp": sampler.amp,
             "bits": bits,
             "dicom": dicom,

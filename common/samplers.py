@@ -81,6 +81,7 @@ class Sampler:
         self.schedule = schedule
         self.method = method
         self.guidance_scale = guidance_scale
+        self.guidance_interval = (low, high)
         self.eta = eta
         self.timesteps = spaced_timesteps(schedule, num_inference_steps, spacing)
         alpha, sigma = schedule.alpha_sigma(self.timesteps)
