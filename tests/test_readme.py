@@ -8,6 +8,7 @@ import pytest
 
 from common.config_graph import load_file
 from common.evaluation_report import markdown_table
+from common.generator_evaluation import markdown
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("bundles/*/docs/README.md"))]
@@ -51,6 +52,16 @@ def test_the_tables_are_those_of_the_evaluation_that_ships():
     overall = [line for line in table.splitlines() if line.startswith("| overall |")]
     assert len(overall) == 3
     assert all(line in front_page for line in overall)
+
+
+def test_the_tables_of_the_generator_are_those_of_its_evaluation():
+    docs = REPOSITORY / "bundles" / "cxr_dino_latent_diffusion" / "docs"
+    table = markdown(json.loads((docs / "evaluation.json").read_text()))
+    assert table.strip() in (docs / "README.md").read_text()
+    front_page = (REPOSITORY / "README.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith(("| dino |", "| inception |"))]
+    assert len(rows) == 8
+    assert all(line in front_page for line in rows)
 
 
 def test_shipped_texts_name_no_path_of_one_machine():
