@@ -1,8 +1,10 @@
-"""Training and validation of the latent denoiser on cached latents and tokens, as MONAI's `iteration_update`."""
+"""Training and validation of denoisers, as MONAI's `iteration_update`: of any, and of the one on cached latents."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic, cast
 
 import torch
 from ignite.metrics import Average
@@ -12,10 +14,13 @@ from torch import Tensor
 from .amp import autocast
 from .conditioning import TokenSelection
 from .descent import descend
-from .ema import ExponentialMovingAverage
+from .distributed import rank
+from .ema import ExponentialMovingAverage, Network
 from .networks.latent_denoiser import LatentDenoiser
 from .noise_schedule import NoiseSchedule
-from .seeding import Purpose, derive_seed, seeded_normal
+from .seeding import Purpose, derive_seed, seeded_dropout, seeded_normal
+
+Predict = Callable[[Tensor, Tensor], Tensor]  # (noisy, timesteps) to output
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -34,10 +39,79 @@ def spread_uniform(draws: list[int], seed: int) -> Tensor:
     return torch.tensor([(offset + draw * GOLDEN_RATIO) % 1.0 for draw in draws], dtype=torch.float64)
 
 
-class DenoisingStep:
+class DiffusionStep(ABC, Generic[Network]):
     """One optimiser step on ‖output - target‖² (Ho et al. 2020, eq. 14; weights as `NoiseSchedule.loss_weight`).
 
-    Posterior draw, noise, timestep and dropping of the context are functions of the seed and the number of the draw.
+    Subclasses say what x0 is and what else the network is given. Noise and timestep are functions of the seed and the
+    number of the draw; dropout, where the network has any, of the seed and the step.
+
+    Args:
+        schedule: forward process and prediction type.
+        min_snr_gamma: of min-SNR weighting; None for none.
+        ema: updated after each step.
+        max_grad_norm: gradients are clipped to this norm.
+        amp: bfloat16 autocast where the hardware has it.
+        seed: of everything random here.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        min_snr_gamma: float | None,
+        ema: ExponentialMovingAverage[Network],
+        max_grad_norm: float,
+        amp: bool,
+        seed: int,
+    ) -> None:
+        self.schedule = schedule
+        self.min_snr_gamma = min_snr_gamma
+        self.ema = ema
+        self.max_grad_norm = max_grad_norm
+        self.amp = amp
+        self.seed = seed
+
+    @abstractmethod
+    def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
+        """The x0 [B, ...] of a batch."""
+
+    def conditions(self, batch: dict[str, Any], draws: list[int]) -> tuple[Tensor, ...]:
+        """What the network is given beside noisy sample and timesteps."""
+        return ()
+
+    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, float]:
+        """Do one step; return loss, learning rate and gradient norm.
+
+        Raises:
+            NonFiniteLossError: names the step.
+        """
+        device = engine.state.device
+        draws = batch["draw"].tolist()
+        x0 = self.clean(batch, draws).to(device)
+        noise = self._normal(Purpose.NOISE, draws, tuple(x0.shape[1:])).to(device)
+        timesteps = self.schedule.sample_timesteps(spread_uniform(draws, self.seed)).to(device)
+        conditions = [part.to(device) for part in self.conditions(batch, draws)]
+        noisy = self.schedule.add_noise(x0, noise, timesteps)
+        engine.network.train()
+        dropout = seeded_dropout(device, self.seed, Purpose.DROPOUT, engine.state.iteration, rank())
+        with dropout, autocast(device, self.amp):
+            output = engine.network(noisy, timesteps, *conditions)
+        error = (output.float() - self.schedule.target(x0, noise, timesteps)).square().mean((1, 2, 3))
+        loss = (self.schedule.loss_weight(timesteps, self.min_snr_gamma) * error).mean()
+        learning_rate = float(engine.optimizer.param_groups[0]["lr"])
+        logged, grad_norm = descend(
+            engine.network, engine.optimizer, {"loss": loss}, self.max_grad_norm, engine.state.iteration
+        )
+        self.ema.update()
+        return {**logged, "grad_norm": grad_norm, "learning_rate": learning_rate}
+
+    def _normal(self, purpose: Purpose, draws: list[int], shape: tuple[int, ...]) -> Tensor:
+        return seeded_normal([derive_seed(self.seed, purpose, draw) for draw in draws], shape)
+
+
+class DenoisingStep(DiffusionStep[LatentDenoiser]):
+    """The step on cached latents, with tokens as context.
+
+    Posterior draw and dropping of the context are functions of the seed and the number of the draw.
 
     Args:
         schedule: forward process and prediction type.
@@ -63,78 +137,48 @@ class DenoisingStep:
     ) -> None:
         if not 0.0 <= uncond_prob < 1.0:
             raise ValueError(f"uncond_prob: expected a share in [0, 1), found {uncond_prob}")
-        self.schedule = schedule
+        super().__init__(schedule, min_snr_gamma, ema, max_grad_norm, amp, seed)
         self.selection = selection
         self.uncond_prob = uncond_prob
-        self.min_snr_gamma = min_snr_gamma
-        self.ema = ema
-        self.max_grad_norm = max_grad_norm
-        self.amp = amp
-        self.seed = seed
 
-    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, float]:
-        """Do one step; return loss, learning rate and gradient norm.
-
-        Raises:
-            NonFiniteLossError: names the step.
-        """
-        device = engine.state.device
-        draws = batch["draw"].tolist()
+    def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
+        """A draw of the posterior, [B, C, h, w]."""
         shape = tuple(batch["latents_mean"].shape[1:])
-        x0 = drawn_latents(batch, self._normal(Purpose.POSTERIOR, draws, shape)).to(device)
-        noise = self._normal(Purpose.NOISE, draws, shape).to(device)
-        timesteps = self.schedule.sample_timesteps(spread_uniform(draws, self.seed)).to(device)
-        tokens = self.selection.select(batch).to(device)
-        noisy = self.schedule.add_noise(x0, noise, timesteps)
-        engine.network.train()
-        with autocast(device, self.amp):
-            output = engine.network(noisy, timesteps, tokens, self._drop(draws).to(device))
-        error = (output.float() - self.schedule.target(x0, noise, timesteps)).square().mean((1, 2, 3))
-        loss = (self.schedule.loss_weight(timesteps, self.min_snr_gamma) * error).mean()
-        learning_rate = float(engine.optimizer.param_groups[0]["lr"])
-        logged, grad_norm = descend(
-            engine.network, engine.optimizer, {"loss": loss}, self.max_grad_norm, engine.state.iteration
-        )
-        self.ema.update()
-        return {**logged, "grad_norm": grad_norm, "learning_rate": learning_rate}
+        return drawn_latents(batch, self._normal(Purpose.POSTERIOR, draws, shape))
 
-    def _normal(self, purpose: Purpose, draws: list[int], shape: tuple[int, ...]) -> Tensor:
-        return seeded_normal([derive_seed(self.seed, purpose, draw) for draw in draws], shape)
-
-    def _drop(self, draws: list[int]) -> Tensor:
+    def conditions(self, batch: dict[str, Any], draws: list[int]) -> tuple[Tensor, ...]:
+        """Tokens [B, N, D], and which samples [B] to train without them."""
         chances = [derive_seed(self.seed, Purpose.CONTEXT_DROP, draw) / 2**63 for draw in draws]
-        return torch.tensor(chances, dtype=torch.float64) < self.uncond_prob
+        return self.selection.select(batch), torch.tensor(chances, dtype=torch.float64) < self.uncond_prob
 
 
-class DenoisingValidation:
+class DiffusionValidation(ABC):
     """Error of the output on fixed noise and timesteps, one per stratum of noise levels and image; unweighted.
 
     The strata cut the training distribution of timesteps into parts of equal probability, 0 the least noisy.
+    Subclasses say what x0 is and how the network is called.
 
     Args:
         schedule: forward process and prediction type.
-        selection: which tokens condition; the context is never dropped.
         num_levels: strata.
         amp: bfloat16 autocast where the hardware has it.
         seed: of the noise.
     """
 
-    def __init__(
-        self, schedule: NoiseSchedule, selection: TokenSelection, num_levels: int, amp: bool, seed: int
-    ) -> None:
+    def __init__(self, schedule: NoiseSchedule, num_levels: int, amp: bool, seed: int) -> None:
         self.schedule = schedule
-        self.selection = selection
         self.num_levels = num_levels
         self.amp = amp
         self.seed = seed
 
+    @abstractmethod
+    def prepare(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> tuple[list[int], Tensor, Predict]:
+        """Return the images' numbers, their x0 [B, ...] on the engine's device, and (noisy, timesteps) to output."""
+
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return "errors" [B, num_levels]."""
         device = engine.state.device
-        denoiser = cast(LatentDenoiser, engine.network)
-        indices = batch["index"].tolist()
-        x0 = batch["latents_mean"].to(device)
-        tokens = self.selection.select(batch).to(device)
+        indices, x0, predict = self.prepare(engine, batch)
         errors = []
         for level in range(self.num_levels):
             seeds = [derive_seed(self.seed, Purpose.NOISE, level, index) for index in indices]
@@ -143,9 +187,37 @@ class DenoisingValidation:
             timesteps = self.schedule.sample_timesteps((level + within) / self.num_levels).to(device)
             noisy = self.schedule.add_noise(x0, noise, timesteps)
             with torch.no_grad(), autocast(device, self.amp):
-                output = denoiser(noisy, timesteps, denoiser.encode_tokens(tokens))
+                output = predict(noisy, timesteps)
             errors.append((output.float() - self.schedule.target(x0, noise, timesteps)).square().mean((1, 2, 3)))
         return {"errors": torch.stack(errors, dim=1)}
+
+
+class DenoisingValidation(DiffusionValidation):
+    """The validation on cached latents; the context is never dropped.
+
+    Args:
+        schedule: forward process and prediction type.
+        selection: which tokens condition.
+        num_levels: strata.
+        amp: bfloat16 autocast where the hardware has it.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self, schedule: NoiseSchedule, selection: TokenSelection, num_levels: int, amp: bool, seed: int
+    ) -> None:
+        super().__init__(schedule, num_levels, amp, seed)
+        self.selection = selection
+
+    def prepare(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> tuple[list[int], Tensor, Predict]:
+        """Means of the posteriors, and the denoiser with the tokens of each image."""
+        denoiser = cast(LatentDenoiser, engine.network)
+        tokens = self.selection.select(batch).to(engine.state.device)
+
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            return denoiser(noisy, timesteps, denoiser.encode_tokens(tokens))
+
+        return batch["index"].tolist(), batch["latents_mean"].to(engine.state.device), predict
 
 
 class MeanError(Average):

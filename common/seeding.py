@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 import numpy as np
@@ -22,6 +24,9 @@ class Purpose(IntEnum):
     SAMPLING = 8
     PRIOR = 9
     STRATEGY = 10
+    AUGMENTATION = 11
+    DROPOUT = 12
+    MASK = 13
 
 
 def derive_seed(*parts: int) -> int:
@@ -36,3 +41,16 @@ def seeded_normal(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
     A sample's noise then depends neither on the batch it is in nor on the process that computes it.
     """
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@contextmanager
+def seeded_dropout(device: torch.device, *parts: int) -> Iterator[None]:
+    """Seed torch's global generators, from which dropout draws, within the block; they are left as they were.
+
+    Args:
+        device: where the network is.
+        *parts: of the seed, as of `derive_seed`; dropout differs between processes only if the rank is among them.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(*parts))
+        yield

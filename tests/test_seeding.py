@@ -1,6 +1,6 @@
 import torch
 
-from common.seeding import Purpose, derive_seed, seeded_normal
+from common.seeding import Purpose, derive_seed, seeded_dropout, seeded_normal
 
 
 def test_seeds_are_fixed_for_ever_and_fit_torch():
@@ -20,3 +20,15 @@ def test_noise_is_standard_normal():
     noise = seeded_normal([1, 2], (100, 100))
     assert abs(noise.mean()) < 0.03
     assert abs(noise.std() - 1) < 0.03
+
+
+def test_dropout_is_that_of_its_seed_and_the_global_generator_goes_on_as_if_nothing_had_been():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    drawn = []
+    for parts in [(5, 6), (5, 7), (5, 6)]:
+        with seeded_dropout(torch.device("cpu"), *parts):
+            drawn.append(torch.nn.functional.dropout(torch.ones(50)))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])

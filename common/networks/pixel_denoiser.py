@@ -1,0 +1,150 @@
+"""The denoiser of radiographs: an unconditional U-Net like that of Dhariwal & Nichol 2021 (ADM), from MONAI core."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from monai.networks.blocks import SABlock
+from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
+from torch import Tensor, nn
+
+from .weights import load_weights
+
+
+def adm_unet(
+    out_channels: int,
+    channels: Sequence[int],
+    num_res_blocks: int | Sequence[int],
+    attention_levels: Sequence[bool],
+    num_head_channels: int,
+    norm_num_groups: int = 32,
+    dropout: float = 0.0,
+    use_flash_attention: bool = False,
+) -> DiffusionModelUNet:
+    """Build the U-Net: residual blocks that also resample, attention at chosen levels (ADM, section 3).
+
+    Two things that core leaves out are added without a parameter more, so that the keys are core's: dropout before the
+    second convolution of each residual block, and the output projection of attention starting at zero. ADM's
+    scale-shift normalisation is not in core; the timestep is added.
+
+    Args:
+        out_channels: of the final convolution.
+        channels: per level, full resolution first; each further level halves H and W.
+        num_res_blocks: per level, or one number for all.
+        attention_levels: self-attention per level; there always is some at the lowest resolution.
+        num_head_channels: channels of an attention head; divides `channels` where there is attention.
+        norm_num_groups: of every GroupNorm; divides all of `channels`.
+        dropout: probability, in [0, 1).
+        use_flash_attention: torch's fused attention; faster on GPUs, slower in bfloat16 training on CPUs.
+
+    Raises:
+        ValueError: `dropout` outside [0, 1), or sizes that core refuses.
+    """
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout: expected a probability in [0, 1), found {dropout}")
+    unet = DiffusionModelUNet(
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=out_channels,
+        channels=channels,
+        num_res_blocks=num_res_blocks,
+        attention_levels=attention_levels,
+        norm_num_groups=norm_num_groups,
+        resblock_updown=True,
+        num_head_channels=num_head_channels,
+        with_conditioning=False,
+        # Attention's output projection, as in ADM. monai-generative never applied it; core 1.6 does, so that it learns.
+        include_fc=True,
+        use_flash_attention=use_flash_attention,
+    )
+    for module in unet.modules():
+        if isinstance(module, SABlock) and isinstance(module.out_proj, nn.Linear):
+            nn.init.zeros_(module.out_proj.weight)
+            nn.init.zeros_(module.out_proj.bias)
+        if isinstance(module, DiffusionUNetResnetBlock) and dropout > 0.0:
+            # A Sequential of one convolution named "conv", as core's own, so that the key stays "conv2.conv.weight".
+            module.conv2 = nn.Sequential(
+                OrderedDict(dropout=nn.Dropout(dropout), conv=cast(nn.Module, module.conv2.conv))
+            )
+    return unet
+
+
+class PixelDenoiser(nn.Module):
+    """ADM-style U-Net on radiographs of one channel; see `adm_unet` for the arguments.
+
+    It works on [-1, 1]: the steps map images from [0, 1] by `common.intensity`, and samples back.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        num_res_blocks: int | Sequence[int],
+        attention_levels: Sequence[bool],
+        num_head_channels: int,
+        norm_num_groups: int = 32,
+        dropout: float = 0.0,
+        use_flash_attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.unet = adm_unet(
+            1,
+            channels,
+            num_res_blocks,
+            attention_levels,
+            num_head_channels,
+            norm_num_groups,
+            dropout,
+            use_flash_attention,
+        )
+        self.downsampling_factor = 2 ** (len(channels) - 1)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, context: None = None) -> Tensor:
+        """Predict what the noise schedule's prediction type says.
+
+        Args:
+            noisy: z_t [B, 1, H, W] in the range of [-1, 1]; H and W multiples of `downsampling_factor`.
+            timesteps: [B], as `NoiseSchedule` gives them.
+            context: none; so that `Sampler` can call it as it calls conditional networks.
+
+        Returns:
+            [B, 1, H, W].
+
+        Raises:
+            ValueError: channels or size do not fit.
+        """
+        factor = self.downsampling_factor
+        if not torch.jit.is_tracing() and (
+            noisy.ndim != 4 or noisy.shape[1] != 1 or noisy.shape[2] % factor or noisy.shape[3] % factor
+        ):
+            raise ValueError(
+                f"expected [B, 1, H, W] with H and W multiples of {factor}, found {tuple(noisy.shape)}; "
+                "resize or pad the images first"
+            )
+        return self.unet(noisy, timesteps, context=context)
+
+
+def load_pixel_denoiser(denoiser: PixelDenoiser, path: str | Path) -> PixelDenoiser:
+    """Load weights strictly and return the denoiser in eval mode.
+
+    Raises:
+        MissingWeightsError: there is no such file; says how to get one.
+        RuntimeError: keys or shapes differ from the denoiser's (torch's own message).
+    """
+    return load_weights(denoiser, path)
+
+
+def start_pixel_denoiser(denoiser: PixelDenoiser, path: str | Path | None) -> PixelDenoiser:
+    """Return the denoiser to train: as it was initialised, or with the weights at `path`.
+
+    Raises:
+        MissingWeightsError: there is no such file.
+        RuntimeError: keys or shapes differ from the denoiser's.
+    """
+    if path is not None:
+        load_weights(denoiser, path)
+    return denoiser.train()

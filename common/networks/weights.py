@@ -1,0 +1,38 @@
+"""Weights from a file into a network, strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .latent_codec import MissingWeightsError
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict on the CPU.
+
+    Raises:
+        MissingWeightsError: there is no such file; says how to get one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingWeightsError(
+            f"{path}: no weights there; expected the model.pt that training writes or the bundle ships"
+        )
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_weights(network: Network, path: str | Path) -> Network:
+    """Load weights strictly and return the network in eval mode; half precision files become the network's dtype.
+
+    Raises:
+        MissingWeightsError: there is no such file.
+        RuntimeError: keys or shapes differ from the network's (torch's own message).
+    """
+    network.load_state_dict(read_weights(path), strict=True)
+    return network.eval()

@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+from common.augmentation import RandomAugmentation, augmented_image, augmented_pair
+from common.phantom import draw_chest_phantom
+from common.seeding import Purpose, derive_seed
+
+NOTHING = {
+    "mirrored_labels": [0, 2, 1],
+    "flip_horizontal": False,
+    "flip_vertical": False,
+    "max_rotation_degrees": 0.0,
+    "max_translation": 0.0,
+    "max_scale": 1.0,
+    "max_gamma": 1.0,
+    "max_gain": 1.0,
+}
+ALL = {
+    **NOTHING,
+    "flip_horizontal": True,
+    "flip_vertical": True,
+    "max_rotation_degrees": 20.0,
+    "max_translation": 0.1,
+    "max_scale": 1.2,
+    "max_gamma": 1.3,
+    "max_gain": 1.1,
+}
+
+
+def make_batch(count=3, height=32, width=48):
+    """Phantoms, left half labelled 1 and right half 2 where they are bright."""
+    image = torch.stack([draw_chest_phantom(height, width, seed=seed) for seed in range(count)])
+    side = torch.where(torch.arange(width) < width // 2, 1, 2)
+    return image, ((image > 0.4) * side).to(torch.uint8)
+
+
+def test_a_pair_is_changed_by_its_draw_alone():
+    image, mask = make_batch()
+    augmentation, draws = RandomAugmentation(**ALL), [4, 9, 10**6]
+    together = augmented_pair(augmentation, image, mask, 0, draws)
+    for number, draw in enumerate(draws):
+        part = slice(number, number + 1)
+        alone = augmented_pair(augmentation, image[part], mask[part], 0, [draw])
+        torch.testing.assert_close(alone[0], together[0][part])
+        assert torch.equal(alone[1], together[1][part])
+        assert torch.equal(augmented_image(augmentation, image, 0, draws), together[0])
+    same_image = augmented_image(augmentation, image[:1].repeat(3, 1, 1, 1), 0, draws)
+    assert len({float(one.sum()) for one in same_image}) == 3
+    assert not torch.equal(augmented_image(augmentation, image, 1, draws), together[0])
+    assert together[1].dtype == torch.uint8 and together[0].min() >= 0 and together[0].max() <= 1
+
+
+def test_no_augmentation_and_one_that_does_nothing_leave_all_as_it_was():
+    image, mask = make_batch()
+    assert augmented_pair(None, image, mask, 0, [0, 1, 2]) == (image, mask)
+    unchanged = augmented_pair(RandomAugmentation(**NOTHING), image, mask, 0, [0, 1, 2])
+    torch.testing.assert_close(unchanged[0], image, atol=1e-4, rtol=0)
+    assert torch.equal(unchanged[1], mask)
+
+
+@pytest.mark.parametrize(("direction", "axis"), [("flip_horizontal", -1), ("flip_vertical", -2)])
+def test_half_of_the_images_are_flipped_and_a_mirror_exchanges_left_and_right(direction, axis):
+    image, mask = (part[:1].repeat(100, 1, 1, 1) for part in make_batch())
+    changed, labels = RandomAugmentation(**{**NOTHING, direction: True})(image, mask, list(range(100)))
+    flipped = torch.isclose(changed, image.flip(axis), atol=1e-4).flatten(1).all(1)
+    assert 35 <= flipped.sum() <= 65
+    torch.testing.assert_close(changed[~flipped], image[~flipped], atol=1e-4, rtol=0)
+    assert torch.equal(labels[~flipped], mask[~flipped])
+    expected = mask.flip(axis)
+    if direction == "flip_horizontal":
+        expected = torch.tensor([0, 2, 1], dtype=torch.uint8)[expected.long()]
+    assert torch.equal(labels[flipped], expected[flipped])
+
+
+def test_the_mask_moves_with_the_image():
+    image, mask = make_batch(8)
+    geometry = {**ALL, "max_gamma": 1.0, "max_gain": 1.0}
+    changed, labels = RandomAugmentation(**geometry)(image, mask, list(range(8)))
+    agreement = ((changed > 0.4) == (labels > 0)).float().flatten(1).mean(1)
+    assert agreement.min() > 0.93, "bilinear against nearest differ at the edges only"
+    assert ((image > 0.4) == (labels > 0)).float().mean() < 0.9, "and it did move"
+
+
+def test_a_rotation_keeps_angles_in_images_that_are_not_square():
+    image = torch.zeros(1, 1, 41, 81)
+    image[..., 5:36, 39:42] = 1.0  # an upright bar, 31 px long
+    for seed in range(5):
+        turned = RandomAugmentation(**{**NOTHING, "max_rotation_degrees": 60.0})(image, image.long(), [seed])[0][0, 0]
+        rows, columns = (turned > 0.5).nonzero().float().T
+        length = torch.hypot(rows.max() - rows.min(), columns.max() - columns.min())
+        assert length == pytest.approx(30.0, abs=3.5)
+
+
+def test_intensities_change_and_black_stays_black():
+    image, mask = make_batch()
+    image[..., :10] = 0.0
+    changed, labels = RandomAugmentation(**{**NOTHING, "max_gamma": 1.5, "max_gain": 1.2})(image, mask, [0, 1, 2])
+    assert changed[..., :9].max() < 1e-4 and torch.equal(labels, mask)
+    assert (changed - image).abs().max() > 0.05
+
+
+def test_the_seeds_are_those_of_the_draws():
+    given = []
+    augmented_image(
+        lambda image, mask, seeds: (given.extend(seeds), (image, mask))[1], torch.rand(2, 1, 4, 4), 3, [5, 8]
+    )
+    assert given == [derive_seed(3, Purpose.AUGMENTATION, draw) for draw in (5, 8)]
+
+
+@pytest.mark.parametrize("name", ["max_scale", "max_gamma", "max_gain"])
+def test_factors_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}: expected at least 1"):
+        RandomAugmentation(**{**NOTHING, name: 0.9})

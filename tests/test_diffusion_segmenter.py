@@ -1,0 +1,178 @@
+import logging
+
+import pytest
+import torch
+from conftest import randomise
+from test_pixel_denoiser import TINY, make_tiny_pixel_denoiser
+
+from common.intensity import to_signed
+from common.networks.diffusion_segmenter import (
+    DiffusionSegmenter,
+    PretrainedWeightsError,
+    load_segmenter,
+    start_segmenter,
+    take_pretrained,
+)
+from common.networks.latent_codec import MissingWeightsError
+
+HEAD = ("unet.out.2.conv.weight", "unet.out.2.conv.bias")
+
+
+def make_tiny_segmenter(seed=0, num_classes=3, **changes):
+    """A real segmenter of three classes on the U-Net of `make_tiny_pixel_denoiser`, as it is initialised."""
+    torch.manual_seed(seed)
+    return DiffusionSegmenter(num_classes, **{**TINY, **changes})
+
+
+@pytest.fixture
+def random_segmenter():
+    segmenter = make_tiny_segmenter()
+    randomise(segmenter, 0.2)
+    return segmenter.eval()
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """Path of a denoiser's weights, none of them zero."""
+    torch.save(make_tiny_pixel_denoiser().state_dict(), tmp_path / "denoiser.pt")
+    return tmp_path / "denoiser.pt"
+
+
+# ---- the network ---------------------------------------------------------------------------------------------------
+
+
+def test_it_is_the_unet_on_the_signed_image_at_the_fixed_timestep(random_segmenter):
+    image = torch.rand(2, 1, 8, 12)
+    expected = random_segmenter.unet(to_signed(image), torch.tensor([1, 1]))
+    assert torch.equal(random_segmenter(image), expected)
+    late = make_tiny_segmenter(timestep=500).eval()
+    late.load_state_dict(random_segmenter.state_dict())
+    torch.testing.assert_close(late(image), late.unet(to_signed(image), torch.tensor([500, 500])))
+    assert (late(image) - expected).abs().max() > 0.01
+
+
+def test_odd_sizes_are_padded_with_their_border_and_cut_back(random_segmenter):
+    image = torch.rand(1, 1, 9, 13)
+    padded = torch.cat([image, image[:, :, -1:]], dim=2)
+    padded = torch.cat([padded, padded[..., -1:]], dim=3)
+    logits = random_segmenter(image)
+    assert logits.shape == (1, 3, 9, 13)
+    torch.testing.assert_close(logits, random_segmenter(padded)[..., :9, :13])
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (1, 8, 8)])
+def test_what_is_no_batch_of_grey_images_is_refused(random_segmenter, shape):
+    with pytest.raises(ValueError, match=r"expected an image \[B, 1, H, W\], found"):
+        random_segmenter(torch.rand(shape))
+
+
+@pytest.mark.parametrize("knobs", [{"num_classes": 1}, {"timestep": -1}])
+def test_impossible_knobs_are_refused(knobs):
+    with pytest.raises(ValueError, match="at least two classes and a timestep of at least 0"):
+        make_tiny_segmenter(**knobs)
+
+
+def test_every_weight_learns_from_the_first_step_as_a_denoiser_was_left(pretrained):
+    segmenter = start_segmenter(make_tiny_segmenter(), pretrained)
+    segmenter(torch.rand(2, 1, 8, 8)).log_softmax(1)[:, 0].mean().backward()
+    gradients = {name: parameter.grad for name, parameter in segmenter.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None] == []
+    assert [name for name, gradient in gradients.items() if not gradient.any() and ".to_k.bias" not in name] == []
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_gives_the_same_also_for_another_batch_and_an_odd_size(random_segmenter):
+    traced = torch.jit.trace(random_segmenter, torch.rand(1, 1, 8, 8), check_trace=False)
+    for shape in [(1, 1, 8, 8), (3, 1, 12, 8), (2, 1, 9, 13)]:
+        image = torch.rand(shape)
+        torch.testing.assert_close(traced(image), random_segmenter(image), atol=1e-5, rtol=1e-5)
+
+
+def test_an_export_gives_the_same(random_segmenter):
+    image = torch.rand(1, 1, 9, 13)
+    exported = torch.export.export(random_segmenter, (image,)).module()
+    torch.testing.assert_close(exported(image), random_segmenter(image), atol=1e-5, rtol=1e-5)
+
+
+# ---- pre-trained weights -------------------------------------------------------------------------------------------
+
+
+def test_everything_but_the_final_convolution_is_taken_and_named(pretrained, caplog):
+    segmenter, untouched = make_tiny_segmenter(), make_tiny_segmenter().state_dict()
+    source = torch.load(pretrained, weights_only=True)
+    with caplog.at_level(logging.INFO):
+        weights = take_pretrained(segmenter, pretrained)
+    assert weights.new == HEAD
+    assert set(weights.taken) == source.keys() - set(HEAD) == untouched.keys() - set(HEAD)
+    for name, value in segmenter.state_dict().items():
+        assert torch.equal(value, untouched[name] if name in HEAD else source[name])
+    numbers = sum(value.numel() for name, value in source.items() if name not in HEAD)
+    said = f"took {len(weights.taken)} of {len(untouched)} tensors ({numbers} numbers) from {pretrained}; new: "
+    assert said + ", ".join(HEAD) in caplog.text
+
+
+def test_the_features_are_those_of_the_denoiser(pretrained):
+    denoiser, segmenter = make_tiny_pixel_denoiser().eval(), make_tiny_segmenter().eval()
+    take_pretrained(segmenter, pretrained)
+    features = []
+    for network in (denoiser, segmenter):
+        network.unet.out[1].register_forward_hook(lambda _module, _input, output: features.append(output))
+    image = torch.rand(1, 1, 8, 8)
+    denoiser(to_signed(image), torch.tensor([1]))
+    segmenter(image)
+    assert torch.equal(*features)
+
+
+def test_starting_from_nothing_keeps_the_initial_weights_and_says_so(caplog):
+    segmenter = make_tiny_segmenter(seed=4).eval()
+    with caplog.at_level(logging.INFO):
+        assert start_segmenter(segmenter, "none") is segmenter
+    assert segmenter.training and "took no pre-trained weights: all" in caplog.text
+    for name, value in make_tiny_segmenter(seed=4).state_dict().items():
+        assert torch.equal(segmenter.state_dict()[name], value)
+
+
+def test_a_segmenter_with_other_classes_and_dropout_passes_on_its_weights_too(tmp_path):
+    eleven = make_tiny_segmenter(seed=1, num_classes=12)
+    torch.save(eleven.state_dict(), tmp_path / "model.pt")
+    segmenter = start_segmenter(make_tiny_segmenter(dropout=0.3), tmp_path / "model.pt")
+    for name, value in eleven.state_dict().items():
+        assert name in HEAD or torch.equal(segmenter.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: {name: value for name, value in state.items() if "conv_in" not in name},
+            r"Expected but not found: unet\.conv_in\.conv\.bias, unet\.conv_in\.conv\.weight",
+        ),
+        (lambda state: {**state, "more": torch.zeros(1)}, r"Found but not expected: more"),
+        (
+            lambda state: {**state, "unet.time_embed.0.bias": torch.zeros(7)},
+            r"Of another shape: unet\.time_embed\.0\.bias \(7,\) instead of \(32,\)",
+        ),
+    ],
+)
+def test_weights_of_another_unet_are_refused_and_nothing_is_loaded(tmp_path, pretrained, change, message):
+    path = tmp_path / "other.pt"
+    torch.save(change(torch.load(pretrained, weights_only=True)), path)
+    segmenter = make_tiny_segmenter()
+    with pytest.raises(PretrainedWeightsError, match=rf"other\.pt does not fit.*{message}.*channels, num_res_blocks"):
+        start_segmenter(segmenter, path)
+    for name, value in make_tiny_segmenter().state_dict().items():
+        assert torch.equal(segmenter.state_dict()[name], value)
+
+
+def test_missing_weights_say_how_to_get_some(tmp_path):
+    with pytest.raises(MissingWeightsError, match=r"ddpm\.pt: no weights there"):
+        start_segmenter(make_tiny_segmenter(), tmp_path / "ddpm.pt")
+
+
+def test_a_fine_tuned_segmenter_comes_back_final_convolution_included(tmp_path, pretrained, random_segmenter):
+    torch.save(random_segmenter.state_dict(), tmp_path / "model.pt")
+    loaded = load_segmenter(make_tiny_segmenter(), tmp_path / "model.pt")
+    image = torch.rand(1, 1, 8, 8)
+    assert not loaded.training and torch.equal(loaded(image), random_segmenter(image))
+    with pytest.raises(RuntimeError, match=r"size mismatch for unet\.out\.2\.conv"):
+        load_segmenter(make_tiny_segmenter(), pretrained)
