@@ -1,0 +1,115 @@
+import sys
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from PIL import Image, ImageCms
+from pydicom.uid import DigitalXRayImageStorageForPresentation
+
+from common.dicom_seg import dicom_cielab, require_highdicom, write_dicom_seg
+from common.errors import UserError
+from common.mask_writer import MaskWriter
+from common.reader import read_radiograph
+from common.segmentation_classes import ELEVEN, GROUPED
+from common.synthetic_dicom import write_synthetic_dicom
+
+
+@pytest.fixture
+def mask():
+    """Root, canal and decay in an image of odd size."""
+    mask = np.zeros((23, 57), np.uint8)
+    mask[2:9, 3:20], mask[4, 5:15], mask[20:, 50:] = 1, 2, 5
+    return mask
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A DX without frame of reference and position, as projection radiographs are."""
+    pixels = torch.linspace(0, 1, 23 * 57).reshape(1, 23, 57)
+    path = write_synthetic_dicom(pixels, tmp_path / "dx.dcm", identity="a", model="m", description="d", bits=8)
+    dataset = pydicom.dcmread(path)
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    dataset.Modality, dataset.ImagerPixelSpacing = "DX", ["0.1", "0.1"]
+    dataset.save_as(path)
+    return path
+
+
+def test_without_highdicom_the_error_says_what_to_install(monkeypatch, mask, source, tmp_path):
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    for call in (
+        require_highdicom,
+        lambda: write_dicom_seg(mask, tmp_path / "seg.dcm", GROUPED, source, "m"),
+        lambda: MaskWriter(tmp_path, GROUPED, overlay=True, nifti=False, dicom_seg=True, model="m"),
+    ):
+        with pytest.raises(UserError, match=r"found no usable highdicom.*pip install highdicom"):
+            call()
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_colours_agree_with_littlecms():
+    """Pillow's ICC engine converts sRGB to Lab at D50 in 8 bits; a and b come as two's complement."""
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    for entry in (*GROUPED.classes, *ELEVEN.classes):
+        pixel = ImageCms.applyTransform(Image.new("RGB", (1, 1), entry.colour), to_lab)
+        lightness, a, b = np.asarray(pixel).astype(np.uint8)[0, 0].tolist()
+        expected = np.array([lightness, (a + 128) % 256, (b + 128) % 256]) * 257
+        np.testing.assert_allclose(dicom_cielab(entry.colour), expected, atol=3 * 257)
+    assert dicom_cielab((0, 0, 0)) == [0, 0x8080, 0x8080]
+
+
+def test_a_projection_image_gets_its_segments(mask, source, tmp_path):
+    pytest.importorskip("highdicom")
+    path = write_dicom_seg(mask, tmp_path / "seg.dcm", GROUPED, source, "dental 0.1.0")
+    seg, image = pydicom.dcmread(path), pydicom.dcmread(source)
+    assert (seg.Rows, seg.Columns) == mask.shape and seg.Modality == "SEG"
+    assert (seg.PatientID, seg.StudyInstanceUID) == (image.PatientID, image.StudyInstanceUID)
+    assert seg.SeriesInstanceUID != image.SeriesInstanceUID
+    assert [item.SegmentLabel for item in seg.SegmentSequence] == GROUPED.names[1:]
+    assert list(seg.SegmentSequence[4].RecommendedDisplayCIELabValue) == dicom_cielab(GROUPED.classes[4].colour)
+    assert seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == (
+        image.SOPInstanceUID
+    )
+    frames = seg.pixel_array.reshape(-1, *mask.shape)
+    found = np.zeros_like(mask)
+    for frame, group in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        found[frame > 0] = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+    assert np.array_equal(found, mask)
+    again = write_dicom_seg(mask, tmp_path / "again.dcm", GROUPED, source, "dental 0.1.0")
+    assert pydicom.dcmread(again).SOPInstanceUID == seg.SOPInstanceUID
+    mask[0, 0] = 1
+    changed = write_dicom_seg(mask, tmp_path / "changed.dcm", GROUPED, source, "dental 0.1.0")
+    assert pydicom.dcmread(changed).SOPInstanceUID != seg.SOPInstanceUID
+
+
+def test_an_empty_mask_is_a_valid_seg(mask, source, tmp_path):
+    pytest.importorskip("highdicom")
+    path = write_dicom_seg(np.zeros_like(mask), tmp_path / "seg.dcm", GROUPED, source, "m")
+    assert not pydicom.dcmread(path).pixel_array.any()
+
+
+def test_what_no_seg_can_refer_to_is_refused(mask, source, tmp_path):
+    pytest.importorskip("highdicom")
+    Image.fromarray(mask).save(tmp_path / "image.png")
+    bare = pydicom.dcmread(source)
+    del bare.StudyInstanceUID
+    bare.save_as(tmp_path / "bare.dcm")
+    for file, labels, found in [
+        (tmp_path / "image.png", mask, "no DICOM image"),
+        (source, mask.T, "23 × 57 pixels; expected 57 × 23"),
+        (tmp_path / "bare.dcm", mask, "StudyInstanceUID"),
+    ]:
+        with pytest.raises(UserError, match=rf"{file.name}: found.*{found}"):
+            write_dicom_seg(labels, tmp_path / "seg.dcm", GROUPED, file, "m")
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_the_writer_adds_a_seg_to_dicom_images_only(mask, source, tmp_path):
+    pytest.importorskip("highdicom")
+    Image.fromarray(np.arange(23 * 57, dtype=np.uint8).reshape(23, 57)).save(tmp_path / "image.png")
+    writer = MaskWriter(tmp_path / "out", GROUPED, overlay=False, nifti=True, dicom_seg=True, model="m")
+    row = writer.write(read_radiograph(source), mask, "dx")
+    writer.write(read_radiograph(tmp_path / "image.png"), mask, "png")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"dx_mask.png", "dx_mask.nii.gz", "dx_seg.dcm", "png_mask.png", "png_mask.nii.gz"}
+    assert row["decay_mm2"] == pytest.approx(21 * 0.01)

@@ -1,0 +1,121 @@
+import gzip
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import UserError
+from common.mask_files import read_mask, write_nifti_mask
+from common.reader import read_radiograph
+
+
+@pytest.fixture
+def mask():
+    """Labels 0 to 5 [5, 7], no symmetry."""
+    return np.random.default_rng(0).integers(0, 6, (5, 7))
+
+
+def test_png_of_every_kind_gives_its_numbers(mask, tmp_path):
+    values = mask.astype(np.uint8)
+    palette = Image.fromarray(values)
+    palette.putpalette([255 - level for level in range(256)] * 3)
+    pictures = {"grey": Image.fromarray(values), "palette": palette}
+    pictures |= {"wide": Image.fromarray(mask.astype(np.uint16)), "rgb": Image.fromarray(np.stack([values] * 3, -1))}
+    for name, picture in pictures.items():
+        picture.save(tmp_path / f"{name}.png")
+        assert np.array_equal(read_mask(tmp_path / f"{name}.png"), mask), name
+    Image.fromarray(mask > 2).save(tmp_path / "binary.png")
+    assert np.array_equal(read_mask(tmp_path / "binary.png"), mask > 2)
+
+
+def test_what_is_no_mask_is_refused_with_the_reason(mask, tmp_path):
+    Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "lossy.jpg")
+    Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "a.tif")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (4, 4, 3), np.uint8)).save(tmp_path / "colour.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "colour.png").read_bytes()[:60])
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 4), 0.5), np.eye(4)), tmp_path / "half.nii")
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 4), -1, np.int16), np.eye(4)), tmp_path / "negative.nii")
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 4), np.nan), np.eye(4)), tmp_path / "nan.nii")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 2), np.uint8), np.eye(4)), tmp_path / "volume.nii")
+    for name, found in {
+        "lossy.jpg": "a JPEG file.*changes labels",
+        "a.tif": "a TIFF file.*Save it as PNG",
+        "colour.png": "a PNG in colour",
+        "cut.png": "damaged",
+        "half.nii": "not whole",
+        "negative.nii": "negative",
+        "nan.nii": "not whole",
+        "volume.nii": r"shape \(4, 4, 2\)",
+        "absent.png": "no such file",
+    }.items():
+        with pytest.raises(UserError, match=rf"{name}: found.*{found}"):
+            read_mask(tmp_path / name)
+
+
+def test_nifti_masks_turn_as_their_images_do(tmp_path):
+    array = np.random.default_rng(1).integers(0, 2, (7, 5, 1)).astype(np.uint8)
+    for name, affine in {
+        "display": np.diag([-0.1, -0.2, 1, 1]),
+        "flipped": np.diag([0.1, 0.2, 1, 1]),
+        "swapped": [[0, -0.2, 0, 0], [0.1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+    }.items():
+        nibabel.save(nibabel.Nifti1Image(array * 255, affine), tmp_path / f"{name}_image.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / f"{name}_mask.nii.gz")
+        image = read_radiograph(tmp_path / f"{name}_image.nii.gz").pixels[0].numpy()
+        assert np.array_equal(read_mask(tmp_path / f"{name}_mask.nii.gz"), image.round()), name
+
+
+@pytest.mark.parametrize("name", ["mask.nii", "mask.nii.gz"])
+def test_a_written_mask_keeps_labels_and_spacing(mask, tmp_path, name):
+    path = write_nifti_mask(mask, tmp_path / name, spacing_mm=(0.1, 0.25))
+    assert np.array_equal(read_mask(path), mask)
+    stored = nibabel.load(path)
+    assert stored.shape == (7, 5, 1) and stored.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(stored.header.get_zooms(), (0.25, 0.1, 1.0), rtol=1e-6)
+    assert stored.header.get_xyzt_units()[0] == "mm"
+    assert read_radiograph(path).spacing_mm == pytest.approx((0.1, 0.25), rel=1e-6)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_without_spacing_no_millimetres_are_claimed(mask, tmp_path):
+    path = write_nifti_mask(mask, tmp_path / "mask.nii", spacing_mm=None)
+    assert nibabel.load(path).header.get_xyzt_units()[0] == "unknown"
+    assert np.array_equal(read_mask(path), mask)
+
+
+@pytest.mark.parametrize("linear", [[[0.1, 0, 0], [0, 0.2, 0], [0, 0, 1]], [[0, -0.3, 0], [0.1, 0, 0], [0, 0, 1]]])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_the_mask_of_a_nifti_image_lies_where_the_image_lies(tmp_path, linear, suffix):
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = linear, (5, -7, 2)
+    array = np.random.default_rng(2).integers(0, 255, (7, 5, 1)).astype(np.uint8)
+    source = tmp_path / f"image{suffix}"
+    nibabel.save(nibabel.Nifti1Image(array, affine), source)
+    radiograph = read_radiograph(source)
+    mask = (radiograph.pixels[0].numpy() > 0.5).astype(int)
+    path = write_nifti_mask(mask, tmp_path / f"mask{suffix}", radiograph.spacing_mm, source)
+    stored = nibabel.load(path)
+    np.testing.assert_allclose(stored.affine, nibabel.load(source).affine, atol=1e-6)
+    assert np.array_equal(np.asarray(stored.dataobj), array / 255 > 0.5)
+    assert np.array_equal(read_mask(path), mask)
+
+
+def test_nothing_is_written_where_the_mask_does_not_fit(mask, tmp_path):
+    source = tmp_path / "image.nii"
+    nibabel.save(nibabel.Nifti1Image(np.eye(5, dtype=np.uint8), np.eye(4)), source)
+    for arguments, found in [
+        ((mask, tmp_path / "m.nii", None, source), r"\(5, 7\); expected \(5, 5\)"),
+        ((mask, tmp_path / "m.png", None), "m.png"),
+        ((mask + 255, tmp_path / "m.nii", None), "labels from"),
+        ((mask / 2, tmp_path / "m.nii", None), "float64"),
+    ]:
+        with pytest.raises(ValueError, match=f"found.*{found}|{found}.*found"):
+            write_nifti_mask(*arguments)
+    assert [file.name for file in tmp_path.iterdir()] == ["image.nii"]
+
+
+def test_the_same_mask_gives_the_same_bytes(mask, tmp_path):
+    first, second = (write_nifti_mask(mask, tmp_path / name, (1, 1)) for name in ("a.nii.gz", "b.nii.gz"))
+    assert first.read_bytes() == second.read_bytes()
+    assert gzip.decompress(first.read_bytes())[344:347] == b"n+1"

@@ -1,0 +1,172 @@
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import default_collate
+
+from common.errors import UserError
+from common.mask_transforms import (
+    CleanUpd,
+    LoadMaskd,
+    LoadSpacedRadiographd,
+    PadGeometry,
+    PadResized,
+    ToOriginald,
+    label_map,
+    to_original,
+)
+from common.segmentation_classes import GROUPED
+
+SIZES = [(123, 457), (457, 123), (64, 64), (31, 17), (1, 9)]
+
+
+def write_pair(folder, image_size=(6, 9), mask=None):
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 255, image_size, np.uint8)).save(folder / "image.png")
+    mask = generator.integers(0, 12, image_size) if mask is None else mask
+    Image.fromarray(mask.astype(np.uint8)).save(folder / "mask.png")
+    return {"image": str(folder / "image.png"), "label": str(folder / "mask.png")}, mask
+
+
+def load(item, mask_values="periapical"):
+    return LoadMaskd(["label"], GROUPED, mask_values)(LoadSpacedRadiographd(["image"])(item))
+
+
+def test_loading_maps_the_values_of_the_data_set(tmp_path):
+    item, mask = write_pair(tmp_path)
+    loaded = load(item)
+    assert loaded["label"].dtype == torch.int64
+    assert loaded["label"].shape == loaded["image"].shape
+    assert np.array_equal(loaded["label"][0], GROUPED.map_mask(mask, "periapical"))
+    assert loaded["label_path"] == item["label"]
+    assert loaded["image_spacing_mm"].isnan().all()
+
+
+def test_nifti_pairs_lie_on_each_other_and_know_their_spacing(tmp_path):
+    mask = np.zeros((9, 6), np.uint8)
+    mask[1:3, 2:6] = 5
+    for name, values in {"image": mask * 50, "mask": mask}.items():
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([0.1, -0.2, 1, 1])), tmp_path / f"{name}.nii.gz")
+    loaded = load({"image": tmp_path / "image.nii.gz", "label": tmp_path / "mask.nii.gz"}, None)
+    assert torch.equal(loaded["label"] > 0, loaded["image"] > 0)
+    assert loaded["label"].max() == 5
+    torch.testing.assert_close(loaded["image_spacing_mm"], torch.tensor([0.2, 0.1]).double())
+
+
+def test_a_mask_that_does_not_fit_its_image_is_refused(tmp_path):
+    item, _ = write_pair(tmp_path, mask=np.zeros((9, 6)))
+    with pytest.raises(UserError, match=r"mask\.png: found a mask of 9 × 6 pixels; expected 6 × 9.*image\.png"):
+        load(item)
+
+
+def test_a_value_without_label_names_the_file(tmp_path):
+    item, _ = write_pair(tmp_path, mask=np.full((6, 9), 12))
+    with pytest.raises(UserError, match=r"mask\.png: found mask values \[12\]"):
+        load(item)
+    with pytest.raises(UserError, match=r"found mask values \[12\]; expected \[0, 1, 2, 3, 4, 5\]"):
+        load(item, None)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_square_holds_the_whole_image_in_its_middle(size):
+    image = torch.ones(1, *size)
+    item = PadResized(["image", "label"], 96)({"image": image, "label": image.long()})
+    assert item["image"].shape == item["label"].shape == (1, 96, 96)
+    geometry = PadGeometry.of(item["geometry"])
+    assert (geometry.height, geometry.width) == size
+    assert max(geometry.resized_height, geometry.resized_width) == 96
+    assert abs(geometry.resized_height / geometry.resized_width - size[0] / size[1]) <= 1
+    for key in ("image", "label"):
+        rows, columns = torch.nonzero(item[key][0] > 0.99, as_tuple=True)
+        margins = rows.min(), 95 - rows.max(), columns.min(), 95 - columns.max()
+        assert abs(margins[0] - margins[1]) <= 1 and abs(margins[2] - margins[3]) <= 1
+        assert len(rows) == geometry.resized_height * geometry.resized_width
+
+
+def test_multiples_pad_no_more_than_needed_and_keep_the_resolution():
+    image = torch.rand(1, 33, 64)
+    item = PadResized(["image"], None, multiple=32)({"image": image})
+    assert item["image"].shape == (1, 64, 64)
+    assert torch.equal(to_original(item["image"], item["geometry"]), image)
+    assert PadResized(["image"], 128, multiple=32)({"image": image})["image"].shape == (1, 96, 128)
+
+
+@pytest.mark.parametrize("options", [{"size": 256}, {"size": 512}, {"size": 256, "multiple": 32}, {"size": 700}])
+@pytest.mark.parametrize("size", SIZES[:2])
+def test_coordinates_come_back_where_they_were(size, options):
+    """A ramp of row and column numbers survives to a tenth of a pixel: nothing is shifted by half a pixel."""
+    ramp = torch.stack(torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")).float()
+    item = PadResized(["rows", "columns"], **options)({"rows": ramp[:1], "columns": ramp[1:]})
+    for key, expected in (("rows", ramp[:1]), ("columns", ramp[1:])):
+        back = to_original(item[key], item["geometry"])
+        assert back.shape == expected.shape
+        inside = (slice(None), slice(8, -8), slice(8, -8))
+        torch.testing.assert_close(back[inside], expected[inside], atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"size": 256}, {"size": 640}, {"size": 256, "multiple": 32}])
+@pytest.mark.parametrize("size", [(123, 457), (457, 123)])
+def test_a_drawn_rectangle_comes_back_within_a_pixel(size, options):
+    label = torch.zeros(1, *size, dtype=torch.int64)
+    top, bottom, left, right = (size[0] // 3, size[0] // 3 + 40, size[1] // 4, size[1] // 4 + 31)
+    label[:, top:bottom, left:right] = 3
+    item = PadResized(["label"], **options)({"label": label})
+    assert item["label"].dtype == torch.int64 and item["label"].unique().tolist() == [0, 3]
+    logits = 20.0 * torch.nn.functional.one_hot(item["label"][0], 6).permute(2, 0, 1)
+    back = label_map(logits, item["geometry"])
+    assert back.shape == label.shape and back.dtype == torch.uint8
+    assert back.unique().tolist() == [0, 3]
+    rows, columns = torch.nonzero(back[0], as_tuple=True)
+    found = rows.min().item(), rows.max().item() + 1, columns.min().item(), columns.max().item() + 1
+    np.testing.assert_allclose(found, (top, bottom, left, right), atol=1)
+
+
+def test_halving_does_not_shift_a_mask():
+    label = torch.zeros(1, 64, 64, dtype=torch.int64)
+    label[:, 21:43, 13:51] = 2  # in the middle, each edge within a pair of pixels that becomes one
+    halved = PadResized(["label"], 32)({"label": label})["label"]
+    assert halved.eq(2).sum() > 0
+    assert torch.equal(halved, halved.flip(1)) and torch.equal(halved, halved.flip(2))
+
+
+def test_every_label_survives_resizing():
+    label = torch.arange(256).reshape(1, 16, 16).repeat_interleave(3, 1).repeat_interleave(3, 2)
+    resized = PadResized(["label"], 32)({"label": label})["label"]
+    assert sorted(resized.unique().tolist()) == list(range(256))
+    assert torch.equal(PadResized(["label"], 96)({"label": label})["label"][0, 3::6, 3::6].flatten(), torch.arange(256))
+
+
+def test_geometry_collates_and_each_image_uses_its_own():
+    transform = PadResized(["image"], 64)
+    items = [transform({"image": torch.rand(1, *size)}) for size in SIZES]
+    batch = default_collate(items)
+    assert batch["geometry"].shape == (len(SIZES), 6)
+    for output, geometry, size in zip(batch["image"], batch["geometry"], SIZES, strict=True):
+        restored = ToOriginald(["pred"])({"pred": output, "geometry": geometry})
+        assert restored["pred"].shape == (1, *size)
+    with pytest.raises(ValueError, match=r"\(5, 6\); expected \[6\]"):
+        to_original(batch["image"][0], batch["geometry"])
+
+
+def test_wrong_use_is_refused():
+    with pytest.raises(ValueError, match="neither size nor multiple"):
+        PadResized(["image"], None)
+    with pytest.raises(ValueError, match="at least 1 px"):
+        PadResized(["image"], 0)
+    with pytest.raises(ValueError, match="expected the same rows × columns"):
+        PadResized(["image", "label"], 8)({"image": torch.zeros(1, 4, 4), "label": torch.zeros(1, 4, 5)})
+    geometry = PadGeometry(10, 10, 8, 8, 4, 0)
+    with pytest.raises(ValueError, match="at least 12 × 8"):
+        to_original(torch.zeros(2, 8, 8), geometry)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.float32])
+def test_clean_up_by_name_keeps_shape_and_type(kind):
+    label = torch.zeros(1, 8, 8, dtype=kind)
+    label[:, :3, :3], label[:, 6, 6], label[:, 6, 0] = 1, 1, 5
+    cleaned = CleanUpd(["pred"], GROUPED, ["root"], {"decay": 2})({"pred": label})["pred"]
+    assert cleaned.dtype == kind and cleaned.shape == label.shape
+    assert cleaned.nonzero().shape[0] == 9 and cleaned[0, :3, :3].eq(1).all()
+    with pytest.raises(UserError, match="found 'tooth'"):
+        CleanUpd(["pred"], GROUPED, ["tooth"], {})
