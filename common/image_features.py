@@ -22,7 +22,7 @@ from .files import atomic_path
 from .fingerprint import file_sha256, network_sha256
 from .networks.dino import DinoEncoder
 from .networks.inception import EXPECTED_WEIGHTS, FidInception
-from .networks.latent_codec import MissingWeightsError
+from .networks.weights import MissingWeightsError
 from .reader import UnreadableRadiographError, read_radiograph
 from .transforms import ResizeCenterCropd
 

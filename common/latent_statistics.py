@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from .checkpoint import save_atomically
 from .distributed import is_rank_zero, rank, wait_for_all, world_size
-from .networks.latent_codec import LatentCodec, load_codec_weights
+from .networks.latent_codec import LatentCodec
+from .networks.weights import load_weights
 
 _logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class LatentStatistics:
     def run(self) -> None:
         """Measure and store, unless the file has its statistics already (a resumed, finished run)."""
         wait_for_all()  # rank 0 may still be writing the weights
-        codec = load_codec_weights(self.codec, self.weights_path).to(self.device)
+        codec = load_weights(self.codec, self.weights_path).to(self.device)
         if codec.latents_num_images.item() > 0:
             _logger.info("%s has its latent statistics already", self.weights_path)
             return

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
-from .networks.embedding_prior import EmbeddingPrior, load_prior_weights
+from .networks.embedding_prior import EmbeddingPrior
+from .networks.weights import load_weights
 from .samplers import Sampler
 
 
@@ -71,4 +72,4 @@ def load_token_sampler(prior: EmbeddingPrior, path: str, sampler: Sampler, devic
     Raises:
         MissingWeightsError: there is no such file.
     """
-    return TokenSampler(load_prior_weights(prior, path).to(device), sampler, device)
+    return TokenSampler(load_weights(prior, path).to(device), sampler, device)

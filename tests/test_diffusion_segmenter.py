@@ -9,11 +9,10 @@ from common.intensity import to_signed
 from common.networks.diffusion_segmenter import (
     DiffusionSegmenter,
     PretrainedWeightsError,
-    load_segmenter,
     start_segmenter,
     take_pretrained,
 )
-from common.networks.latent_codec import MissingWeightsError
+from common.networks.weights import MissingWeightsError, load_weights
 
 HEAD = ("unet.out.2.conv.weight", "unet.out.2.conv.bias")
 
@@ -171,8 +170,8 @@ def test_missing_weights_say_how_to_get_some(tmp_path):
 
 def test_a_fine_tuned_segmenter_comes_back_final_convolution_included(tmp_path, pretrained, random_segmenter):
     torch.save(random_segmenter.state_dict(), tmp_path / "model.pt")
-    loaded = load_segmenter(make_tiny_segmenter(), tmp_path / "model.pt")
+    loaded = load_weights(make_tiny_segmenter(), tmp_path / "model.pt")
     image = torch.rand(1, 1, 8, 8)
     assert not loaded.training and torch.equal(loaded(image), random_segmenter(image))
     with pytest.raises(RuntimeError, match=r"size mismatch for unet\.out\.2\.conv"):
-        load_segmenter(make_tiny_segmenter(), pretrained)
+        load_weights(make_tiny_segmenter(), pretrained)

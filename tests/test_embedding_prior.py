@@ -6,14 +6,8 @@ from conftest import randomise
 
 from common.checkpoint import half_precision
 from common.conditioning import ConditioningError
-from common.networks.embedding_prior import (
-    EmbeddingPrior,
-    PriorPass,
-    TokenComponents,
-    load_prior_weights,
-    start_prior,
-)
-from common.networks.latent_codec import MissingWeightsError
+from common.networks.embedding_prior import EmbeddingPrior, PriorPass, TokenComponents, start_prior
+from common.networks.weights import MissingWeightsError, load_weights
 
 
 def make_tiny_prior(num_components=4, num_tokens=2, token_dim=6, labels=("a", "b"), dropout=0.0):
@@ -145,7 +139,7 @@ def test_half_precision_weights_load_into_float32(tmp_path):
     prior = start_prior(make_tiny_prior(), correlated_tokens(30))
     randomise(prior, 0.3)
     torch.save(half_precision(prior.state_dict()), tmp_path / "prior.pt")
-    loaded = load_prior_weights(make_tiny_prior(), tmp_path / "prior.pt")
+    loaded = load_weights(make_tiny_prior(), tmp_path / "prior.pt")
     assert not loaded.training
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     assert loaded.components.scaler.is_fitted
@@ -157,8 +151,8 @@ def test_half_precision_weights_load_into_float32(tmp_path):
 
 
 def test_weights_of_others_are_refused(tmp_path):
-    with pytest.raises(MissingWeightsError, match=r"prior\.pt: no weights there; expected the prior\.pt"):
-        load_prior_weights(make_tiny_prior(), tmp_path / "prior.pt")
+    with pytest.raises(MissingWeightsError, match=r"prior\.pt: no weights there"):
+        load_weights(make_tiny_prior(), tmp_path / "prior.pt")
     torch.save(make_tiny_prior(labels=("a",)).state_dict(), tmp_path / "prior.pt")
     with pytest.raises(RuntimeError, match="label_embedding"):
-        load_prior_weights(make_tiny_prior(), tmp_path / "prior.pt")
+        load_weights(make_tiny_prior(), tmp_path / "prior.pt")

@@ -16,7 +16,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from common.image_features import ExtractorError, FeatureExtractor, ImageFeatures, build_extractor
 from common.networks.dino import DinoEncoder
-from common.networks.latent_codec import MissingWeightsError
+from common.networks.weights import MissingWeightsError
 from common.reader import read_radiograph
 from common.transforms import ResizeCenterCropd
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.networks.inception import FidInception, InceptionWeightsError, inception_layers
-from common.networks.latent_codec import MissingWeightsError
+from common.networks.weights import MissingWeightsError
 from common.phantom import draw_chest_phantom
 
 STEM = {"1a_3x3": (3, 32, 3, 3), "2a_3x3": (32, 32, 3, 3), "2b_3x3": (32, 64, 3, 3)}

@@ -2,7 +2,8 @@ import pytest
 import torch
 from conftest import make_tiny_codec
 
-from common.networks.latent_codec import VariationalPass, load_codec_weights, start_codec
+from common.networks.latent_codec import VariationalPass, start_codec
+from common.networks.weights import load_weights
 
 MEAN, STD = torch.tensor([3.0, -2.0]), torch.tensor([0.5, 4.0])
 
@@ -100,14 +101,14 @@ def test_posterior_starts_narrow(tiny_codec):
 
 def test_weights_load_strictly_and_half_precision_widens(tiny_codec, tmp_path):
     torch.save({key: value.half() for key, value in tiny_codec.state_dict().items()}, tmp_path / "half.pt")
-    loaded = load_codec_weights(make_tiny_codec(seed=1), tmp_path / "half.pt")
+    loaded = load_weights(make_tiny_codec(seed=1), tmp_path / "half.pt")
     assert all(parameter.dtype == torch.float32 for parameter in loaded.parameters())
     assert not loaded.training
     with pytest.raises(FileNotFoundError, match="no weights there"):
-        load_codec_weights(tiny_codec, tmp_path / "absent.pt")
+        load_weights(tiny_codec, tmp_path / "absent.pt")
     torch.save({"unrelated": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(RuntimeError, match="unrelated"):
-        load_codec_weights(tiny_codec, tmp_path / "other.pt")
+        load_weights(tiny_codec, tmp_path / "other.pt")
 
 
 def test_training_starts_from_given_weights_and_measures_statistics_anew(tiny_codec, tmp_path):

@@ -4,8 +4,8 @@ from conftest import REPOSITORY, make_tiny_denoiser, randomise
 from monai.bundle import ConfigParser
 
 from common.conditioning import ConditioningError
-from common.networks.latent_codec import MissingWeightsError
-from common.networks.latent_denoiser import DenoisingPass, load_denoiser_weights, maybe_compiled, start_denoiser
+from common.networks.latent_denoiser import DenoisingPass, maybe_compiled, start_denoiser
+from common.networks.weights import MissingWeightsError, load_weights
 
 TRAIN = REPOSITORY / "bundles" / "cxr_dino_latent_diffusion" / "configs" / "train.yaml"
 
@@ -100,7 +100,7 @@ def make_fitted():
 def test_weights_come_back_with_their_statistics(tmp_path):
     denoiser, other = make_fitted(), make_tiny_denoiser()
     randomise(other, 1.0)
-    loaded = load_denoiser_weights(other, save(denoiser, tmp_path / "model.pt"))
+    loaded = load_weights(other, save(denoiser, tmp_path / "model.pt"))
     assert loaded is other and not loaded.training
     assert loaded.context_encoder.scaler.is_fitted
     for name, value in denoiser.state_dict().items():
@@ -113,7 +113,7 @@ def test_a_half_precision_file_becomes_float32(tmp_path):
     def halve(state):
         return {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
 
-    loaded = load_denoiser_weights(make_tiny_denoiser(), save(denoiser, tmp_path / "model.pt", halve))
+    loaded = load_weights(make_tiny_denoiser(), save(denoiser, tmp_path / "model.pt", halve))
     assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32, torch.int64}
     for name, value in denoiser.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, atol=1e-3, rtol=1e-3)
@@ -135,18 +135,18 @@ def without_null(state):
 def test_weights_that_do_not_fit_are_refused(tmp_path, change, message):
     path = save(make_tiny_denoiser(), tmp_path / "model.pt", change)
     with pytest.raises(RuntimeError, match=rf"(?s){message}"):
-        load_denoiser_weights(make_tiny_denoiser(), path)
+        load_weights(make_tiny_denoiser(), path)
 
 
 def test_weights_for_other_tokens_are_refused(tmp_path):
     path = save(make_tiny_denoiser(num_tokens=2), tmp_path / "model.pt")
     with pytest.raises(RuntimeError, match="size mismatch for context_encoder"):
-        load_denoiser_weights(make_tiny_denoiser(num_tokens=5), path)
+        load_weights(make_tiny_denoiser(num_tokens=5), path)
 
 
 def test_a_missing_file_says_how_to_get_one(tmp_path):
-    with pytest.raises(MissingWeightsError, match=r"none\.pt: no weights there; expected the model\.pt that training"):
-        load_denoiser_weights(make_tiny_denoiser(), tmp_path / "none.pt")
+    with pytest.raises(MissingWeightsError, match=r"none\.pt: no weights there; expected the file that"):
+        load_weights(make_tiny_denoiser(), tmp_path / "none.pt")
 
 
 def test_a_training_from_nothing_starts_with_the_statistics_of_its_tokens():

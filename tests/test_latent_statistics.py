@@ -4,7 +4,7 @@ from conftest import make_tiny_codec
 from torch.utils.data import DataLoader, TensorDataset
 
 from common.latent_statistics import LatentStatistics, measure_statistics
-from common.networks.latent_codec import load_codec_weights
+from common.networks.weights import load_weights
 
 
 class Images(TensorDataset):
@@ -34,7 +34,7 @@ def test_the_file_gets_its_statistics_once(tiny_codec, images, tmp_path):
     torch.save(tiny_codec.state_dict(), path)
     fresh = make_tiny_codec(seed=1)
     LatentStatistics(fresh, str(path), images, batch_size=2, num_workers=0, device=torch.device("cpu")).run()
-    stored = load_codec_weights(make_tiny_codec(seed=2), path)
+    stored = load_weights(make_tiny_codec(seed=2), path)
     assert stored.latents_num_images == 7
     with torch.no_grad():
         latents = stored.encode(images.tensors[0])

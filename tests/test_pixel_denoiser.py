@@ -4,8 +4,8 @@ from conftest import randomise
 from monai.networks.blocks import SABlock
 from torch import nn
 
-from common.networks.latent_codec import MissingWeightsError
-from common.networks.pixel_denoiser import PixelDenoiser, load_pixel_denoiser, start_pixel_denoiser
+from common.networks.pixel_denoiser import PixelDenoiser, start_pixel_denoiser
+from common.networks.weights import MissingWeightsError, load_weights
 from common.noise_schedule import NoiseSchedule
 from common.samplers import Sampler
 
@@ -105,7 +105,7 @@ def test_paper_scale_has_the_width_depth_and_attention_of_adm():
 def test_weights_come_back_and_half_precision_becomes_float32(tmp_path):
     denoiser = make_tiny_pixel_denoiser()
     torch.save({name: value.half() for name, value in denoiser.state_dict().items()}, tmp_path / "model.pt")
-    loaded = load_pixel_denoiser(PixelDenoiser(**TINY), tmp_path / "model.pt")
+    loaded = load_weights(PixelDenoiser(**TINY), tmp_path / "model.pt")
     assert not loaded.training
     for name, value in denoiser.state_dict().items():
         assert loaded.state_dict()[name].dtype == torch.float32
@@ -130,9 +130,9 @@ def test_a_training_from_nothing_keeps_the_initial_weights():
 def test_weights_that_do_not_fit_are_refused(tmp_path, change, message):
     torch.save(change(PixelDenoiser(**TINY).state_dict()), tmp_path / "model.pt")
     with pytest.raises(RuntimeError, match=rf"(?s){message}"):
-        load_pixel_denoiser(PixelDenoiser(**TINY), tmp_path / "model.pt")
+        load_weights(PixelDenoiser(**TINY), tmp_path / "model.pt")
 
 
 def test_a_missing_file_says_how_to_get_one(tmp_path):
-    with pytest.raises(MissingWeightsError, match=r"none\.pt: no weights there; expected the model\.pt that training"):
-        load_pixel_denoiser(PixelDenoiser(**TINY), tmp_path / "none.pt")
+    with pytest.raises(MissingWeightsError, match=r"none\.pt: no weights there; expected the file that"):
+        load_weights(PixelDenoiser(**TINY), tmp_path / "none.pt")

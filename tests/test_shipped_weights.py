@@ -9,7 +9,8 @@ from monai.bundle import ConfigParser
 
 from common.datalists import radiograph_items
 from common.metrics import psnr
-from common.networks.latent_codec import LatentCodec, load_codec_weights
+from common.networks.latent_codec import LatentCodec
+from common.networks.weights import load_weights
 from common.transforms import LoadRadiographd, ResizeCenterCropd
 
 BUNDLE = "bundles/cxr_autoencoder"
@@ -20,7 +21,7 @@ def codec(request):
     root = request.config.rootpath / BUNDLE
     parser = ConfigParser()
     parser.read_config(str(root / "configs" / "inference.yaml"))
-    return load_codec_weights(parser.get_parsed_content("network_def"), root / "models" / "model.pt")
+    return load_weights(parser.get_parsed_content("network_def"), root / "models" / "model.pt")
 
 
 def load(items):

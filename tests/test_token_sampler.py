@@ -7,7 +7,7 @@ from test_embedding_prior import correlated_tokens, make_tiny_prior
 from test_prior_step import SCHEDULE, make_engine, make_step
 
 from common.networks.embedding_prior import PriorPass, start_prior
-from common.networks.latent_codec import MissingWeightsError
+from common.networks.weights import MissingWeightsError
 from common.samplers import Sampler
 from common.token_sampler import TokenSampler, UnknownLabelError, load_token_sampler
 

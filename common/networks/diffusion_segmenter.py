@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..errors import UserError
 from ..intensity import to_signed
 from .pixel_denoiser import adm_unet
-from .weights import load_weights, read_weights
+from .weights import read_weights
 
 FINAL_CONVOLUTION = "unet.out.2.conv."  # prefix of its keys, in the denoiser and in the segmenter
 FROM_NOTHING = "none"
@@ -130,7 +130,7 @@ def take_pretrained(segmenter: DiffusionSegmenter, path: str | Path) -> TakenWei
             f"not found: {_named(taken - found.keys())}. Of another shape: {_named(reshaped)}. Give the segmenter the "
             "channels, num_res_blocks and attention_levels that the weights were trained with"
         )
-    segmenter.load_state_dict(found, strict=False)
+    segmenter.load_state_dict({**wanted, **found}, strict=True)  # the final convolution as it is
     new = tuple(key for key in wanted if key not in taken)
     numbers = sum(value.numel() for value in found.values())
     _logger.info(
@@ -155,16 +155,6 @@ def start_segmenter(segmenter: DiffusionSegmenter, pretrained: str | Path) -> Di
     else:
         take_pretrained(segmenter, pretrained)
     return segmenter.train()
-
-
-def load_segmenter(segmenter: DiffusionSegmenter, path: str | Path) -> DiffusionSegmenter:
-    """Load the weights of a fine-tuned segmenter strictly and return it in eval mode.
-
-    Raises:
-        MissingWeightsError: there is no such file; says how to get one.
-        RuntimeError: keys or shapes differ from the segmenter's (torch's own message).
-    """
-    return load_weights(segmenter, path)
 
 
 def _named(keys: Collection[str]) -> str:

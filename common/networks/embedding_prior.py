@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from monai.networks.blocks import MLPBlock
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
 from ..conditioning import ConditioningError, TokenScaler
-from .latent_codec import MissingWeightsError
 
 TIMESTEP_FEATURES = 128
 SMALLEST_VARIANCE = 1e-6  # of a component, per that of the first
@@ -176,19 +173,3 @@ def start_prior(prior: EmbeddingPrior, tokens: Tensor) -> EmbeddingPrior:
     """Return the prior to train, with the components of these training tokens [num_images, N, D]."""
     prior.components.fit(tokens)
     return prior.train()
-
-
-def load_prior_weights(prior: EmbeddingPrior, path: str | Path) -> EmbeddingPrior:
-    """Load weights strictly and return the prior in eval mode; half precision files become the module's dtype.
-
-    Raises:
-        MissingWeightsError: there is no such file; says how to get one.
-        RuntimeError: keys or shapes differ from the prior's (torch's own message).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingWeightsError(
-            f"{path}: no weights there; expected the prior.pt that train_prior.yaml writes or the bundle ships"
-        )
-    prior.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-    return prior.eval()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from ..intensity import to_signed
-from .latent_codec import MissingWeightsError
+from .weights import MissingWeightsError
 
 INPUT_SIZE = 299  # pixels
 NORM_EPSILON = 1e-3  # of the TensorFlow graph

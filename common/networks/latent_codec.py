@@ -9,12 +9,8 @@ import torch
 from monai.networks.nets import AutoencoderKL
 from torch import Tensor, nn
 
-from ..errors import UserError
 from ..intensity import to_signed, to_unit
-
-
-class MissingWeightsError(UserError, FileNotFoundError):
-    """There is no weights file where one was expected."""
+from .weights import load_weights
 
 
 class LatentCodec(nn.Module):
@@ -191,22 +187,6 @@ class VariationalPass(nn.Module):
         return self.codec.reconstruct(raw_latents), mean, std
 
 
-def load_codec_weights(codec: LatentCodec, path: str | Path) -> LatentCodec:
-    """Load weights strictly into a codec and return it in eval mode; half precision files become the codec's dtype.
-
-    Raises:
-        MissingWeightsError: there is no such file; says how to get one.
-        RuntimeError: keys or shapes differ from the codec's (torch's own message).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingWeightsError(
-            f"{path}: no weights there; expected the model.pt that training writes or the bundle ships"
-        )
-    codec.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-    return codec.eval()
-
-
 def start_codec(codec: LatentCodec, path: str | Path | None) -> LatentCodec:
     """Return the codec to train: as it was initialised, or from weights at `path`, whose statistics are forgotten.
 
@@ -215,6 +195,6 @@ def start_codec(codec: LatentCodec, path: str | Path | None) -> LatentCodec:
         RuntimeError: keys or shapes differ from the codec's.
     """
     if path is not None:
-        load_codec_weights(codec, path)
+        load_weights(codec, path)
         codec.latents_num_images.zero_()  # so that they are measured again at the end
     return codec.train()

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
 from ..conditioning import ContextEncoder
-from .latent_codec import MissingWeightsError
+from .weights import load_weights
 
 
 class LatentDenoiser(nn.Module):
@@ -107,22 +106,6 @@ def maybe_compiled(network: nn.Module, enabled: bool) -> nn.Module:
     return network
 
 
-def load_denoiser_weights(denoiser: LatentDenoiser, path: str | Path) -> LatentDenoiser:
-    """Load weights strictly and return the denoiser in eval mode; half precision files become the module's dtype.
-
-    Raises:
-        MissingWeightsError: there is no such file; says how to get one.
-        RuntimeError: keys or shapes differ from the denoiser's (torch's own message).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingWeightsError(
-            f"{path}: no weights there; expected the model.pt that training writes or the bundle ships"
-        )
-    denoiser.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-    return denoiser.eval()
-
-
 def start_denoiser(denoiser: LatentDenoiser, path: str | Path | None, tokens: Tensor) -> LatentDenoiser:
     """Return the denoiser to train: as initialised with the statistics of `tokens`, or with the weights at `path`.
 
@@ -137,7 +120,7 @@ def start_denoiser(denoiser: LatentDenoiser, path: str | Path | None, tokens: Te
         ConditioningError: the tokens do not fit the denoiser.
     """
     if path is not None:
-        load_denoiser_weights(denoiser, path)
+        load_weights(denoiser, path)
     else:
         denoiser.context_encoder.scaler.fit(tokens)
     return denoiser.train()

@@ -128,16 +128,6 @@ class PixelDenoiser(nn.Module):
         return self.unet(noisy, timesteps, context=context)
 
 
-def load_pixel_denoiser(denoiser: PixelDenoiser, path: str | Path) -> PixelDenoiser:
-    """Load weights strictly and return the denoiser in eval mode.
-
-    Raises:
-        MissingWeightsError: there is no such file; says how to get one.
-        RuntimeError: keys or shapes differ from the denoiser's (torch's own message).
-    """
-    return load_weights(denoiser, path)
-
-
 def start_pixel_denoiser(denoiser: PixelDenoiser, path: str | Path | None) -> PixelDenoiser:
     """Return the denoiser to train: as it was initialised, or with the weights at `path`.
 

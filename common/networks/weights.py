@@ -8,9 +8,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .latent_codec import MissingWeightsError
+from ..errors import UserError
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+class MissingWeightsError(UserError, FileNotFoundError):
+    """There is no weights file where one was expected."""
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -22,7 +26,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise MissingWeightsError(
-            f"{path}: no weights there; expected the model.pt that training writes or the bundle ships"
+            f"{path}: no weights there; expected the file that training writes or the bundle ships"
         )
     return torch.load(path, map_location="cpu", weights_only=True)
 
