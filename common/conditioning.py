@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from .errors import UserError
 from .networks.dino import DinoTokens
 
-TOKEN_NAMES = ("cls_token", "register_tokens", "patch_grid")  # of a store and of a batch, in this order
-
 
 class ConditioningError(UserError, ValueError):
     """Tokens and conditioning do not fit each other."""
@@ -111,11 +109,6 @@ class TokenScaler(nn.Module):
         self.tokens_mean.copy_(tokens.double().mean(0))
         self.tokens_std.copy_(tokens.double().std(0).clamp_min(1e-6))
         self.tokens_num_images.fill_(len(tokens))
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether the statistics were measured."""
-        return self.tokens_num_images.item() > 0
 
     def scale(self, tokens: Tensor) -> Tensor:
         """Tokens as the encoder gives them to zero mean and unit standard deviation; the inverse of `unscale`."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .amp import autocast
 from .conditioning import TokenSelection
-from .descent import descend
+from .descent import descend_and_average
 from .distributed import rank
 from .ema import ExponentialMovingAverage, Network
 from .networks.latent_denoiser import LatentDenoiser
@@ -37,6 +37,23 @@ def spread_uniform(draws: list[int], seed: int) -> Tensor:
     """
     offset = derive_seed(seed, Purpose.TIMESTEP) / 2**63
     return torch.tensor([(offset + draw * GOLDEN_RATIO) % 1.0 for draw in draws], dtype=torch.float64)
+
+
+def checked_share(uncond_prob: float) -> float:
+    """The share of samples to train without context, if it is one.
+
+    Raises:
+        ValueError: outside [0, 1).
+    """
+    if not 0.0 <= uncond_prob < 1.0:
+        raise ValueError(f"uncond_prob: expected a share in [0, 1), found {uncond_prob}")
+    return uncond_prob
+
+
+def context_drop(draws: list[int], seed: int, uncond_prob: float) -> Tensor:
+    """Which samples [B] to train without context, a function of seed and draw (Ho & Salimans 2022)."""
+    chances = [derive_seed(seed, Purpose.CONTEXT_DROP, draw) / 2**63 for draw in draws]
+    return torch.tensor(chances, dtype=torch.float64) < uncond_prob
 
 
 class DiffusionStep(ABC, Generic[Network]):
@@ -95,14 +112,9 @@ class DiffusionStep(ABC, Generic[Network]):
         dropout = seeded_dropout(device, self.seed, Purpose.DROPOUT, engine.state.iteration, rank())
         with dropout, autocast(device, self.amp):
             output = engine.network(noisy, timesteps, *conditions)
-        error = (output.float() - self.schedule.target(x0, noise, timesteps)).square().mean((1, 2, 3))
+        error = (output.float() - self.schedule.target(x0, noise, timesteps)).square().flatten(1).mean(1)
         loss = (self.schedule.loss_weight(timesteps, self.min_snr_gamma) * error).mean()
-        learning_rate = float(engine.optimizer.param_groups[0]["lr"])
-        logged, grad_norm = descend(
-            engine.network, engine.optimizer, {"loss": loss}, self.max_grad_norm, engine.state.iteration
-        )
-        self.ema.update()
-        return {**logged, "grad_norm": grad_norm, "learning_rate": learning_rate}
+        return descend_and_average(engine, loss, self.ema, self.max_grad_norm)
 
     def _normal(self, purpose: Purpose, draws: list[int], shape: tuple[int, ...]) -> Tensor:
         return seeded_normal([derive_seed(self.seed, purpose, draw) for draw in draws], shape)
@@ -135,11 +147,9 @@ class DenoisingStep(DiffusionStep[LatentDenoiser]):
         amp: bool,
         seed: int,
     ) -> None:
-        if not 0.0 <= uncond_prob < 1.0:
-            raise ValueError(f"uncond_prob: expected a share in [0, 1), found {uncond_prob}")
         super().__init__(schedule, min_snr_gamma, ema, max_grad_norm, amp, seed)
         self.selection = selection
-        self.uncond_prob = uncond_prob
+        self.uncond_prob = checked_share(uncond_prob)
 
     def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
         """A draw of the posterior, [B, C, h, w]."""
@@ -148,8 +158,7 @@ class DenoisingStep(DiffusionStep[LatentDenoiser]):
 
     def conditions(self, batch: dict[str, Any], draws: list[int]) -> tuple[Tensor, ...]:
         """Tokens [B, N, D], and which samples [B] to train without them."""
-        chances = [derive_seed(self.seed, Purpose.CONTEXT_DROP, draw) / 2**63 for draw in draws]
-        return self.selection.select(batch), torch.tensor(chances, dtype=torch.float64) < self.uncond_prob
+        return self.selection.select(batch), context_drop(draws, self.seed, self.uncond_prob)
 
 
 class DiffusionValidation(ABC):
@@ -188,7 +197,7 @@ class DiffusionValidation(ABC):
             noisy = self.schedule.add_noise(x0, noise, timesteps)
             with torch.no_grad(), autocast(device, self.amp):
                 output = predict(noisy, timesteps)
-            errors.append((output.float() - self.schedule.target(x0, noise, timesteps)).square().mean((1, 2, 3)))
+            errors.append((output.float() - self.schedule.target(x0, noise, timesteps)).square().flatten(1).mean(1))
         return {"errors": torch.stack(errors, dim=1)}
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from .ema import ExponentialMovingAverage
 from .errors import UserError
 
 
@@ -43,3 +47,26 @@ def descend(
         )
     optimizer.step()
     return logged, grad_norm.item()
+
+
+def descend_and_average(
+    engine: SupervisedTrainer, loss: Tensor, ema: ExponentialMovingAverage[Any], max_grad_norm: float
+) -> dict[str, float]:
+    """Do what ends every step with one loss and one network: descend, then update the average.
+
+    Args:
+        engine: with the network and its optimiser.
+        loss: scalar.
+        ema: of the network.
+        max_grad_norm: gradients are clipped to this norm.
+
+    Returns:
+        loss, grad_norm, and the learning_rate that the step was taken with.
+
+    Raises:
+        NonFiniteLossError: names the step; neither weights nor average have changed.
+    """
+    learning_rate = float(engine.optimizer.param_groups[0]["lr"])
+    logged, grad_norm = descend(engine.network, engine.optimizer, {"loss": loss}, max_grad_norm, engine.state.iteration)
+    ema.update()
+    return {**logged, "grad_norm": grad_norm, "learning_rate": learning_rate}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .amp import autocast
 from .augmentation import Augmentation, augmented_image
-from .descent import descend
+from .descent import descend_and_average
 from .distributed import rank
 from .ema import ExponentialMovingAverage
 from .intensity import to_signed
@@ -166,12 +166,7 @@ class PretextStep:
         with dropout, autocast(device, self.amp):
             restored = restore(engine.network, corrupted, self.timestep)
         loss = self.pretext.errors(restored, image, counts).mean()
-        learning_rate = float(engine.optimizer.param_groups[0]["lr"])
-        logged, grad_norm = descend(
-            engine.network, engine.optimizer, {"loss": loss}, self.max_grad_norm, engine.state.iteration
-        )
-        self.ema.update()
-        return {**logged, "grad_norm": grad_norm, "learning_rate": learning_rate}
+        return descend_and_average(engine, loss, self.ema, self.max_grad_norm)
 
 
 class PretextValidation:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines import SupervisedEvaluator
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .conditioning import TokenSelection
-from .denoising_step import spread_uniform
-from .descent import descend
-from .distributed import rank
+from .denoising_step import DiffusionStep, DiffusionValidation, Predict, checked_share, context_drop
 from .ema import ExponentialMovingAverage
 from .latent_store import LatentDataset
 from .networks.embedding_prior import EmbeddingPrior
 from .noise_schedule import NoiseSchedule
-from .seeding import Purpose, derive_seed, seeded_normal
 
 
 class TokenDataset(Dataset):
@@ -43,8 +39,8 @@ class TokenDataset(Dataset):
         return {"tokens": self.tokens[index], "label": self.labels[index], "draw": draw, "index": index}
 
 
-class PriorStep:
-    """One optimiser step on ‖output - target‖² of token components; all randomness is a function of draw or step.
+class PriorStep(DiffusionStep[EmbeddingPrior]):
+    """The step on components of tokens, with labels as context; float32, as they are small.
 
     Args:
         schedule: forward process and prediction type.
@@ -65,51 +61,22 @@ class PriorStep:
         max_grad_norm: float,
         seed: int,
     ) -> None:
-        if not 0.0 <= uncond_prob < 1.0:
-            raise ValueError(f"uncond_prob: expected a share in [0, 1), found {uncond_prob}")
-        self.schedule = schedule
-        self.uncond_prob = uncond_prob
-        self.ema = ema
-        self.max_grad_norm = max_grad_norm
-        self.seed = seed
+        super().__init__(schedule, None, ema, max_grad_norm, False, seed)
+        self.uncond_prob = checked_share(uncond_prob)
 
-    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, float]:
-        """Do one step; return loss, learning rate and gradient norm.
+    def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
+        """The components [B, K], on the network's device."""
+        components = self.ema.network.components  # those of the network in training
+        return components.encode(batch["tokens"].to(components.directions.device))
 
-        Raises:
-            NonFiniteLossError: names the step.
-        """
-        device = engine.state.device
-        draws = batch["draw"].tolist()
-        prior = self.ema.network  # its components and labels are those of the network in training
-        x0 = prior.components.encode(batch["tokens"].to(device))
-        noise = self._noise(draws, x0.shape[1]).to(device)
-        timesteps = self.schedule.sample_timesteps(spread_uniform(draws, self.seed)).to(device)
-        labels = batch["label"].masked_fill(self._drop(draws), len(prior.labels)).to(device)
-        noisy = self.schedule.add_noise(x0, noise, timesteps)
-        engine.network.train()
-        # Dropout draws from the global generators: seed them for this step, and leave them as they were.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(derive_seed(self.seed, Purpose.PRIOR, engine.state.iteration, rank()))
-            output = engine.network(noisy, timesteps, labels)
-        loss = (output - self.schedule.target(x0, noise, timesteps)).square().mean()
-        learning_rate = float(engine.optimizer.param_groups[0]["lr"])
-        logged, grad_norm = descend(
-            engine.network, engine.optimizer, {"loss": loss}, self.max_grad_norm, engine.state.iteration
-        )
-        self.ema.update()
-        return {**logged, "grad_norm": grad_norm, "learning_rate": learning_rate}
-
-    def _noise(self, draws: list[int], size: int) -> Tensor:
-        return seeded_normal([derive_seed(self.seed, Purpose.NOISE, draw) for draw in draws], (size,))
-
-    def _drop(self, draws: list[int]) -> Tensor:
-        chances = [derive_seed(self.seed, Purpose.CONTEXT_DROP, draw) / 2**63 for draw in draws]
-        return torch.tensor(chances, dtype=torch.float64) < self.uncond_prob
+    def conditions(self, batch: dict[str, Any], draws: list[int]) -> tuple[Tensor, ...]:
+        """Label indices [B], "no label" where they are dropped."""
+        drop = context_drop(draws, self.seed, self.uncond_prob)
+        return (batch["label"].masked_fill(drop, len(self.ema.network.labels)),)
 
 
-class PriorValidation:
-    """Error of the output on fixed noise and timesteps, one per stratum of noise levels and image.
+class PriorValidation(DiffusionValidation):
+    """The validation on components of tokens; labels are never dropped.
 
     Args:
         schedule: forward process and prediction type.
@@ -118,23 +85,14 @@ class PriorValidation:
     """
 
     def __init__(self, schedule: NoiseSchedule, num_levels: int, seed: int) -> None:
-        self.schedule = schedule
-        self.num_levels = num_levels
-        self.seed = seed
+        super().__init__(schedule, num_levels, False, seed)
 
-    def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return "errors" [B, num_levels]."""
-        device = engine.state.device
-        prior, indices = cast(EmbeddingPrior, engine.network), batch["index"].tolist()
-        with torch.no_grad():
-            x0 = prior.components.encode(batch["tokens"].to(device))
-            context = prior.encode_labels(batch["label"].to(device))
-            errors = []
-            for level in range(self.num_levels):
-                seeds = [derive_seed(self.seed, Purpose.NOISE, level, index) for index in indices]
-                noise = seeded_normal(seeds, tuple(x0.shape[1:])).to(device)
-                within = spread_uniform(indices, self.seed)
-                timesteps = self.schedule.sample_timesteps((level + within) / self.num_levels).to(device)
-                output = prior(self.schedule.add_noise(x0, noise, timesteps), timesteps, context)
-                errors.append((output - self.schedule.target(x0, noise, timesteps)).square().mean(1))
-        return {"errors": torch.stack(errors, dim=1)}
+    def prepare(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> tuple[list[int], Tensor, Predict]:
+        """The components, and the prior with the label of each image."""
+        prior, device = cast(EmbeddingPrior, engine.network), engine.state.device
+        labels = batch["label"].to(device)
+
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            return prior(noisy, timesteps, prior.encode_labels(labels))
+
+        return batch["index"].tolist(), prior.components.encode(batch["tokens"].to(device)), predict

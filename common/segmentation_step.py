@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .amp import autocast
 from .augmentation import Augmentation, augmented_pair
-from .descent import descend
+from .descent import descend_and_average
 from .distributed import rank
 from .ema import ExponentialMovingAverage
 from .errors import UserError
@@ -68,12 +68,7 @@ class SegmentationStep:
         with dropout, autocast(device, self.amp):
             logits = engine.network(image)
         loss = self.loss_function(logits.float(), label)
-        learning_rate = float(engine.optimizer.param_groups[0]["lr"])
-        logged, grad_norm = descend(
-            engine.network, engine.optimizer, {"loss": loss}, self.max_grad_norm, engine.state.iteration
-        )
-        self.ema.update()
-        return {**logged, "grad_norm": grad_norm, "learning_rate": learning_rate}
+        return descend_and_average(engine, loss, self.ema, self.max_grad_norm)
 
 
 def check_label_values(label: Tensor, num_classes: int) -> None:

@@ -101,9 +101,9 @@ def test_half_precision_tokens_are_chosen_as_float32(patch_grid):
 def test_scaled_tokens_have_mean_zero_and_deviation_one_per_position_and_feature():
     tokens = torch.randn(50, 2, 3) * torch.tensor([1.0, 5.0, 0.1]) + torch.tensor([[0.0, 3.0, -7.0], [50.0, 0.0, 1.0]])
     scaler = TokenScaler(2, 3)
-    assert not scaler.is_fitted
+    assert scaler.tokens_num_images == 0
     scaler.fit(tokens)
-    assert scaler.is_fitted and scaler.tokens_num_images == 50
+    assert scaler.tokens_num_images > 0 and scaler.tokens_num_images == 50
     torch.testing.assert_close(scaler.tokens_mean, tokens.mean(0))
     torch.testing.assert_close(scaler.tokens_std, tokens.std(0))
     scaled = scaler.scale(tokens)

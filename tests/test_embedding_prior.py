@@ -131,7 +131,7 @@ def test_the_output_depends_on_all_inputs_and_each_sample_on_its_own():
 
 def test_a_start_knows_the_components_and_trains():
     prior = start_prior(make_tiny_prior().eval(), correlated_tokens(30))
-    assert prior.components.scaler.is_fitted and prior.training
+    assert prior.components.scaler.tokens_num_images > 0 and prior.training
     assert prior.components.directions.norm(dim=0) == pytest.approx(torch.ones(4))
 
 
@@ -142,7 +142,7 @@ def test_half_precision_weights_load_into_float32(tmp_path):
     loaded = load_weights(make_tiny_prior(), tmp_path / "prior.pt")
     assert not loaded.training
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    assert loaded.components.scaler.is_fitted
+    assert loaded.components.scaler.tokens_num_images > 0
     tokens = correlated_tokens(5, seed=1)
     torch.testing.assert_close(loaded.components.encode(tokens), prior.components.encode(tokens), atol=0.1, rtol=0.02)
     noisy, timesteps, context = torch.randn(2, 4), torch.tensor([3.0, 800.0]), prior.null_context.expand(2, -1, -1)
