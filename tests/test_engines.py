@@ -7,6 +7,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from monai.handlers import IgniteMetricHandler, LrScheduleHandler, ValidationHandler, from_engine
 from monai.networks.nets import PatchDiscriminator
+from resuming import Killed, assert_equal_states, state_of
 from torch.utils.data import DataLoader
 
 from common.autoencoder_step import AutoencoderStep
@@ -22,10 +23,6 @@ from common.prepare_batch import image_as_label
 
 CPU = torch.device("cpu")
 PHANTOMS = [{"image": draw_chest_phantom(32, 32, seed=seed)} for seed in range(7)]
-
-
-class Killed(BaseException):
-    """Stands for a kill -9 between two steps."""
 
 
 def make_trainer(folder, max_epochs=4, kill_at=None, seed=0, checkpoint_every_steps=3):
@@ -93,25 +90,6 @@ def make_trainer(folder, max_epochs=4, kill_at=None, seed=0, checkpoint_every_st
         ],
     )
     return trainer, losses
-
-
-def state_of(trainer):
-    return {name: item.state_dict() for name, item in trainer.checkpoint.objects.items()}
-
-
-def assert_equal_states(first, second):
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_equal_states(first[key], second[key])
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second)
-        for one, other in zip(first, second, strict=True):
-            assert_equal_states(one, other)
-    else:
-        assert first == second
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,16 @@ import pytest
 import torch
 from conftest import make_tiny_store, randomise
 from monai.engines import SupervisedEvaluator
-from monai.handlers import LrScheduleHandler, ValidationHandler
+from resuming import assert_resumes, killable_trainer, whole_run
 from test_embedding_prior import correlated_tokens, make_tiny_prior
-from test_engines import Killed, assert_equal_states, state_of
 from torch.utils.data import DataLoader, default_collate
 
-from common.checkpoint import TrainingCheckpoint
 from common.conditioning import TokenSelection
 from common.dataset import StepBatchSampler
 from common.denoising_step import MeanError
 from common.descent import NonFiniteLossError
 from common.ema import ExponentialMovingAverage
-from common.engines import KeepBest, ResumableTrainer
+from common.engines import KeepBest
 from common.latent_store import LatentDataset
 from common.lr_schedule import ResumableWarmupCosine
 from common.networks.embedding_prior import EmbeddingPrior, PriorPass, start_prior
@@ -203,56 +201,33 @@ def make_trainer(store, folder, kill_at=None):
         decollate=False,
         val_handlers=[keep_best],
     )
-    objects = {"network": prior, "optimizer": optimizer, "lr_scheduler": scheduler, "ema": step.ema}
-    losses = {}
-
-    def update(engine, batch):
-        if engine.state.iteration == kill_at:
-            raise Killed
-        output = step(engine, batch)
-        losses[engine.state.iteration] = output["loss"]
-        return output
-
-    trainer = ResumableTrainer(
-        checkpoint=TrainingCheckpoint(folder / "last.pt", {**objects, "keep_best": keep_best}, {}),
-        checkpoint_every_steps=2,
-        sampler=sampler,
-        validator=evaluator,
-        device=CPU,
-        max_epochs=3,
-        train_data_loader=DataLoader(train, batch_sampler=sampler),
+    loader = DataLoader(train, batch_sampler=sampler)
+    return killable_trainer(
+        folder,
         network=network,
+        part=prior,
         optimizer=optimizer,
-        loss_function=torch.nn.MSELoss(),
-        iteration_update=update,
-        decollate=False,
-        train_handlers=[
-            LrScheduleHandler(scheduler, epoch_level=False, print_lr=False),
-            ValidationHandler(1, evaluator),
-        ],
+        scheduler=scheduler,
+        step=step,
+        sampler=sampler,
+        loader=loader,
+        evaluator=evaluator,
+        keep_best=keep_best,
+        max_epochs=3,
+        every=2,
+        kill_at=kill_at,
     )
-    return trainer, losses
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(store, tmp_path_factory):
     trainer, losses = make_trainer(store, tmp_path_factory.mktemp("uninterrupted"))
-    trainer.run()
-    return state_of(trainer), losses, trainer.validator.state.metrics
+    return whole_run(trainer, losses)
 
 
 @pytest.mark.parametrize("kill_at", [2, 6, 9])
 def test_killed_and_resumed_equals_uninterrupted_to_the_bit(store, uninterrupted, tmp_path, kill_at):
-    trainer, losses = make_trainer(store, tmp_path, kill_at)
-    with pytest.raises(Killed):
-        trainer.run()
-    resumed, more_losses = make_trainer(store, tmp_path)
-    torch.manual_seed(999)  # the global generator must not matter
-    resumed.run()
-    expected_states, expected_losses, expected_metrics = uninterrupted
-    assert losses | more_losses == expected_losses
-    assert_equal_states(state_of(resumed), expected_states)
-    assert resumed.validator.state.metrics == expected_metrics
+    assert_resumes(lambda kill: make_trainer(store, tmp_path, kill), kill_at, uninterrupted)
 
 
 # ---- validation ----------------------------------------------------------------------------------------------------

@@ -5,17 +5,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from monai.engines import SupervisedEvaluator
-from monai.handlers import IgniteMetricHandler, LrScheduleHandler, ValidationHandler, from_engine
+from monai.handlers import IgniteMetricHandler, from_engine
 from monai.losses import DiceCELoss
+from resuming import assert_resumes, killable_trainer, whole_run
 from test_diffusion_segmenter import make_tiny_segmenter
-from test_engines import PHANTOMS, Killed, assert_equal_states, state_of
+from test_engines import PHANTOMS
 from torch.utils.data import DataLoader, default_collate
 
-from common.checkpoint import TrainingCheckpoint
 from common.dataset import RadiographDataset, StepBatchSampler
 from common.descent import NonFiniteLossError
 from common.ema import ExponentialMovingAverage
-from common.engines import KeepBest, ResumableTrainer
+from common.engines import KeepBest
 from common.lr_schedule import ResumableWarmupCosine
 from common.seeding import Purpose, derive_seed
 from common.segmentation_step import LabelValueError, SegmentationStep
@@ -121,53 +121,30 @@ def make_trainer(folder, kill_at=None):
         decollate=False,
         val_handlers=[keep_best],
     )
-    objects = {"network": segmenter, "optimizer": optimizer, "lr_scheduler": scheduler, "ema": step.ema}
-    losses = {}
-
-    def update(engine, batch):
-        if engine.state.iteration == kill_at:
-            raise Killed
-        output = step(engine, batch)
-        losses[engine.state.iteration] = output["loss"]
-        return output
-
-    trainer = ResumableTrainer(
-        checkpoint=TrainingCheckpoint(folder / "last.pt", {**objects, "keep_best": keep_best}, {}),
-        checkpoint_every_steps=3,
-        sampler=sampler,
-        validator=evaluator,
-        device=CPU,
-        max_epochs=2,
-        train_data_loader=DataLoader(train, batch_sampler=sampler),
+    loader = DataLoader(train, batch_sampler=sampler)
+    return killable_trainer(
+        folder,
         network=segmenter,
+        part=segmenter,
         optimizer=optimizer,
-        loss_function=make_loss(),
-        iteration_update=update,
-        decollate=False,
-        train_handlers=[
-            LrScheduleHandler(scheduler, epoch_level=False, print_lr=False),
-            ValidationHandler(1, evaluator),
-        ],
+        scheduler=scheduler,
+        step=step,
+        sampler=sampler,
+        loader=loader,
+        evaluator=evaluator,
+        keep_best=keep_best,
+        max_epochs=2,
+        every=3,
+        kill_at=kill_at,
     )
-    return trainer, losses
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     trainer, losses = make_trainer(tmp_path_factory.mktemp("uninterrupted"))
-    trainer.run()
-    return state_of(trainer), losses, trainer.validator.state.metrics
+    return whole_run(trainer, losses)
 
 
 @pytest.mark.parametrize("kill_at", [2, 6])
 def test_killed_and_resumed_equals_uninterrupted_to_the_bit(uninterrupted, tmp_path, kill_at):
-    trainer, losses = make_trainer(tmp_path, kill_at)
-    with pytest.raises(Killed):
-        trainer.run()
-    resumed, more_losses = make_trainer(tmp_path)
-    torch.manual_seed(999)  # the global generator must not matter
-    resumed.run()
-    expected_states, expected_losses, expected_metrics = uninterrupted
-    assert losses | more_losses == expected_losses
-    assert_equal_states(state_of(resumed), expected_states)
-    assert resumed.validator.state.metrics == expected_metrics
+    assert_resumes(lambda kill: make_trainer(tmp_path, kill), kill_at, uninterrupted)
