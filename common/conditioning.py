@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import UserError
-from .networks.dino import DinoTokens
+from .networks.dino import DinoEncoder, DinoTokens
 
 
 class ConditioningError(UserError, ValueError):
@@ -32,6 +32,19 @@ def pooled_patch_grid(tokens: DinoTokens, size: tuple[int, int], patch_grid: int
         raise ValueError(f"patch tokens: expected {size[0]} × {size[1]}, found {number}")
     square = patches.transpose(1, 2).reshape(batch, width, *size)
     return F.adaptive_avg_pool2d(square, patch_grid).permute(0, 2, 3, 1)
+
+
+def named_tokens(encoder: DinoEncoder, image: Tensor, patch_grid: int) -> dict[str, Tensor]:
+    """What a store keeps of images [B, 1, H, W] in [0, 1], and what `TokenSelection.select` takes.
+
+    Returns:
+        `cls_token` [B, D], `register_tokens` [B, R, D], `patch_grid` [B, k, k, D].
+    """
+    tokens = encoder(image)
+    height, width = encoder.resized_size(*image.shape[-2:])
+    size = height // encoder.patch_size, width // encoder.patch_size
+    grid = pooled_patch_grid(tokens, size, patch_grid)
+    return {"cls_token": tokens.cls_token, "register_tokens": tokens.register_tokens, "patch_grid": grid}
 
 
 class TokenSelection:

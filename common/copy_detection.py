@@ -168,8 +168,7 @@ class HeldOutRatios:
 
     `p_value` and `flags` need no more than that a sample which copies nothing is like a held-out image. The p-value has
     a floor of 1 / (n + 1), so it cannot tell an exact copy from chance among many samples. `tail_p_value` can: the
-    number of neighbours within a distance grows as a power of it, so -log(ratio) has an exponential tail. (On 548 real
-    chest radiographs the sd of the excesses over the tenth percentile is 1.0 to 1.1 of their mean; 1 is exponential.)
+    number of neighbours within a distance grows as a power of it, so -log(ratio) has an exponential tail.
     Let u be the (m + 1)-th smallest ratio, t = log(u / ratio) of the sample, and S the sum of log(u / ratio) over the m
     nearest held-out images, where the c nearest of all count as the next one (censored), as they may be copies
     themselves. Then p = (m + 1) / (n + 1) · (1 + t / S)^-(m - c), which includes the uncertainty of the fitted scale.
@@ -222,9 +221,8 @@ class HeldOutRatios:
 def evened_out(pictures: Tensor) -> Tensor:
     """Take the local mean out of pictures [N, 1, h, w] and divide by the local contrast; float32.
 
-    What all chest radiographs share is coarse: two of them correlate with 0.9 as they are. What is left here, ribs and
-    vessels and their exact place, belongs to one picture. On 21 pairs of real images, the same exposure in another
-    crop, this finds the partner of 95 %, plain pictures that of 33 %.
+    What all chest radiographs share is coarse. What is left here, ribs and vessels and their exact place, belongs to
+    one picture.
     """
     array = pictures.detach().float().numpy()
     array = array - array.mean((2, 3), keepdims=True)

@@ -21,7 +21,7 @@ from .generation_manifest import GenerationManifest, ManifestRow
 from .image_sampler import ImageSampler
 from .image_writer import stored_values, write_png
 from .synthetic_dicom import write_synthetic_dicom
-from .transforms import LoadRadiographd, ResizeCenterCropd
+from .transforms import load_square
 
 _logger = logging.getLogger(__name__)
 
@@ -200,8 +200,7 @@ class Generation:
         table = self.strategy.table
         if table is None:
             return []
-        load, fit = LoadRadiographd(keys=["image"]), ResizeCenterCropd(keys=["image"], size=self.sampler.image_size)
-        return [fit(load({"image": table.paths[source]}))["image"] for source in request.sources]
+        return [load_square(table.paths[source], self.sampler.image_size) for source in request.sources]
 
 
 def read_generated(path: Path) -> Tensor:

@@ -35,6 +35,11 @@ DROPPED_NAME = "dropped.csv"
 _FLAGS = {None: "", True: "yes", False: "no"}
 
 
+def several(cell: str) -> tuple[str, ...]:
+    """The values that a cell of the manifest joins by semicolons."""
+    return tuple(part.replace("%3B", ";").replace("%25", "%") for part in cell.split(";") if part)
+
+
 class GenerationMismatchError(UserError, ValueError):
     """A folder holds something else than the run that wants to continue it would have written."""
 
@@ -100,10 +105,6 @@ class ManifestRow:
     @classmethod
     def from_cells(cls, cells: Mapping[str, str]) -> ManifestRow:
         """The row that `cells` came from; KeyError or ValueError if it came from none."""
-
-        def several(name: str) -> tuple[str, ...]:
-            return tuple(part.replace("%3B", ";").replace("%25", "%") for part in cells[name].split(";") if part)
-
         return cls(
             image=cells["image"],
             strategy=cells["strategy"],
@@ -112,8 +113,8 @@ class ManifestRow:
             guidance_scale=float(cells["guidance_scale"]),
             method=cells["method"],
             weights_sha256=cells["weights_sha256"],
-            sources=several("sources"),
-            source_patient_ids=several("source_patient_ids"),
+            sources=several(cells["sources"]),
+            source_patient_ids=several(cells["source_patient_ids"]),
             mix=float(cells["mix"]) if cells["mix"] else None,
             label=cells["label"],
             flagged={text: flag for flag, text in _FLAGS.items()}[cells["flagged"]],

@@ -13,11 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .contact_sheet import save_contact_sheet
-from .dataset import RadiographDataset
 from .embedding_strategies import Prior, Variation
 from .errors import UserError
 from .evaluation_report import provenance
@@ -31,7 +29,7 @@ from .image_writer import write_png
 from .metrics import MS_SSIM_MIN_SIZE, ms_ssim
 from .source_table import SourceTable
 from .token_sampler import TokenSampler
-from .transforms import LoadRadiographd, ResizeCenterCropd
+from .transforms import load_square
 
 _logger = logging.getLogger(__name__)
 
@@ -164,17 +162,13 @@ class GeneratorEvaluator:
         folder = self.output_dir / "reconstruction"
         paths = [folder / f"{number:06d}.png" for number in range(len(table))]
         missing = [number for number, path in enumerate(paths) if not path.is_file()]
-        dataset = RadiographDataset([{"image": table.paths[number]} for number in missing], self._load)
         codec, device = self.sampler.codec, self.sampler.device
-        for start, batch in enumerate(tqdm(DataLoader(dataset, self.batch_size), desc="reconstructing")):
-            images = codec(batch["image"].to(device)).float().cpu()
-            for number, image in zip(missing[start * self.batch_size :], images, strict=False):
+        for start in tqdm(range(0, len(missing), self.batch_size), desc="reconstructing", unit="batch"):
+            numbers = missing[start : start + self.batch_size]
+            images = codec(self._sources(table.subset(numbers)).to(device)).float().cpu()
+            for number, image in zip(numbers, images, strict=True):
                 write_png(image, paths[number])
         return paths
-
-    def _load(self, item: dict[str, Any]) -> dict[str, Any]:
-        fit = ResizeCenterCropd(keys=["image"], size=self.sampler.image_size)
-        return fit(LoadRadiographd(keys=["image"])(item))
 
     # ---- figures -----------------------------------------------------------------------------------------------------
 
@@ -221,7 +215,7 @@ class GeneratorEvaluator:
         return torch.stack([read_generated(path) for path in paths])
 
     def _sources(self, table: SourceTable) -> Tensor:
-        return torch.stack([self._load({"image": path})["image"] for path in table.paths])
+        return torch.stack([load_square(path, self.sampler.image_size) for path in table.paths])
 
     # ---- files -------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from .networks.dino import DinoEncoder
 from .networks.inception import EXPECTED_WEIGHTS, FidInception
 from .networks.weights import MissingWeightsError
 from .reader import UnreadableRadiographError, read_radiograph
-from .transforms import ResizeCenterCropd
+from .transforms import center_square
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class ImageFeatures:
     Args:
         extractor: what encodes.
         cache_dir: made when needed; None keeps nothing.
-        image_size: pixels; shorter side to this, then the central square (`ResizeCenterCropd`).
+        image_size: pixels; shorter side to this, then the central square (`center_square`).
         batch_size: images encoded at once.
         device: where the network runs; it is moved there.
         progress: show a progress bar.
@@ -105,7 +105,7 @@ class ImageFeatures:
     ) -> None:
         self.extractor, self.device = extractor, torch.device(device)
         self.network = extractor.network.to(self.device).eval()
-        self.prepare = ResizeCenterCropd(["image"], image_size)
+        self.image_size = image_size
         self.batch_size, self.progress = batch_size, progress
         key = hashlib.sha256(f"{extractor.fingerprint} {image_size} {PREPARATION}".encode()).hexdigest()
         self.folder = None if cache_dir is None else Path(cache_dir) / f"{extractor.name}_{key[:16]}"
@@ -160,7 +160,7 @@ class ImageFeatures:
         return np.concatenate(features)
 
     def _square(self, image: Tensor) -> Tensor:
-        return self.prepare({"image": image})["image"]
+        return center_square(image, self.image_size)
 
     def _load(self, path: str | Path) -> _Loaded:
         """Features of a file from disk, else its pixels, else why there are none."""

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .amp import autocast
-from .conditioning import pooled_patch_grid
+from .conditioning import named_tokens
 from .distributed import is_rank_zero, rank, wait_for_all, world_size
 from .fingerprint import network_sha256
 from .latent_store import LatentStore, StoreError
@@ -161,16 +161,12 @@ class LatentCache:
         images = images.to(self.device)
         with autocast(self.device, self.amp):
             mean, std = self.codec.posterior(images)
-            tokens = self.encoder(images)
-        height, width = self.encoder.resized_size(*images.shape[-2:])
-        size = height // self.encoder.patch_size, width // self.encoder.patch_size
+            tokens = named_tokens(self.encoder, images, self.patch_grid)
         scaled = self.codec.scale(mean.float())
         return {
             "latents_mean": scaled,
             "latents_std": std.float() / self.codec.latents_std.view(1, -1, 1, 1),
-            "cls_token": tokens.cls_token,
-            "register_tokens": tokens.register_tokens,
-            "patch_grid": pooled_patch_grid(tokens, size, self.patch_grid),
+            **tokens,
         }
 
 

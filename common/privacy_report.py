@@ -29,10 +29,10 @@ from .datalists import assert_disjoint_patients
 from .errors import UserError
 from .evaluation_report import provenance
 from .files import atomic_path
-from .generation_manifest import SETTINGS_NAME, GenerationManifest
+from .generation_manifest import SETTINGS_NAME, GenerationManifest, several
 from .image_features import FeatureExtractor, ImageFeatures
 from .seeding import derive_seed
-from .transforms import LoadRadiographd, ResizeCenterCropd
+from .transforms import load_square
 
 logger = logging.getLogger(__name__)
 
@@ -178,15 +178,9 @@ class PrivacyCheck:
         unreadable[name] = found.problems
         return [items[i] for i in found.indices], self.network.unpack(found.features)
 
-    def _image(self, path: str) -> Tensor:
-        """[1, image_size, image_size] in [0, 1]."""
-        item = LoadRadiographd(["image"])({"image": path})
-        return ResizeCenterCropd(["image"], self.image_size)(item)["image"]
-
     def _sources(self, row: Mapping[str, str]) -> list[str]:
-        """Absolute paths of what a sample was made from; the manifest escapes semicolons in them."""
-        names = [part.replace("%3B", ";").replace("%25", "%") for part in (row.get("sources") or "").split(";")]
-        return [os.path.abspath(self.generated_dir / name) for name in names if name]
+        """Absolute paths of what a sample was made from."""
+        return [os.path.abspath(self.generated_dir / name) for name in several(row.get("sources") or "")]
 
     def _sensitivity(self, train: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
         """How many altered copies of training images are flagged and traced to the right image."""
@@ -198,7 +192,10 @@ class PrivacyCheck:
         def batches() -> Iterator[Tensor]:
             for start in range(0, count, self.batch_size):
                 indices = chosen[start : start + self.batch_size]
-                images = [altered_copy(self._image(str(train[i]["image"])), derive_seed(self.seed, i)) for i in indices]
+                images = [
+                    altered_copy(load_square(train[i]["image"], self.image_size), derive_seed(self.seed, i))
+                    for i in indices
+                ]
                 yield torch.stack(images)
 
         logger.info("altered copies of training images, to see whether they are found: %d", count)
@@ -255,7 +252,9 @@ class PrivacyCheck:
         """Samples beside what they may have copied, the most suspicious first."""
         rows, captions = [], []
         for path, line in list(zip(paths, table, strict=True))[: self.num_examples]:
-            rows.append([self._image(name) for name in (path, *(line[f"{space}_nearest"] for space in SPACES))])
+            rows.append(
+                [load_square(name, self.image_size) for name in (path, *(line[f"{space}_nearest"] for space in SPACES))]
+            )
             state = "COPY" if line["copy"] == "yes" else "flagged" if line["flagged"] == "yes" else "not flagged"
             figures = ", ".join(
                 f"{name} {float(line[f'{name}_distance']):.3g} (p {float(line[f'{name}_p_value']):.2g})"

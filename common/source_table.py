@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .checkpoint import save_atomically
-from .conditioning import TokenSelection, pooled_patch_grid
+from .conditioning import TokenSelection, named_tokens
 from .dataset import RadiographDataset
 from .fingerprint import network_sha256
 from .networks.dino import DinoEncoder
@@ -66,6 +66,7 @@ def encode_sources(
     dataset: RadiographDataset,
     encoder: DinoEncoder,
     selection: TokenSelection,
+    patch_grid: int,
     batch_size: int,
     device: torch.device,
     cache_dir: str | None = None,
@@ -76,16 +77,17 @@ def encode_sources(
         dataset: of the sources; its items have "image" and "patient_id", optionally "label".
         encoder: frozen DINO encoder on `device`.
         selection: which tokens condition the denoiser.
+        patch_grid: k of the grid that the denoiser's training had in its store, from which the selection is pooled.
         batch_size: images at a time.
         device: of the encoder.
         cache_dir: folder of `sources.pt`, so that a resumed run does not encode again; None keeps nothing.
     """
     found = dataset.data
-    key = _fingerprint(found, encoder, selection)
+    key = _fingerprint(found, encoder, selection, patch_grid)
     path = None if cache_dir is None else Path(cache_dir) / TABLE_NAME
     tokens = _remembered(path, key)
     if tokens is None:
-        tokens = _encode(found, dataset.transform, encoder, selection, batch_size, device)
+        tokens = _encode(found, dataset.transform, encoder, selection, patch_grid, batch_size, device)
         if path is not None:
             save_atomically({"key": key, "tokens": tokens}, path)
     labels = [item.get("label", "") for item in found]
@@ -98,6 +100,7 @@ def _encode(
     transform: Callable[[dict], dict],
     encoder: DinoEncoder,
     selection: TokenSelection,
+    patch_grid: int,
     batch_size: int,
     device: torch.device,
 ) -> Tensor:
@@ -105,24 +108,15 @@ def _encode(
     loader = DataLoader(RadiographDataset(images, transform), batch_size=batch_size)
     parts = []
     for batch in tqdm(loader, desc="encoding sources", unit="batch", dynamic_ncols=True):
-        parts.append(encode_tokens(encoder, batch["image"].to(device), selection).cpu())
+        parts.append(selection.select(named_tokens(encoder, batch["image"].to(device), patch_grid)).cpu())
     return torch.cat(parts)
 
 
-def encode_tokens(encoder: DinoEncoder, image: Tensor, selection: TokenSelection) -> Tensor:
-    """The selected tokens [B, N, D] of images [B, 1, H, W] in [0, 1]."""
-    tokens = encoder(image)
-    height, width = encoder.resized_size(*image.shape[-2:])
-    size = height // encoder.patch_size, width // encoder.patch_size
-    grid = pooled_patch_grid(tokens, size, selection.patch_grid)
-    return selection.select(
-        {"cls_token": tokens.cls_token, "register_tokens": tokens.register_tokens, "patch_grid": grid}
-    )
-
-
-def _fingerprint(items: Sequence[dict[str, Any]], encoder: DinoEncoder, selection: TokenSelection) -> str:
+def _fingerprint(
+    items: Sequence[dict[str, Any]], encoder: DinoEncoder, selection: TokenSelection, patch_grid: int
+) -> str:
     files = [(item["image"], os.stat(item["image"]).st_size, os.stat(item["image"]).st_mtime_ns) for item in items]
-    settings = [network_sha256(encoder), encoder.image_size, selection.use_registers, selection.patch_grid]
+    settings = [network_sha256(encoder), encoder.image_size, selection.use_registers, selection.patch_grid, patch_grid]
     return hashlib.sha256(json.dumps([files, settings]).encode()).hexdigest()
 
 

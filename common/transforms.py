@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,6 +41,22 @@ def resize_shorter_side(image: Tensor, size: int) -> Tensor:
     return interpolate(image[None], size=new_size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
+def center_square(image: Tensor, size: int) -> Tensor:
+    """Shorter side to `size` px, then the central square: [1, H, W] -> [1, size, size]."""
+    image = resize_shorter_side(image, size)
+    top, left = (image.shape[-2] - size) // 2, (image.shape[-1] - size) // 2
+    return image[:, top : top + size, left : left + size].contiguous()
+
+
+def load_square(path: str | Path, size: int) -> Tensor:
+    """Read a radiograph as the networks see it, [1, size, size] in [0, 1].
+
+    Raises:
+        UnreadableRadiographError: names the file, what was found and what was expected.
+    """
+    return center_square(read_radiograph(path).pixels, size)
+
+
 class ResizeCenterCropd(MapTransform):
     """Shorter side to `size` px, then the central square: [1, H, W] -> [1, size, size]."""
 
@@ -51,9 +68,7 @@ class ResizeCenterCropd(MapTransform):
         """Resize and crop every key of one item."""
         item = dict(data)
         for key in self.keys:
-            image = resize_shorter_side(item[key], self.size)
-            top, left = (image.shape[-2] - self.size) // 2, (image.shape[-1] - self.size) // 2
-            item[key] = image[:, top : top + self.size, left : left + self.size].contiguous()
+            item[key] = center_square(item[key], self.size)
         return item
 
 

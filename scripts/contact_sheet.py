@@ -8,13 +8,14 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import fire
 import torch
 
+from common.command_line import run_command
 from common.contact_sheet import save_contact_sheet
-from common.errors import UserError, end_with_user_errors
-from common.reader import read_radiograph
-from common.transforms import LoadRadiographd, ResizeCenterCropd
+from common.errors import UserError
+from common.generation import read_generated
+from common.generation_manifest import several
+from common.transforms import load_square
 
 
 class SheetError(UserError, ValueError):
@@ -37,12 +38,11 @@ def contact_sheet(sheet: str, *folders: str, columns: int = 8, scale: float = 0.
             raise SheetError(f"{folder}: found no manifest.csv; expected a folder that inference.yaml has written")
         with open(folder / "manifest.csv", newline="", encoding="utf-8") as stream:
             records = list(csv.DictReader(stream))
-        images = [read_radiograph(folder / record["image"]).pixels for record in records]
-        sources = {record["sources"] for record in records} - {""}
+        images = [read_generated(folder / record["image"]) for record in records]
+        sources = {several(record["sources"]) for record in records}
         strategy = records[0]["strategy"] if records else "nothing"
-        if len(sources) == 1 and ";" not in next(iter(sources)):
-            load, fit = LoadRadiographd(["image"]), ResizeCenterCropd(["image"], images[0].shape[-1])
-            images.insert(0, fit(load({"image": sources.pop()}))["image"])
+        if len(sources) == 1 and len(source := sources.pop()) == 1:
+            images.insert(0, load_square(source[0], images[0].shape[-1]))
             strategy += ": source first"
         for start in range(0, len(images), columns):
             rows.append(images[start : start + columns])
@@ -53,5 +53,4 @@ def contact_sheet(sheet: str, *folders: str, columns: int = 8, scale: float = 0.
 
 
 if __name__ == "__main__":
-    end_with_user_errors()
-    fire.Fire(contact_sheet)
+    run_command(contact_sheet)

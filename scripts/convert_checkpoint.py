@@ -9,11 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import fire
 from torch import Tensor, nn
 
 from common.checkpoint import save_atomically
-from common.errors import end_with_user_errors
+from common.command_line import run_command
 from common.files import atomic_path
 from common.networks.legacy import (
     KINDS,
@@ -107,5 +106,4 @@ def _write_json(content: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    end_with_user_errors()
-    fire.Fire(convert_checkpoint)
+    run_command(convert_checkpoint)

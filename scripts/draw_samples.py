@@ -6,7 +6,6 @@ import sys
 import uuid
 from pathlib import Path
 
-import fire
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -14,6 +13,7 @@ from pydicom import __version__ as pydicom_version
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
+from common.command_line import run_command
 from common.phantom import draw_chest_phantom
 
 _DICOM_SHAPE = (480, 400)
@@ -102,4 +102,4 @@ def draw_samples(output_dir: str, count: int = 6, size: int = 256, seed: int = 0
 
 
 if __name__ == "__main__":
-    fire.Fire(draw_samples)
+    run_command(draw_samples)

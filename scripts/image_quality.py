@@ -5,19 +5,17 @@ python scripts/image_quality.py REAL FAKE --output_dir OUT --inception_weights d
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from common.command_line import run_command
 from common.datalists import DatasetError, radiograph_items
-from common.errors import end_with_user_errors
 from common.evaluation_report import provenance
 from common.files import atomic_path
 from common.image_features import ImageFeatures, build_extractor
@@ -157,19 +155,5 @@ def draw_distances(extractors: Mapping[str, Mapping[str, Any]]) -> Image.Image:
     return picture
 
 
-def run_command(command: Callable[..., None]) -> None:
-    """Run a function from the command line; fire alone would report a mistyped option only after running it."""
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    @functools.wraps(command)
-    def note(*args: Any, **kwargs: Any) -> None:
-        calls.append((args, kwargs))
-
-    fire.Fire(note)
-    for args, kwargs in calls:
-        command(*args, **kwargs)
-
-
 if __name__ == "__main__":
-    end_with_user_errors()
     run_command(image_quality)

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import fire
 import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from common.checkpoint import half_precision, save_atomically
+from common.command_line import run_command
 from common.networks.embedding_prior import EmbeddingPrior
 from common.networks.latent_codec import LatentCodec
 from common.networks.latent_denoiser import LatentDenoiser
@@ -83,4 +83,4 @@ def _require(num_images: Tensor, kind: str) -> None:
 
 
 if __name__ == "__main__":
-    fire.Fire(ship_weights)
+    run_command(ship_weights)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from common.conditioning import named_tokens
 from common.fingerprint import network_sha256
 from common.networks.dino import DinoEncoder
 from common.reader import read_radiograph
-from common.source_table import encode_tokens
 
 BUNDLE = "bundles/cxr_dino_latent_diffusion"
 
@@ -36,7 +36,9 @@ def samples(parser):
 def encode(parser, images):
     encoder: DinoEncoder = parser.get_parsed_content("encoder")
     with torch.inference_mode():
-        tokens = encode_tokens(encoder, images, parser.get_parsed_content("selection"))
+        tokens = parser.get_parsed_content("selection").select(
+            named_tokens(encoder, images, parser["cached_patch_grid"])
+        )
         return parser.get_parsed_content("network").context_encoder.scaler.scale(tokens)
 
 

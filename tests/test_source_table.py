@@ -7,10 +7,10 @@ import torch
 from monai.transforms import Compose
 from PIL import Image
 
-from common.conditioning import TokenSelection
+from common.conditioning import TokenSelection, named_tokens
 from common.dataset import RadiographDataset
 from common.networks.dino import DinoEncoder
-from common.source_table import TABLE_NAME, SourceTable, encode_sources, encode_tokens
+from common.source_table import TABLE_NAME, SourceTable, encode_sources
 from common.transforms import LoadRadiographd, ResizeCenterCropd
 
 CPU = torch.device("cpu")
@@ -66,8 +66,9 @@ def listed(folder):
     return [*({**item, "label": "normal"} for item in items[:2]), *items[2:]]
 
 
-def encode(folder, encoder, cache_dir, selection=SELECTION, batch_size=2):
-    return encode_sources(RadiographDataset(listed(folder), TRANSFORM), encoder, selection, batch_size, CPU, cache_dir)
+def encode(folder, encoder, cache_dir, selection=SELECTION, batch_size=2, patch_grid=4):
+    dataset = RadiographDataset(listed(folder), TRANSFORM)
+    return encode_sources(dataset, encoder, selection, patch_grid, batch_size, CPU, cache_dir)
 
 
 def test_the_rows_are_the_items_and_their_tokens(images, encoder):
@@ -85,9 +86,19 @@ def test_the_rows_are_the_items_and_their_tokens(images, encoder):
 
 
 def test_only_the_selected_tokens_are_taken(images, encoder):
+    assert encode(images, encoder, None, TokenSelection(False, 0)).tokens.shape == (5, 1, 16)
+    assert encode(images, encoder, None, TokenSelection(False, 3), patch_grid=3).tokens.shape == (5, 10, 16)
+
+
+def test_tokens_are_those_that_a_store_would_have(images, encoder):
+    """Also where the patches do not divide evenly: four of them pooled to three, and these to one."""
     image = TRANSFORM(listed(images)[0])["image"][None]
-    assert encode_tokens(encoder, image, TokenSelection(False, 0)).shape == (1, 1, 16)
-    assert encode_tokens(encoder, image, TokenSelection(False, 3)).shape == (1, 10, 16)
+    selection = TokenSelection(False, 1)
+    expected = selection.select(named_tokens(encoder, image, 3))
+    found = encode(images, encoder, None, selection, batch_size=1, patch_grid=3).tokens[:1]
+    torch.testing.assert_close(found, expected)
+    direct = selection.select(named_tokens(encoder, image, 1))
+    assert not torch.allclose(found, direct, atol=1e-4)
 
 
 def test_nothing_is_encoded_twice(images, encoder, tiny_dino, tmp_path):

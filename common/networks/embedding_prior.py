@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from monai.networks.blocks import MLPBlock
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
 from ..conditioning import ConditioningError, TokenScaler
+
+_logger = logging.getLogger(__name__)
 
 TIMESTEP_FEATURES = 128
 SMALLEST_VARIANCE = 1e-6  # of a component, per that of the first
@@ -16,7 +20,7 @@ SMALLEST_VARIANCE = 1e-6  # of a component, per that of the first
 class TokenComponents(nn.Module):
     """Tokens [B, N, D] to a few principal components [B, K] and back, with statistics of the training split as buffers.
 
-    Tokens of radiographs fill few of their dimensions: with the shipped encoder 256 of 1,920 hold 98 % of the variance.
+    Tokens of radiographs fill few of their dimensions; `fit` logs how much of the variance the components hold.
     Components are divided by the fourth root of their variance: as they are, the first few drown the others in the
     loss; with unit variance all are alike, though most are close to noise.
 
@@ -53,6 +57,8 @@ class TokenComponents(nn.Module):
         self.scaler.fit(tokens)
         flat = self.scaler.scale(tokens.to(self.directions.device)).flatten(1).double()
         variances, directions = torch.linalg.eigh(flat.T @ flat / (len(flat) - 1))
+        share = float(variances.flip(0)[:number].sum() / variances.sum())
+        _logger.info("%d components hold %.1f %% of the tokens' variance", number, 100 * share)
         variances = variances.flip(0)[:number]
         # Images that are in the data twice leave directions without variance, which would blow up in other images.
         variances = variances.clamp_min(max(float(SMALLEST_VARIANCE * variances[0]), 1e-12))

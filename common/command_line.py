@@ -1,0 +1,30 @@
+"""Commands of `scripts/` by fire, whose mistakes are told before anything is done, and in one line."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import fire
+
+from .errors import end_with_user_errors
+
+
+def run_command(command: Callable[..., None], words: Sequence[str] | None = None) -> None:
+    """Run a function from the command line; fire alone would report a mistyped option only after running it.
+
+    Args:
+        command: its arguments are those of the command line, its docstring the help.
+        words: of the command line; None takes the program's own.
+    """
+    end_with_user_errors()
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    @functools.wraps(command)
+    def note(*args: Any, **kwargs: Any) -> None:
+        calls.append((args, kwargs))
+
+    fire.Fire(note, command=None if words is None else list(words))
+    for args, kwargs in calls:
+        command(*args, **kwargs)
