@@ -19,7 +19,6 @@ patients, as in Dar et al. 2024, arXiv 2402.01054), and copies that are zoomed, 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -31,18 +30,15 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
+from .copy_verdict import CopyVerdict, judge
 from .errors import UserError
+from .held_out_ratios import Floats, HeldOutRatios
 
 SPACES = ("embedding", "pixels")
 MIN_DISTANCE = 1e-6  # of cosine or correlation; float32 cannot tell less from 0
 DETAIL = 1 / 16  # of the side: sd of the Gaussian that local mean and contrast are taken with
 MIN_CONTRAST = 0.1  # of a picture's sd, added to the local one: flat parts stay flat
-TAIL_SHARE = 0.1  # of the held-out images: those nearest to the training set, which the tail is fitted to
-CENSORED_SHARE = 0.2  # of the tail: the very nearest, of which the fit only takes that they are nearer than the others
 LEAK_P_VALUE = 0.01  # of any held-out image being taken for a copy of a training image by mistake
-TAIL_MIN_HELD_OUT = 20  # with fewer held-out images nothing is fitted
-
-Floats = NDArray[np.floating]
 
 
 class CopyDetectionError(UserError, ValueError):
@@ -112,35 +108,6 @@ class SpaceCheck:
 
 
 @dataclass(frozen=True)
-class CopyVerdict:
-    """The judgement on a set.
-
-    Attributes:
-        level: "copies", "more_near_copies", "no_sign", or "undecided" where too few images were held out.
-        text: the same as a sentence, with its figures.
-        num_samples: how many were checked.
-        num_groups: how many of them count as independent.
-        num_flagged: samples flagged.
-        num_copies: those of them that are nearer than chance explains, one by one.
-        expected_flagged: at most so many flags on average, if samples were as real images of new patients.
-        count_p_value: of so many flags or more, given that.
-        copy_p_value: of the nearest sample, given that, times the number of samples and spaces (Bonferroni).
-        p_value: of both together (Bonferroni).
-    """
-
-    level: str
-    text: str
-    num_samples: int
-    num_groups: int
-    num_flagged: int
-    num_copies: int
-    expected_flagged: float
-    count_p_value: float
-    copy_p_value: float
-    p_value: float
-
-
-@dataclass(frozen=True)
 class CopyCheck:
     """Everything about M samples: by space, the masks [M] over both, and the verdict.
 
@@ -161,61 +128,6 @@ class CopyCheck:
     copies_source: NDArray[np.bool_]
     comparison: dict[str, dict[str, tuple[float, float]]]
     verdict: CopyVerdict
-
-
-class HeldOutRatios:
-    """Ratios of n held-out images, and what they say of others.
-
-    `p_value` and `flags` need no more than that a sample which copies nothing is like a held-out image. The p-value has
-    a floor of 1 / (n + 1), so it cannot tell an exact copy from chance among many samples. `tail_p_value` can: the
-    number of neighbours within a distance grows as a power of it, so -log(ratio) has an exponential tail.
-    Let u be the (m + 1)-th smallest ratio, t = log(u / ratio) of the sample, and S the sum of log(u / ratio) over the m
-    nearest held-out images, where the c nearest of all count as the next one (censored), as they may be copies
-    themselves. Then p = (m + 1) / (n + 1) · (1 + t / S)^-(m - c), which includes the uncertainty of the fitted scale.
-    """
-
-    def __init__(self, ratios: Floats, rate: float) -> None:
-        self.sorted = np.sort(ratios)
-        self.rank = math.floor(rate * (len(ratios) + 1) + 1e-9)  # flag what is nearer than the rank-th nearest
-
-    @property
-    def threshold(self) -> float | None:
-        """Ratios below this are flagged; None where n is too small to flag anything."""
-        return float(self.sorted[self.rank - 1]) if self.rank else None
-
-    def p_value(self, ratio: Floats) -> Floats:
-        """Conformal p-values [M]."""
-        return (1 + np.searchsorted(self.sorted, ratio, side="right")) / (len(self.sorted) + 1)
-
-    def flags(self, ratio: Floats) -> NDArray[np.bool_]:
-        """Whether p_value is within the rate."""
-        return np.searchsorted(self.sorted, ratio, side="right") < self.rank
-
-    def tail_p_value(self, ratio: Floats) -> Floats:
-        """Extrapolated p-values [M]; the conformal ones outside the tail and where n is too small for a fit."""
-        n, m = len(self.sorted), round(TAIL_SHARE * len(self.sorted))
-        start, censored = self.sorted[m], round(CENSORED_SHARE * m)
-        total = float(np.log(start / np.maximum(self.sorted[:m], self.sorted[censored])).sum())
-        if n < TAIL_MIN_HELD_OUT or total <= 0:
-            return self.p_value(ratio)
-        excess = np.log(start / np.minimum(ratio, start))
-        tail = (m + 1) / (n + 1) * (1 + excess / total) ** (censored - m)
-        return np.where(ratio < start, tail, self.p_value(ratio))
-
-    def count_p_value(self, flagged: NDArray[np.bool_], groups: Sequence[Hashable]) -> float:
-        """Chance that so many samples or more are flagged, if samples are like held-out images.
-
-        The threshold itself is an order statistic of n images, so the flagged among G new ones are beta-binomial
-        (G, rank, n + 1 - rank), exactly; a binomial test with the nominal rate would take the threshold for known and
-        call too many sets copied. Samples made from the same source are not independent: each group of them counts
-        once, by the share of it that is flagged.
-        """
-        if not self.rank:
-            return 1.0
-        sizes = Counter(groups)
-        count = math.floor(sum(flag / sizes[group] for flag, group in zip(flagged, groups, strict=True)) + 1e-9)
-        law = stats.betabinom(len(sizes), self.rank, len(self.sorted) + 1 - self.rank)
-        return float(min(1.0, law.sf(count - 1)))
 
 
 def evened_out(pictures: Tensor) -> Tensor:
@@ -342,7 +254,7 @@ class CopyReference:
         pixels = spaces["pixels"]
         copies_source = pixels.source_p_value <= self.held_out["pixels"].rank / (self._num_held_out + 1)
         comparison = {space: self._compare(space, spaces[space], groups) for space in SPACES}
-        verdict = self._judge(spaces, is_flagged, is_copy, groups)
+        verdict = judge(self.held_out, spaces, is_flagged, is_copy, groups, self.false_flag_rate, self.significance)
         return CopyCheck(spaces, is_flagged, is_copy, copies_source, comparison, verdict)
 
     # ---- distances -------------------------------------------------------------------------------------------------
@@ -433,43 +345,3 @@ class CopyReference:
             test = stats.mannwhitneyu(sample, held_out, alternative="less")
             result[name] = (1 - float(test.statistic) / (len(sample) * len(held_out)), float(test.pvalue))
         return result
-
-    def _judge(
-        self,
-        spaces: dict[str, SpaceCheck],
-        is_flagged: NDArray[np.bool_],
-        is_copy: NDArray[np.bool_],
-        groups: Sequence[Hashable],
-    ) -> CopyVerdict:
-        total, flagged, copies = len(groups), int(is_flagged.sum()), int(is_copy.sum())
-        counts = [self.held_out[name].count_p_value(space.is_flagged, groups) for name, space in spaces.items()]
-        count_p = min(1.0, len(SPACES) * min(counts))
-        nearest = min(float(space.tail_p_value.min()) for space in spaces.values())
-        copy_p = min(1.0, len(SPACES) * total * nearest)
-        n, num_groups = self._num_held_out, len(set(groups))
-        expected = total * sum(self.held_out[name].rank for name in SPACES) / (n + 1)
-        figures = (
-            f"{flagged} of {total} samples are flagged as near-copies of a training image; among images of new "
-            f"patients at most {expected:.1f} would be, on average"
-        )
-        chance = f"p = {count_p:.2g}" + (f", by {num_groups} groups of the same source" if num_groups < total else "")
-        if copies:
-            level = "copies"
-            text = (
-                f"Copies: {copies} of {total} samples are nearer to a training image than chance explains "
-                f"(p = {copy_p:.2g} for the nearest, corrected for {total} samples). {figures}."
-            )
-        elif count_p <= self.significance / 2:
-            level = "more_near_copies"
-            text = f"More near-copies than among held-out real patients: {figures} ({chance})."
-        elif not self.held_out[SPACES[0]].rank:
-            level = "undecided"
-            needed = math.ceil(len(SPACES) / self.false_flag_rate) - 1
-            text = (
-                f"Undecided: no single copy stands out, but {n} held-out images are too few to flag near-copies, "
-                f"{needed} are needed."
-            )
-        else:
-            level, text = "no_sign", f"No sign of copying: {figures} ({chance})."
-        p_value = min(1.0, 2 * min(count_p, copy_p))
-        return CopyVerdict(level, text, total, num_groups, flagged, copies, expected, count_p, copy_p, p_value)

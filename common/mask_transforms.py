@@ -109,25 +109,38 @@ class PadGeometry(NamedTuple):
 
 
 class PadResized(MapTransform):
-    """Resize so that the longer side is `size`, then pad with zeros on all sides; the aspect ratio is kept.
+    """Resize so that the image fits a size, then pad with zeros on all sides; the aspect ratio is kept.
 
     `geometry` int64 [6] in the item says how; `to_original` undoes it.
 
     Args:
         keys: images [1, H, W], resized bilinearly, and masks [1, H, W] of integers, by majority; all of one
             size.
-        size: px of the longer side; None leaves the resolution, for sliding windows.
-        multiple: each side is padded to a multiple of this many px; None pads to the square of `size`.
+        size: px, (rows, columns) that the image has to fit into, or one number for both; None leaves the resolution,
+            for sliding windows.
+        multiple: each side is padded to a multiple of this many px; None pads to `size`.
+        turn: exchange rows and columns of `size` for an image that is taller than wide where `size` is wider than tall,
+            and the other way round. Images of a batch then may differ in size.
+
+    Raises:
+        ValueError: neither size nor multiple, or less than 1 px.
     """
 
-    def __init__(self, keys: Sequence[str], size: int | None, multiple: int | None = None) -> None:
+    def __init__(
+        self,
+        keys: Sequence[str],
+        size: int | Sequence[int] | None,
+        multiple: int | None = None,
+        turn: bool = False,
+    ) -> None:
         super().__init__(keys)
         if size is None and multiple is None:
             raise ValueError("PadResized: found neither size nor multiple; expected one of them or both.")
-        if min(side for side in (size, multiple) if side is not None) < 1:
+        self.size = None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
+        if min((*(self.size or ()), *(() if multiple is None else (multiple,)))) < 1:
             raise ValueError(f"PadResized: found size {size}, multiple {multiple}; expected at least 1 px.")
-        self.size = size
         self.multiple = multiple
+        self.turn = turn
 
     def __call__(self, data: dict) -> dict:
         """Resize and pad every key of one item."""
@@ -143,14 +156,25 @@ class PadResized(MapTransform):
         return item
 
     def _plan(self, height: int, width: int) -> tuple[PadGeometry, tuple[int, int]]:
-        factor = 1.0 if self.size is None else self.size / max(height, width)
-        resized = max(1, round(height * factor)), max(1, round(width * factor))
-        if self.multiple is not None:
-            padded = -(-resized[0] // self.multiple) * self.multiple, -(-resized[1] // self.multiple) * self.multiple
+        if self.size is None:
+            resized = canvas = height, width
         else:
-            padded = max(resized), max(resized)
+            rows, columns = self.size
+            if self.turn and (height - width) * (rows - columns) < 0:
+                rows, columns = columns, rows
+            factor = min(rows / height, columns / width)
+            resized = max(1, round(height * factor)), max(1, round(width * factor))
+            canvas = rows, columns
+        if self.multiple is None:
+            padded = canvas
+        else:
+            padded = _next_multiple(resized[0], self.multiple), _next_multiple(resized[1], self.multiple)
         top, left = (padded[0] - resized[0]) // 2, (padded[1] - resized[1]) // 2
         return PadGeometry(height, width, *resized, top, left), padded
+
+
+def _next_multiple(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 def _resize_and_pad(image: Tensor, geometry: PadGeometry, padded_size: tuple[int, int]) -> Tensor:

@@ -17,19 +17,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .altered_copy import altered_copy
 from .contact_sheet import save_contact_sheet
-from .copy_detection import SPACES, CopyCheck, CopyFeatures, CopyReference, Floats
+from .copy_detection import SPACES, CopyCheck, CopyFeatures, CopyReference
+from .copy_features import CopyFeatureNetwork
 from .datalist_sources import MANIFEST_NAME
 from .datalists import assert_disjoint_patients
 from .errors import UserError
 from .evaluation_report import provenance
 from .files import atomic_path
 from .generation_manifest import SETTINGS_NAME, GenerationManifest, several
+from .held_out_ratios import Floats
+from .histograms import histograms
 from .image_features import FeatureExtractor, ImageFeatures
 from .seeding import derive_seed
 from .transforms import load_square
@@ -40,10 +41,6 @@ REPORT_NAME, TABLE_NAME, FLAGGED_NAME = "privacy.json", "privacy_per_image.csv",
 SHEET_NAME, PLOT_NAME, CACHE_NAME = "flagged.png", "distances.png", "features"
 FLAGGED_FOLDER = "flagged"  # in the generated folder
 SHEET_CELL = 256  # pixels: larger images are reduced to this on the contact sheet
-MAX_CONTROL_SHIFT = 0.03  # of the side
-CONTROL_BLUR = 0.004  # of the side, sd of a Gaussian
-CONTROL_NOISE = 0.02  # sd, white is 1
-CONTROL_CONTRAST = (0.9, 1.1)
 
 
 class PrivacyCheckError(UserError, ValueError):
@@ -283,43 +280,6 @@ class PrivacyCheck:
         logger.info("%s shows real patients: do not share %s with the generated images", SHEET_NAME, self.output_dir)
 
 
-class CopyFeatureNetwork(nn.Module):
-    """What is compared of an image, in one vector: [B, 1, H, W] in [0, 1] -> [B, D + s²].
-
-    Args:
-        encoder: gives an object with `cls_token` [B, D].
-        picture_size: s, px of the small picture (mean over areas).
-    """
-
-    def __init__(self, encoder: nn.Module, picture_size: int) -> None:
-        super().__init__()
-        self.encoder, self.picture_size = encoder, picture_size
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Encode a batch."""
-        picture = F.adaptive_avg_pool2d(image.float(), self.picture_size).flatten(1)
-        return torch.cat([self.encoder(image).cls_token.float(), picture], dim=1)
-
-    def unpack(self, features: Floats) -> CopyFeatures:
-        """The two parts of features [N, D + s²]."""
-        size = self.picture_size
-        values = torch.from_numpy(features)
-        return CopyFeatures(values[:, : -(size**2)], values[:, -(size**2) :].reshape(-1, 1, size, size))
-
-
-def altered_copy(image: Tensor, seed: int) -> Tensor:
-    """Move an image [1, H, W] in [0, 1] a little, blur it, change its contrast, add noise, as a generator might."""
-    generator = np.random.default_rng(seed)
-    height, width = image.shape[1:]
-    margin = round(MAX_CONTROL_SHIFT * min(height, width))
-    top, left = generator.integers(2 * margin + 1, size=2)
-    pixels = np.pad(image[0].numpy(), margin, mode="edge")[top : top + height, left : left + width]
-    pixels = gaussian_filter(pixels, CONTROL_BLUR * min(height, width), mode="nearest")
-    pixels = (pixels - 0.5) * generator.uniform(*CONTROL_CONTRAST) + 0.5
-    pixels = pixels + CONTROL_NOISE * generator.standard_normal(pixels.shape)
-    return torch.from_numpy(pixels.clip(0, 1).astype(np.float32))[None]
-
-
 def drop_flagged(generated_dir: str | Path, report_dir: str | Path, drop_source_copies: bool = False) -> list[str]:
     """Take the flagged images out of a generated folder, as the report of a check says.
 
@@ -371,33 +331,6 @@ def drop_flagged(generated_dir: str | Path, report_dir: str | Path, drop_source_
     if bad:
         logger.info("%d images moved to %s; do not share them", len(bad), folder / FLAGGED_FOLDER)
     return [row.image for row in bad]
-
-
-def histograms(panels: Sequence[tuple[str, Floats, Floats, float | None]]) -> Image.Image:
-    """Draw panels of (title, held-out values, sample values, threshold), two in a row; shares, in 40 bins each."""
-    width, height, margin, bins = 480, 240, 40, 40
-    picture = Image.new("RGB", (2 * width, -(-len(panels) // 2) * height), "white")
-    draw = ImageDraw.Draw(picture)
-    for number, (title, held_out, samples, threshold) in enumerate(panels):
-        left, bottom = number % 2 * width + margin, (number // 2 + 1) * height - margin
-        edges = np.histogram_bin_edges(np.concatenate([held_out, samples]), bins)
-        low, high = float(edges[0]), float(edges[-1])
-        shares = [np.histogram(values, edges)[0] / len(values) for values in (held_out, samples)]
-        across = (width - 2 * margin) / bins
-        up = (height - 2 * margin) / max(share.max() for share in shares)
-        for i, share in enumerate(shares[0]):
-            draw.rectangle([left + i * across, bottom - share * up, left + (i + 1) * across, bottom], fill="#bbbbbb")
-        steps = [(left + (i + j) * across, bottom - share * up) for i, share in enumerate(shares[1]) for j in (0, 1)]
-        draw.line(steps, fill="#1f4fd8", width=2)
-        if threshold is not None:
-            x = left + (threshold - low) / (high - low) * across * bins
-            draw.line([x, bottom, x, bottom - height + 2 * margin], fill="#d02020")
-        draw.line([left, bottom, left + across * bins, bottom], fill="black")
-        draw.text((left, bottom + 4), f"{low:.3g}", fill="black")
-        draw.text((left + across * bins, bottom + 4), f"{high:.3g}", fill="black", anchor="ra")
-        draw.text((left, bottom - height + margin + 6), f"{title}", fill="black")
-        draw.text((left, bottom + 18), f"grey: {len(held_out)} held out   blue: {len(samples)} generated", fill="black")
-    return picture
 
 
 def _describe_sources(

@@ -2,7 +2,6 @@ import csv
 import functools
 import json
 import logging
-import math
 import shutil
 from types import SimpleNamespace
 
@@ -19,7 +18,7 @@ from common.datalists import DatasetError, radiograph_items
 from common.generation_manifest import GenerationManifest, ManifestRow
 from common.image_writer import stored_values
 from common.phantom import draw_chest_phantom
-from common.privacy_report import PrivacyCheck, PrivacyCheckError, altered_copy, drop_flagged, histograms
+from common.privacy_report import PrivacyCheck, PrivacyCheckError, drop_flagged
 
 SIZE = 64
 NUM_TRAIN, NUM_HELD_OUT = 45, 40
@@ -338,26 +337,3 @@ def test_reports_of_other_folders_are_refused(tmp_path, real, check):
     with pytest.raises(PrivacyCheckError, match="settings of a generation run"):
         drop_flagged(folder, report)
     assert (folder / "images" / "0002.png").is_file()
-
-
-# ---- parts ---------------------------------------------------------------------------------------------------------
-
-
-def test_altered_copies_are_near_but_not_the_same():
-    image = phantom(0)
-    first, again, other = (altered_copy(image, seed) for seed in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    assert first.shape == image.shape and first.dtype == torch.float32
-    assert first.min() >= 0 and first.max() <= 1
-    assert 0.9 < np.corrcoef(first.flatten(), image.flatten())[0, 1] < 0.9999
-
-
-def test_histograms_draw_both_sets_and_the_threshold():
-    rng = np.random.default_rng(0)
-    picture = np.asarray(histograms([("a", rng.normal(size=200), rng.normal(3, 1, size=100), -1.0)]))
-    assert picture.shape == (240, 960, 3)
-    grey, blue, red = (
-        np.flatnonzero((picture == colour).all(2).any(0)) for colour in ((187, 187, 187), (31, 79, 216), (208, 32, 32))
-    )
-    assert len(red) == 1 and grey.min() < red[0] < np.median(grey) < np.median(blue)
-    assert math.isclose(blue.max() - grey.min(), 400, abs_tol=4)
