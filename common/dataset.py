@@ -18,11 +18,13 @@ class RadiographDataset(Dataset):
     Args:
         data: list of dicts as `common.datalists.radiograph_items` makes them.
         transform: deterministic dict transform (loading, geometry).
+        in_memory: keep each item once it was transformed; nobody may change its tensors in place.
     """
 
-    def __init__(self, data: Sequence[dict], transform: Callable[[dict], dict]) -> None:
+    def __init__(self, data: Sequence[dict], transform: Callable[[dict], dict], in_memory: bool = False) -> None:
         self.data = data
         self.transform = transform
+        self.kept: dict[int, dict] | None = {} if in_memory else None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -30,7 +32,11 @@ class RadiographDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         """Load one item; `key` is its index, or (index, number of the draw) as `StepBatchSampler` gives them."""
         index, draw = key if isinstance(key, tuple) else (key, key)
-        return {**self.transform(dict(self.data[index])), "draw": draw}
+        if self.kept is None:
+            return {**self.transform(dict(self.data[index])), "draw": draw}
+        if index not in self.kept:
+            self.kept[index] = self.transform(dict(self.data[index]))
+        return {**self.kept[index], "draw": draw}
 
 
 class StepBatchSampler(Sampler):

@@ -83,21 +83,23 @@ class ResumableTrainer(SupervisedTrainer):
 
 
 class KeepBest:
-    """Handler of the evaluator: keep the weights with the lowest value of one metric, in a file of their own.
+    """Handler of the evaluator: keep the weights with the best value of one metric, in a file of their own.
 
     Part of the training checkpoint, so that a resumed run knows the best value so far.
 
     Args:
-        metric_name: of the evaluator's metrics; lower is better.
+        metric_name: of the evaluator's metrics.
         network: whose weights to keep (the EMA).
         path: of the file, a plain state dict.
+        higher_is_better: as of an IoU; else lower is, as of a loss.
     """
 
-    def __init__(self, metric_name: str, network: nn.Module, path: str) -> None:
+    def __init__(self, metric_name: str, network: nn.Module, path: str, higher_is_better: bool = False) -> None:
         self.metric_name = metric_name
         self.network = network
         self.path = path
-        self.best_value = float("inf")
+        self.sign = -1.0 if higher_is_better else 1.0
+        self.best_value = self.sign * float("inf")
 
     def attach(self, engine: Engine) -> None:
         """Run after each validation."""
@@ -106,7 +108,7 @@ class KeepBest:
     def __call__(self, engine: Engine) -> None:
         """Write the weights if this validation was the best one."""
         value = float(engine.state.metrics[self.metric_name])
-        if value < self.best_value:
+        if self.sign * value < self.sign * self.best_value:
             self.best_value = value
             if is_rank_zero():
                 save_atomically(self.network.state_dict(), self.path)

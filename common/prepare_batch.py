@@ -14,3 +14,8 @@ def image_as_label(
     """An autoencoder's target is its input: (image, image), each [B, 1, H, W] on `device`."""
     image = batchdata["image"].to(device=device, non_blocking=non_blocking, **kwargs)
     return image, image
+
+
+def logits_and_labels(output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What ignite's ConfusionMatrix takes: logits [B, K, H, W] and labels [B, H, W] of an evaluator's output."""
+    return output["pred"].as_subclass(torch.Tensor).float(), output["label"].as_subclass(torch.Tensor)[:, 0].long()

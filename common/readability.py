@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .datalists import DatasetError, radiograph_items
 from .distributed import is_rank_zero, world_size
 from .files import atomic_path
+from .mask_files import read_mask
 from .reader import UnreadableRadiographError, read_radiograph
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def readable_items(
         name: what the list is called in messages and in skipped.csv, for instance "train".
         max_unreadable_share: largest share of unusable items to go on with, in [0, 1].
         num_workers: reading threads; None for one per core, at most 8.
-        keys: what to read fully. A `mask` that is not among them only has to exist.
+        keys: what to read fully, "mask" as a mask. A `mask` that is not among them only has to exist.
         save_every_s: seconds between saves of readable.csv during a scan.
 
     Returns:
@@ -164,14 +165,14 @@ def _scan(
     report_dir.mkdir(parents=True, exist_ok=True)
     index_path = report_dir / INDEX_NAME
     index = _read_index(index_path)
-    paths = {str(item[key]) for item in items for key in keys if key in item}
-    stamps = {path: _stamp(path) for path in sorted(paths)}
+    kinds = {str(item[key]): key for item in items for key in keys if key in item}
+    stamps = {path: _stamp(path) for path in sorted(kinds)}
     problems = {path: _missing(path) for path, stamp in stamps.items() if stamp is None}
     unknown = [path for path, stamp in stamps.items() if stamp is not None and index.get(path) != stamp]
     saved = time.monotonic()
     pool = ThreadPoolExecutor(num_workers or min(8, os.cpu_count() or 1))
     try:
-        jobs = {pool.submit(_try_to_read, path): path for path in unknown}
+        jobs = {pool.submit(_try_to_read, path, kinds[path]): path for path in unknown}
         bar = tqdm(as_completed(jobs), total=len(jobs), desc=f"reading {name}", unit="file", disable=not jobs)
         for job in bar:
             path, problem, stamp = jobs[job], job.result(), stamps[jobs[job]]
@@ -216,14 +217,18 @@ def _missing(path: str) -> _Problem:
     return _Problem(path, "no such file", "a file", "correct its path in the manifest, or restore it")
 
 
-def _try_to_read(path: str) -> _Problem | None:
+def _try_to_read(path: str, kind: str) -> _Problem | None:
     """Decode one file; None when that works."""
     try:
-        read_radiograph(path)
+        if kind == "mask":
+            read_mask(path)
+        else:
+            read_radiograph(path)
     except UnreadableRadiographError as error:
         return _Problem(path, str(error.found), str(error.expected), str(error.hint))
     except Exception as error:  # whatever a decoder does with a damaged file, it must not end the scan
-        return _Problem(path, f"{type(error).__name__}: {error}", "a radiograph", "open it in a viewer, or remove it")
+        wanted = "a mask" if kind == "mask" else "a radiograph"
+        return _Problem(path, f"{type(error).__name__}: {error}", wanted, "open it in a viewer, or remove it")
     return None
 
 

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     AUGMENTATION = 11
     DROPOUT = 12
     MASK = 13
+    LABEL_BUDGET = 14
 
 
 def derive_seed(*parts: int) -> int:

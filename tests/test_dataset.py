@@ -56,3 +56,16 @@ def test_items_keep_their_columns_and_carry_the_number_of_the_draw():
     assert torch.cat([first["draw"], second["draw"]]).tolist() == [0, 1, 2, 3]
     assert first["source"] == ["a", "a"]
     assert data[0] == {"image": 0, "source": "a"}
+
+
+def test_items_in_memory_are_transformed_once_and_have_the_number_of_their_draw():
+    calls = []
+
+    def transform(item):
+        calls.append(item["image"])
+        return item
+
+    dataset = RadiographDataset([{"image": "a"}, {"image": "b"}], transform, in_memory=True)
+    drawn = [dataset[key] for key in [(0, 0), (1, 1), (0, 2), (0, 3)]]
+    assert calls == ["a", "b"] and [item["draw"] for item in drawn] == [0, 1, 2, 3]
+    assert [item["image"] for item in drawn] == ["a", "b", "a", "a"]

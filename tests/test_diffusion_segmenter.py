@@ -175,3 +175,34 @@ def test_a_fine_tuned_segmenter_comes_back_final_convolution_included(tmp_path, 
     assert not loaded.training and torch.equal(loaded(image), random_segmenter(image))
     with pytest.raises(RuntimeError, match=r"size mismatch for unet\.out\.2\.conv"):
         load_weights(make_tiny_segmenter(), pretrained)
+
+
+def test_training_on_takes_the_final_convolution_too(tmp_path, random_segmenter, caplog):
+    torch.save(random_segmenter.state_dict(), tmp_path / "model.pt")
+    with caplog.at_level("INFO"):
+        segmenter = start_segmenter(make_tiny_segmenter(seed=5), "none", init_weights=tmp_path / "model.pt")
+    assert segmenter.training and "took all" in caplog.text
+    for name, value in random_segmenter.state_dict().items():
+        assert torch.equal(segmenter.state_dict()[name], value), name
+
+
+def test_ddpm_stands_for_the_path_of_the_denoiser(pretrained):
+    segmenter = start_segmenter(make_tiny_segmenter(), "ddpm", ddpm_path=pretrained)
+    wanted = torch.load(pretrained, weights_only=True)
+    assert torch.equal(segmenter.state_dict()["unet.conv_in.conv.weight"], wanted["unet.conv_in.conv.weight"])
+
+
+def test_logits_of_folded_patches_lie_where_their_pixels_do():
+    """With a final convolution that passes its input's place on, each class map is unfolded like the image."""
+    segmenter = make_tiny_segmenter(patch_size=3).eval()
+    image = torch.rand(1, 1, 20, 31)
+    seen = {}
+    segmenter.unet.register_forward_hook(lambda _module, inputs, output: seen.update(output=output))
+    with torch.no_grad():
+        logits = segmenter(image)
+    assert logits.shape == (1, 3, 20, 31)
+    folded = seen["output"][0].unflatten(0, (3, 9))
+    for row in range(3):
+        for column in range(3):
+            part = logits[0, :, row::3, column::3]
+            assert torch.equal(part, folded[:, 3 * row + column, : part.shape[1], : part.shape[2]])

@@ -152,17 +152,20 @@ def test_a_run_with_another_seed_does_not_resume(tmp_path):
         make_trainer(tmp_path, seed=1)[0].run()
 
 
-def test_keep_best_keeps_the_lowest(tmp_path):
+@pytest.mark.parametrize(
+    ("higher_is_better", "expected"), [(False, [1.0, 1.0, 3.0, 3.0]), (True, [1.0, 2.0, 2.0, 2.0])]
+)
+def test_keep_best_keeps_the_lowest_or_the_highest(tmp_path, higher_is_better, expected):
     from types import SimpleNamespace
 
     network = torch.nn.Linear(1, 1)
-    keep_best = KeepBest("loss", network, str(tmp_path / "best.pt"))
+    keep_best = KeepBest("loss", network, str(tmp_path / "best.pt"), higher_is_better)
     kept = []
     for value, weight in [(0.5, 1.0), (0.7, 2.0), (0.4, 3.0), (0.4, 4.0)]:
         torch.nn.init.constant_(network.weight, weight)
         keep_best(SimpleNamespace(state=SimpleNamespace(metrics={"loss": value})))
         kept.append(torch.load(tmp_path / "best.pt", weights_only=True)["weight"].item())
-    assert kept == [1.0, 1.0, 3.0, 3.0]
+    assert kept == expected
 
 
 def test_checkpoint_interval_must_be_positive(tmp_path):

@@ -92,6 +92,25 @@ def test_multiples_pad_no_more_than_needed_and_keep_the_resolution():
     assert PadResized(["image"], 128, multiple=32)({"image": image})["image"].shape == (1, 96, 128)
 
 
+@pytest.mark.parametrize(
+    ("size", "turn", "expected"),
+    [
+        ((90, 125), False, (96, 128)),
+        ((125, 90), False, (96, 128)),
+        ((125, 90), True, (128, 96)),
+        ((90, 125), True, (96, 128)),
+        ((64, 64), True, (96, 128)),
+    ],
+)
+def test_an_oblong_size_holds_the_image_and_turns_with_it_if_told(size, turn, expected):
+    item = PadResized(["image"], [96, 128], turn=turn)({"image": torch.ones(1, *size)})
+    assert item["image"].shape[-2:] == expected
+    geometry = PadGeometry.of(item["geometry"])
+    room = expected[0] / geometry.resized_height, expected[1] / geometry.resized_width
+    assert min(room) == pytest.approx(1, abs=0.02)  # as large as fits
+    assert to_original(item["image"], item["geometry"]).shape[-2:] == size
+
+
 @pytest.mark.parametrize("options", [{"size": 256}, {"size": 512}, {"size": 256, "multiple": 32}, {"size": 700}])
 @pytest.mark.parametrize("size", SIZES[:2])
 def test_coordinates_come_back_where_they_were(size, options):

@@ -136,3 +136,27 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, change, message):
 def test_a_missing_file_says_how_to_get_one(tmp_path):
     with pytest.raises(MissingWeightsError, match=r"none\.pt: no weights there; expected the file that"):
         load_weights(PixelDenoiser(**TINY), tmp_path / "none.pt")
+
+
+def test_patches_are_folded_in_space_and_back():
+    """Each square of 2 × 2 px is one position of the U-Net, in the order in which it is unfolded again."""
+    denoiser = make_tiny_pixel_denoiser(patch_size=2).eval()
+    assert denoiser.downsampling_factor == 2 * make_tiny_pixel_denoiser().downsampling_factor
+    noisy, timesteps = torch.randn(1, 1, 16, 24), torch.tensor([3])
+    seen = {}
+
+    def look(_module, inputs, output):
+        seen["input"], seen["output"] = inputs[0], output
+
+    denoiser.unet.register_forward_hook(look)
+    with torch.no_grad():
+        output = denoiser(noisy, timesteps)
+    assert output.shape == noisy.shape and seen["input"].shape == (1, 4, 8, 12)
+    for row in range(2):
+        for column in range(2):
+            assert torch.equal(seen["input"][0, 2 * row + column], noisy[0, 0, row::2, column::2])
+            assert torch.equal(seen["output"][0, 2 * row + column], output[0, 0, row::2, column::2])
+    with pytest.raises(ValueError, match="multiples of"):
+        denoiser(torch.randn(1, 1, 17, 24), timesteps)
+    with pytest.raises(ValueError, match="patch_size: expected at least 1"):
+        make_tiny_pixel_denoiser(patch_size=0)

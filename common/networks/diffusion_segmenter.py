@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from ..intensity import to_signed
-from .pixel_denoiser import adm_unet
-from .weights import read_weights
+from .pixel_denoiser import adm_unet, checked_patch_size
+from .weights import load_weights, read_weights
 
 FINAL_CONVOLUTION = "unet.out.2.conv."  # prefix of its keys, in the denoiser and in the segmenter
 FROM_NOTHING = "none"
+FROM_DDPM = "ddpm"
 NAMED_KEYS = 4  # in a message
 
 _logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class DiffusionSegmenter(nn.Module):
         norm_num_groups: of every GroupNorm.
         dropout: probability; may differ from the denoiser's.
         use_flash_attention: torch's fused attention; may differ too.
+        patch_size: px, as the pre-trained denoiser has it; see `PixelDenoiser`.
         timestep: that the U-Net is told, of the schedule that it was pre-trained with; 0 is the cleanest.
 
     Raises:
@@ -57,14 +59,17 @@ class DiffusionSegmenter(nn.Module):
         dropout: float = 0.0,
         use_flash_attention: bool = False,
         timestep: int = 1,
+        patch_size: int = 1,
     ) -> None:
         if num_classes < 2 or timestep < 0:
             raise ValueError(
                 f"expected at least two classes and a timestep of at least 0, found {num_classes}, {timestep}"
             )
         super().__init__()
+        self.patch_size = checked_patch_size(patch_size)
         self.unet = adm_unet(
-            num_classes,
+            patch_size**2,
+            num_classes * patch_size**2,
             channels,
             num_res_blocks,
             attention_levels,
@@ -77,7 +82,7 @@ class DiffusionSegmenter(nn.Module):
         cast(nn.Conv2d, self.unet.out[2].conv).reset_parameters()
         self.num_classes = num_classes
         self.timestep = timestep
-        self.downsampling_factor = 2 ** (len(channels) - 1)
+        self.downsampling_factor = patch_size * 2 ** (len(channels) - 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Segment.
@@ -98,7 +103,8 @@ class DiffusionSegmenter(nn.Module):
         factor = self.downsampling_factor
         padded = F.pad(image, (0, -width % factor, 0, -height % factor), mode="replicate")
         timesteps = torch.full((image.shape[0],), self.timestep, dtype=torch.int64, device=image.device)
-        return self.unet(to_signed(padded), timesteps)[:, :, :height, :width]
+        logits = self.unet(F.pixel_unshuffle(to_signed(padded), self.patch_size), timesteps)
+        return F.pixel_shuffle(logits, self.patch_size)[:, :, :height, :width]
 
 
 @dataclass(frozen=True)
@@ -139,21 +145,34 @@ def take_pretrained(segmenter: DiffusionSegmenter, path: str | Path) -> TakenWei
     return TakenWeights(tuple(key for key in wanted if key in taken), new)
 
 
-def start_segmenter(segmenter: DiffusionSegmenter, pretrained: str | Path) -> DiffusionSegmenter:
+def start_segmenter(
+    segmenter: DiffusionSegmenter,
+    pretrained: str | Path,
+    ddpm_path: str | Path | None = None,
+    init_weights: str | Path | None = None,
+) -> DiffusionSegmenter:
     """Return the segmenter to fine-tune, in training mode, and log what it starts from.
 
     Args:
         segmenter: as it was initialised.
-        pretrained: path of weights, see `take_pretrained`; "none" starts from nothing.
+        pretrained: "ddpm" takes the weights at `ddpm_path`, "none" starts from nothing, anything else is a path of
+            weights; see `take_pretrained`.
+        ddpm_path: of the bundle's pre-trained denoiser.
+        init_weights: of a whole segmenter, the final convolution too, to train on; instead of `pretrained`.
 
     Raises:
         MissingWeightsError: there is no such file.
         PretrainedWeightsError: the weights do not fit.
+        RuntimeError: `init_weights` do not fit.
     """
-    if str(pretrained) == FROM_NOTHING:
+    if init_weights is not None:
+        load_weights(segmenter, init_weights)
+        _logger.info("took all %d tensors from %s", len(segmenter.state_dict()), init_weights)
+    elif str(pretrained) == FROM_NOTHING:
         _logger.info("took no pre-trained weights: all %d tensors are new", len(segmenter.state_dict()))
     else:
-        take_pretrained(segmenter, pretrained)
+        is_ddpm = str(pretrained) == FROM_DDPM and ddpm_path is not None
+        take_pretrained(segmenter, ddpm_path if is_ddpm else pretrained)
     return segmenter.train()
 
 

@@ -12,11 +12,13 @@ from monai.networks.blocks import SABlock
 from monai.networks.nets import DiffusionModelUNet
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .weights import load_weights
 
 
 def adm_unet(
+    in_channels: int,
     out_channels: int,
     channels: Sequence[int],
     num_res_blocks: int | Sequence[int],
@@ -33,6 +35,7 @@ def adm_unet(
     scale-shift normalisation is not in core; the timestep is added.
 
     Args:
+        in_channels: of the first convolution.
         out_channels: of the final convolution.
         channels: per level, full resolution first; each further level halves H and W.
         num_res_blocks: per level, or one number for all.
@@ -49,7 +52,7 @@ def adm_unet(
         raise ValueError(f"dropout: expected a probability in [0, 1), found {dropout}")
     unet = DiffusionModelUNet(
         spatial_dims=2,
-        in_channels=1,
+        in_channels=in_channels,
         out_channels=out_channels,
         channels=channels,
         num_res_blocks=num_res_blocks,
@@ -74,10 +77,36 @@ def adm_unet(
     return unet
 
 
+def checked_patch_size(patch_size: int) -> int:
+    """The size, if it is one.
+
+    Raises:
+        ValueError: below 1.
+    """
+    if patch_size < 1:
+        raise ValueError(f"patch_size: expected at least 1 px, found {patch_size}")
+    return patch_size
+
+
 class PixelDenoiser(nn.Module):
     """ADM-style U-Net on radiographs of one channel; see `adm_unet` for the arguments.
 
     It works on [-1, 1]: the steps map images from [0, 1] by `common.intensity`, and samples back.
+
+    Args:
+        patch_size: px, side of the squares that are folded into channels before the U-Net and unfolded after it, so
+            that it works at 1 / patch_size of the resolution (Hoogeboom et al. 2023, section 3.4, take 2 to 4); 1 is
+            ADM's.
+        channels: per level, this and the rest as of `adm_unet`.
+        num_res_blocks: per level, or one number for all.
+        attention_levels: self-attention per level.
+        num_head_channels: channels of an attention head.
+        norm_num_groups: of every GroupNorm.
+        dropout: probability.
+        use_flash_attention: torch's fused attention.
+
+    Raises:
+        ValueError: a patch_size below 1, or what `adm_unet` refuses.
     """
 
     def __init__(
@@ -89,10 +118,13 @@ class PixelDenoiser(nn.Module):
         norm_num_groups: int = 32,
         dropout: float = 0.0,
         use_flash_attention: bool = False,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
+        self.patch_size = checked_patch_size(patch_size)
         self.unet = adm_unet(
-            1,
+            patch_size**2,
+            patch_size**2,
             channels,
             num_res_blocks,
             attention_levels,
@@ -101,7 +133,7 @@ class PixelDenoiser(nn.Module):
             dropout,
             use_flash_attention,
         )
-        self.downsampling_factor = 2 ** (len(channels) - 1)
+        self.downsampling_factor = patch_size * 2 ** (len(channels) - 1)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, context: None = None) -> Tensor:
         """Predict what the noise schedule's prediction type says.
@@ -125,7 +157,8 @@ class PixelDenoiser(nn.Module):
                 f"expected [B, 1, H, W] with H and W multiples of {factor}, found {tuple(noisy.shape)}; "
                 "resize or pad the images first"
             )
-        return self.unet(noisy, timesteps, context=context)
+        output = self.unet(F.pixel_unshuffle(noisy, self.patch_size), timesteps, context=context)
+        return F.pixel_shuffle(output, self.patch_size)
 
 
 def start_pixel_denoiser(denoiser: PixelDenoiser, path: str | Path | None) -> PixelDenoiser:

@@ -1,0 +1,257 @@
+"""How many labels a segmenter needs, by what it started from: one fine-tuning per cell of a grid, resumable."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .checkpoint import save_atomically
+from .errors import UserError
+from .files import atomic_path
+from .segmentation_metrics import SegmentationScore
+
+CELLS_FOLDER = "cells"
+SETTINGS_NAME = "settings.json"
+_logger = logging.getLogger(__name__)
+
+Score = Callable[[nn.Module], list[SegmentationScore]]
+
+
+class ExperimentMismatchError(UserError, ValueError):
+    """A folder holds results of the experiment with other settings."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning.
+
+    Attributes:
+        method: what it starts from.
+        label_budget: labelled images.
+        seed: of the subset, and of everything else that is random, alike for all methods.
+        timestep: that the network is told.
+    """
+
+    method: str
+    label_budget: int
+    seed: int
+    timestep: int = 1
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.method}_n{self.label_budget}_seed{self.seed}_t{self.timestep}"
+
+
+def grid(
+    methods: Sequence[str], budgets: Sequence[int], seeds: Sequence[int], timesteps: Sequence[int] = (1,)
+) -> list[Cell]:
+    """All cells, seed by seed, so that what a stopped experiment leaves compares all methods."""
+    return [Cell(method, n, seed, t) for seed in seeds for n in budgets for t in timesteps for method in methods]
+
+
+class FineTuning:
+    """Run the bundle's own train.yaml for a cell and return the averaged network.
+
+    Args:
+        bundle_root: of the dental bundle.
+        dataset_dir: with a manifest.csv of images and masks.
+        output_dir: a folder per cell is made there; its checkpoint goes once the cell is done.
+        pretrained: for each method what train.yaml's `pretrained` is: "none" or a path.
+        num_steps: of every fine-tuning, whatever its budget.
+        overrides: further ids of train.yaml.
+    """
+
+    def __init__(
+        self,
+        bundle_root: str | Path,
+        dataset_dir: str,
+        output_dir: str | Path,
+        pretrained: Mapping[str, str],
+        num_steps: int,
+        overrides: Mapping[str, Any],
+    ) -> None:
+        self.bundle_root = Path(bundle_root)
+        self.dataset_dir = dataset_dir
+        self.output_dir = Path(output_dir)
+        self.pretrained = dict(pretrained)
+        self.num_steps = num_steps
+        self.overrides = dict(overrides)
+
+    def __call__(self, cell: Cell, extra: Sequence[Mapping[str, str]] = ()) -> nn.Module:
+        """Fine-tune; `extra` items (image, label) are drawn as often as the labelled ones, each kind in equal parts.
+
+        Raises:
+            ValueError: a method that `pretrained` does not name.
+        """
+        if cell.method not in self.pretrained:
+            raise ValueError(f"method: expected one of {', '.join(self.pretrained)}, found {cell.method!r}")
+        run_dir = self.output_dir / "runs" / cell.name
+        workflow = self.workflow(cell, self.pretrained[cell.method], run_dir)
+        labelled = workflow.parser["train::dataset::data"]
+        workflow.parser["train::dataset::data"] = {
+            "_target_": "common.label_efficiency.mixed",
+            "labelled": labelled,
+            "extra": [dict(item) for item in extra],
+        }
+        # Scoring at the images' own size follows; the one validation at the end selects nothing.
+        workflow.parser["validate::dataset::data"] = "$@train::dataset::data[:1]"
+        try:
+            workflow.initialize()
+            workflow.run()
+            network = workflow.parser.get_parsed_content("train::ema").network
+        finally:
+            workflow.finalize()
+        for leftover in ("checkpoint_last.pt", "model.pt"):
+            (run_dir / leftover).unlink(missing_ok=True)
+        return network.eval()
+
+    def workflow(self, cell: Cell, pretrained: str, run_dir: Path) -> ConfigWorkflow:
+        """The bundle's train.yaml for a cell, not yet initialised."""
+        return ConfigWorkflow(
+            config_file=str(self.bundle_root / "configs" / "train.yaml"),
+            workflow_type="train",
+            bundle_root=str(self.bundle_root),
+            logging_file=False,
+            dataset_dir=self.dataset_dir,
+            output_dir=str(run_dir),
+            pretrained=pretrained,
+            label_budget=cell.label_budget,
+            budget_seed=cell.seed,
+            seed=cell.seed,
+            timestep=cell.timestep,
+            max_epochs=1,
+            epoch_length=self.num_steps,
+            val_interval=1,
+            checkpoint_every_steps=self.num_steps,
+            **self.overrides,
+        )
+
+
+def mixed(labelled: Sequence[Mapping[str, str]], extra: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Items of which half are labelled ones, repeated as need be, and half extra ones; without extra as given.
+
+    Mixed items keep the keys that both kinds have, since a batch may hold both.
+    """
+    if not extra:
+        return [dict(item) for item in labelled]
+    keys = [key for key in labelled[0] if key in extra[0]]
+    repeated = [labelled[index % len(labelled)] for index in range(len(extra))]
+    return [{key: item[key] for key in keys} for pair in zip(repeated, extra, strict=True) for item in pair]
+
+
+class LabelEfficiency:
+    """The grid: every cell is trained and scored once, its result kept as `cells/<name>.json`.
+
+    Args:
+        output_dir: of the results; one folder is one experiment.
+        settings: what all cells share; a folder made with others is refused.
+        train: cell to network.
+        score: network to scores on the held-out images.
+        summarise: scores to plain numbers.
+        describe: what a cell's result shall say beside it, such as the weights that it started from.
+        keep_weights: whether a cell's network is kept too, in half precision, as `weights/<name>.pt`.
+
+    Raises:
+        ExperimentMismatchError: the folder has other settings.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        settings: Mapping[str, Any],
+        train: Callable[[Cell], nn.Module],
+        score: Score,
+        summarise: Callable[[list[SegmentationScore]], dict[str, Any]],
+        describe: Callable[[Cell], dict[str, Any]],
+        keep_weights: Callable[[Cell], bool],
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.train = train
+        self.score = score
+        self.summarise = summarise
+        self.describe = describe
+        self.keep_weights = keep_weights
+        settle(self.output_dir / SETTINGS_NAME, settings)
+
+    def run(self, cells: Sequence[Cell], share: tuple[int, int] = (0, 1)) -> None:
+        """Do the cells that are not done.
+
+        Args:
+            cells: in this order.
+            share: (i, n): every n-th of them from the i-th on, so that n processes can share the work.
+        """
+        mine = list(cells)[share[0] :: share[1]]
+        with tqdm(mine, desc="fine-tunings", unit="run") as bar:
+            for cell in bar:
+                bar.set_postfix_str(cell.name)
+                if not self.path(cell).is_file():
+                    self._do(cell)
+
+    def path(self, cell: Cell) -> Path:
+        """Of a cell's result."""
+        return self.output_dir / CELLS_FOLDER / f"{cell.name}.json"
+
+    def weights_path(self, cell: Cell) -> Path:
+        """Of a cell's network, where it is kept."""
+        return self.output_dir / "weights" / f"{cell.name}.pt"
+
+    def _do(self, cell: Cell) -> None:
+        network = self.train(cell)
+        result = self.summarise(self.score(network))
+        if self.keep_weights(cell):
+            state = network.state_dict()
+            save_atomically({key: _halved(value) for key, value in state.items()}, self.weights_path(cell))
+        write_json(self.path(cell), {"cell": asdict(cell), **self.describe(cell), "result": result})
+        _logger.info("%s: mIoU %.4f", cell.name, result["mean_pooled_iou"])
+
+
+def _halved(value: Tensor) -> Tensor:
+    return value.half() if value.is_floating_point() else value
+
+
+def read_cells(output_dir: str | Path) -> list[tuple[Cell, dict[str, Any]]]:
+    """All results in a folder, sorted by name."""
+    found = []
+    for path in sorted((Path(output_dir) / CELLS_FOLDER).glob("*.json")):
+        content = read_json(path)
+        found.append((Cell(**content["cell"]), content["result"]))
+    return found
+
+
+def settle(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings where there are none, else compare.
+
+    Raises:
+        ExperimentMismatchError: names what differs.
+    """
+    wanted = json.loads(json.dumps(settings))
+    if not path.is_file():
+        write_json(path, wanted)
+        return
+    found = read_json(path)
+    differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if differing:
+        pairs = ", ".join(f"{key} {found.get(key)!r}, now {wanted.get(key)!r}" for key in differing)
+        raise ExperimentMismatchError(f"{path.parent} holds an experiment with {pairs}; give another output_dir")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write atomically; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + os.linesep, encoding="utf-8")

@@ -1,0 +1,70 @@
+"""The classifier on frozen features as a cell of the label-efficiency grid, on the images of the fine-tunings."""
+
+from __future__ import annotations
+
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor
+
+from .label_efficiency import Cell, FineTuning
+from .networks.pixel_classifier import PixelClassifier
+from .networks.pixel_denoiser import PixelDenoiser
+from .networks.weights import load_weights
+from .noise_schedule import NoiseSchedule
+
+CLASSIFIER = "pixel_classifier"  # the method's name
+
+
+class PixelClassifying:
+    """Fit the classifier for a cell, on the same labelled images at the same size as a fine-tuning.
+
+    Args:
+        fine_tuning: for bundle, data and settings; its `pretrained` names the denoiser's weights.
+        timesteps: share of the schedule's T at which features are taken; the paper's 50, 150 and 250 of 1000.
+        blocks: of the decoder; MONAI's blocks are levels, 0 the lowest resolution.
+        ensemble_size: members.
+        max_steps: of each member.
+        batch_pixels: in a step.
+    """
+
+    def __init__(
+        self,
+        fine_tuning: FineTuning,
+        timesteps: tuple[float, ...] = (0.05, 0.15, 0.25),
+        blocks: tuple[int, ...] = (1, 2, 3),
+        ensemble_size: int = 5,
+        max_steps: int = 1000,
+        batch_pixels: int = 256,
+    ) -> None:
+        self.fine_tuning = fine_tuning
+        self.timesteps = timesteps
+        self.blocks = blocks
+        self.ensemble_size = ensemble_size
+        self.max_steps = max_steps
+        self.batch_pixels = batch_pixels
+
+    def __call__(self, cell: Cell) -> PixelClassifier:
+        """Return the fitted classifier."""
+        workflow = self.fine_tuning.workflow(cell, "none", self.fine_tuning.output_dir / "runs" / cell.name)
+        workflow.initialize()
+        dataset = workflow.parser.get_parsed_content("train::dataset")
+        items = [dataset[index] for index in range(len(dataset))]
+        images, labels = (torch.stack([_plain(item[key]) for item in items]) for key in ("image", "label"))
+        denoiser, schedule = self._denoiser(self.fine_tuning.pretrained[cell.method])
+        timesteps = [round(share * schedule.num_train_timesteps) for share in self.timesteps]
+        num_classes = workflow.parser.get_parsed_content("num_classes")
+        classifier = PixelClassifier(
+            denoiser, schedule, timesteps, self.blocks, num_classes, self.ensemble_size, cell.seed
+        )
+        return classifier.fit(images, labels, self.max_steps, self.batch_pixels)
+
+    def _denoiser(self, path: str) -> tuple[PixelDenoiser, NoiseSchedule]:
+        """As pretrain.yaml builds them, with the weights at `path`."""
+        parser = ConfigParser()
+        parser.read_config(self.fine_tuning.bundle_root / "configs" / "pretrain.yaml")
+        denoiser = parser.get_parsed_content("denoiser_def")
+        return load_weights(denoiser, path), parser.get_parsed_content("schedule")
+
+
+def _plain(image: Tensor) -> Tensor:
+    return image.as_subclass(torch.Tensor)

@@ -1,0 +1,63 @@
+import csv
+
+import pytest
+from dental_data import write_labelled_folder
+
+from common.datalists import DatasetError
+from common.label_budget import labelled_radiographs, within_budget
+
+
+def items_of(groups):
+    return [{"image": f"{number}.png", "patient_id": str(number), "group": g} for number, g in enumerate(groups)]
+
+
+def test_a_smaller_budget_is_part_of_a_larger_one_and_seeds_differ():
+    items = items_of(range(30))
+    orders = [[item["image"] for item in within_budget(items, 30, seed)] for seed in (0, 1)]
+    for budget in (1, 2, 7, 29):
+        assert [item["image"] for item in within_budget(items, budget, 0)] == orders[0][:budget]
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+
+
+def test_near_duplicates_come_after_the_first_of_every_group():
+    items = items_of([0, 0, 0, 1, 1, 2])
+    assert {item["group"] for item in within_budget(items, 3, 0)} == {0, 1, 2}
+    assert len(within_budget(items, 6, 0)) == 6
+
+
+@pytest.mark.parametrize("budget", [0, 31])
+def test_a_budget_that_is_not_there_is_refused(budget):
+    with pytest.raises(DatasetError, match="label_budget: expected 1 to 30"):
+        within_budget(items_of(range(30)), budget, 0)
+
+
+def listed(folder, split="train", **options):
+    return labelled_radiographs(folder / "data", split, 0.1, 0, folder / "report", 0.5, **options)
+
+
+def test_items_have_their_mask_as_label_and_patients_are_in_one_split(tmp_path):
+    images = write_labelled_folder(tmp_path / "data", 6)
+    train, val = listed(tmp_path), listed(tmp_path, "val")
+    assert [item["image"] for item in train + val] == [str(image) for image in images]
+    assert all(item["label"] == item["mask"] and item["label"].endswith("png") for item in train)
+    assert not {item["patient_id"] for item in train} & {item["patient_id"] for item in val}
+    assert len(listed(tmp_path, label_budget=2)) == 2
+
+
+def test_a_damaged_mask_is_skipped_and_reported_and_an_image_without_mask_left_out(tmp_path):
+    images = write_labelled_folder(tmp_path / "data", 6)
+    (tmp_path / "data" / "masks" / images[0].name).write_text("not a mask")
+    manifest = tmp_path / "data" / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace(f"masks/{images[1].name}", ""))
+    assert [item["image"] for item in listed(tmp_path)] == [str(image) for image in images[2:4]]
+    with open(tmp_path / "report" / "skipped.csv") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["image"].endswith(f"masks/{images[0].name}") and row["expected"] == "a mask"
+
+
+def test_a_folder_without_masks_is_told_so(tmp_path):
+    images = write_labelled_folder(tmp_path / "data", 4)
+    (tmp_path / "data" / "manifest.csv").unlink()
+    assert images
+    with pytest.raises(DatasetError, match="none of the 8 images has a mask"):
+        listed(tmp_path)

@@ -1,0 +1,144 @@
+import json
+
+import pytest
+import torch
+from dental_data import TINY, write_labelled_folder
+
+from common.label_efficiency import (
+    Cell,
+    ExperimentMismatchError,
+    FineTuning,
+    LabelEfficiency,
+    grid,
+    mixed,
+    read_cells,
+    settle,
+)
+from common.label_efficiency_report import labels_needed, markdown, rows, write_report
+
+
+def experiment(folder, train, **settings):
+    return LabelEfficiency(
+        folder,
+        settings,
+        train,
+        score=lambda network: [network],
+        summarise=lambda scores: {"mean_pooled_iou": scores[0], "mean_dice": scores[0]},
+        describe=lambda cell: {"start": cell.method},
+        keep_weights=lambda cell: False,
+    )
+
+
+def test_every_cell_is_done_once_and_a_killed_experiment_goes_on(tmp_path):
+    cells, done = grid(["none", "ddpm"], [1, 5], [0, 1]), []
+
+    def train(cell):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(cell)
+        return cell.label_budget / 10
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment(tmp_path, train).run(cells)
+    assert done == cells[:3]
+    experiment(tmp_path, lambda cell: 0.5).run(cells)
+    results = dict(read_cells(tmp_path))
+    assert set(results) == set(cells)
+    assert [results[cell]["mean_dice"] for cell in cells] == [0.1, 0.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+
+
+def test_processes_share_the_cells(tmp_path):
+    cells, done = grid(["none"], [1, 2, 5], [0, 1]), []
+
+    def train(cell):
+        done.append(cell)
+        return 0.0
+
+    for part in range(2):
+        experiment(tmp_path, train).run(cells, (part, 2))
+    assert sorted(done, key=str) == sorted(cells, key=str) and done != cells
+
+
+def test_another_experiment_in_the_same_folder_is_refused(tmp_path):
+    settle(tmp_path / "settings.json", {"num_steps": 5})
+    with pytest.raises(ExperimentMismatchError, match="num_steps 5, now 6"):
+        settle(tmp_path / "settings.json", {"num_steps": 6})
+
+
+def test_half_of_the_mixed_items_are_labelled_ones():
+    labelled, extra = [{"image": "a"}, {"image": "b"}], [{"image": str(number)} for number in range(5)]
+    images = [item["image"] for item in mixed(labelled, extra)]
+    assert images[::2] == ["a", "b", "a", "b", "a"] and images[1::2] == ["0", "1", "2", "3", "4"]
+    assert mixed(labelled, []) == labelled
+
+
+def test_a_cell_is_a_run_of_train_yaml_and_depends_on_its_seed_alone(tmp_path, repository):
+    write_labelled_folder(tmp_path / "data", 6)
+    overrides = {"image_size": [48, 64], "amp": False, **{f"network_def#{key}": value for key, value in TINY.items()}}
+    bundle = repository / "bundles" / "dental_radiograph_segmentation"
+    train = FineTuning(bundle, str(tmp_path / "data"), tmp_path / "out", {"none": "none"}, 2, overrides)
+    first, again, other = (train(Cell("none", 2, seed)) for seed in (3, 3, 4))
+    weights = [
+        torch.cat([value.flatten() for value in network.state_dict().values()]) for network in (first, again, other)
+    ]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert not first.training
+    with_extra = train(Cell("none", 2, 3), extra=train_items(tmp_path / "data"))
+    assert not torch.equal(torch.cat([v.flatten() for v in with_extra.state_dict().values()]), weights[0])
+    assert not list((tmp_path / "out" / "runs").glob("*/checkpoint_last.pt"))
+    with pytest.raises(ValueError, match="expected one of none"):
+        train(Cell("ddpm", 2, 0))
+
+
+def train_items(folder):
+    return [{"image": str(folder / "images" / "tooth_3.png"), "label": str(folder / "masks" / "tooth_3.png")}]
+
+
+CELLS = {
+    ("none", 1): (0.10, 0.20),
+    ("none", 10): (0.30, 0.40),
+    ("ddpm", 1): (0.20, 0.40),
+    ("ddpm", 10): (0.50, 0.50),
+}
+
+
+def results():
+    return [
+        (Cell(method, budget, seed), {"mean_pooled_iou": value, "mean_dice": value})
+        for (method, budget), values in CELLS.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_gains_are_paired_by_seed():
+    found = {(row["method"], row["label_budget"]): row for row in rows(results())}
+    assert found["ddpm", 1]["mean"] == pytest.approx(0.3) and found["ddpm", 1]["n"] == 2
+    assert found["ddpm", 1]["sd"] == pytest.approx(0.02**0.5)
+    assert found["ddpm", 1]["gain"]["mean"] == pytest.approx(0.15)
+    assert found["ddpm", 1]["gain"]["sd"] == pytest.approx(0.005**0.5)
+    only_one = [pair for pair in results() if pair[0] != Cell("none", 10, 1)]
+    (row,) = (r for r in rows(only_one) if (r["method"], r["label_budget"]) == ("ddpm", 10))
+    assert row["gain"]["n"] == 1 and row["gain"]["mean"] == pytest.approx(0.2)
+
+
+def test_labels_that_random_initialisation_needs():
+    needed = dict(labels_needed(rows(results()), "ddpm"))
+    # 0.30 lies three quarters of the way from 0.15 at 1 label to 0.35 at 10, on the logarithmic axis
+    assert needed[1] == pytest.approx(10**0.75)
+    assert needed[10] is None
+
+
+def test_the_report_is_written_from_what_is_there(tmp_path):
+    experiment(tmp_path, lambda cell: CELLS[cell.method, cell.label_budget][cell.seed], num_steps=2, quick=True).run(
+        grid(["none", "ddpm"], [1, 10], [0, 1])
+    )
+    for timestep in (1, 50):
+        experiment(tmp_path, lambda cell: 0.25, num_steps=2, quick=True).run(grid(["ddpm"], [20], [0], [timestep]))
+    write_report(tmp_path)
+    report = json.loads((tmp_path / "label_efficiency.json").read_text())
+    text = (tmp_path / "label_efficiency.md").read_text()
+    assert "| DDPM | 30.0 ± 14.1 | 50.0 ± 0.0 | 25.0 |" in text
+    assert "| DDPM | +15.0 ± 7.1 | +15.0 ± 7.1 |  |" in text
+    assert "no figure here means anything" in text and markdown(report) == text
+    assert [row["timestep"] for row in report["timesteps"]] == [1, 50]
+    assert (tmp_path / "label_efficiency.png").stat().st_size > 1000
