@@ -41,10 +41,10 @@ PRIVATE_KEYS = frozenset(
     | {"dataset_dir", "output_dir", "dataset", "datalist", "dataloader", "sampler", "batch_size"}
     | {"network", "amp", "inferer", "postprocessing", "handlers", "evaluator", "key_metric", "additional_metrics"}
     | {"split", "max_unreadable_share", "train", "validate", "max_epochs", "learning_rate", "warmup_steps"}
-    | {"ema_decay", "val_interval"}
+    | {"ema_decay", "val_interval", "augmentation"}
 )
 """Top-level keys that two workflow files of a bundle may fill differently: how a file runs, what it runs on, and how
-long and how fast a training of its own learns. (`network` is `network_def` on its device, with weights or without.)
+long, how fast and from what changed images a training of its own learns. (`network` is `network_def` on its device, with weights or without.)
 Every other key that two files share describes the model or its images, and must agree."""
 
 

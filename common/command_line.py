@@ -27,4 +27,9 @@ def run_command(command: Callable[..., None], words: Sequence[str] | None = None
 
     fire.Fire(note, command=None if words is None else list(words))
     for args, kwargs in calls:
-        command(*args, **kwargs)
+        command(*map(_boolean, args), **{name: _boolean(value) for name, value in kwargs.items()})
+
+
+def _boolean(value: Any) -> Any:
+    """Fire reads `true` and `false` as text, which both would count as true."""
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value

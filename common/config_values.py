@@ -30,7 +30,7 @@ FORBIDDEN_SYNTAX = {
     ast.GeneratorExp: "a comprehension",
 }
 WORDS_READ_AS_TEXT = {"true", "false", "none", "null"}
-KEYS_THAT_TAKE_NONE_AS_TEXT = {"reduction"}  # MONAI's losses and metrics: the option is called "none"
+KEYS_THAT_TAKE_NONE_AS_TEXT = {"reduction", "pretrained"}  # their option is called "none"
 KNOB_LINE = re.compile(r"^([A-Za-z]\w*):\s+(\S.*)$")
 KNOBS_THAT_EXPLAIN_THEMSELVES = {"bundle_root"}  # MONAI's contract gives it
 

@@ -16,12 +16,11 @@ from tqdm import tqdm
 from .contact_sheet import save_contact_sheet
 from .embedding_strategies import SampleRequest, Strategy
 from .errors import UserError
-from .fingerprint import network_sha256
 from .generation_manifest import GenerationManifest, ManifestRow
 from .image_sampler import ImageSampler
+from .image_source import EmbeddedImages, ImageSource
 from .image_writer import stored_values, write_png
 from .synthetic_dicom import write_synthetic_dicom
-from .transforms import load_square
 
 _logger = logging.getLogger(__name__)
 
@@ -33,21 +32,22 @@ class GenerationError(UserError, ValueError):
     """The knobs of a generation are out of range."""
 
 
-class Generation:
-    """Make all images of a strategy into `output_dir`: PNGs, optional DICOMs, manifest.csv, contact sheet.
+class FolderGeneration:
+    """Make all images of a source into `output_dir`: PNGs, optional DICOMs, manifest.csv, contact sheet.
 
     A run that was killed goes on where it stopped. The same seed, weights and settings give the same files.
 
     Args:
-        strategy: chooses the embeddings.
-        sampler: tokens and seeds to images.
+        source: lists the images and makes them.
         output_dir: one folder is one run.
         batch_size: images at a time; the samples do not depend on it beyond float tolerance.
         bits: 8 or 16, of PNG and DICOM.
         dicom: write DICOM files beside the PNGs, marked as synthetic, with new UIDs and no patient data.
-        seed: of the run, for the record; the strategy uses it.
+        seed: of the run, for the record; the source uses it.
         model_name: for the DICOM header.
-        split: train, val or test, which all sources are from; None where there are no splits.
+        subject: of the images, for the DICOM header, such as "chest radiograph".
+        split: train, val or test, which all sources are from, or without sources that the weights were trained on; None
+            where there are no splits.
         sheet_images: images on the contact sheet at most.
 
     Raises:
@@ -56,14 +56,14 @@ class Generation:
 
     def __init__(
         self,
-        strategy: Strategy,
-        sampler: ImageSampler,
+        source: ImageSource,
         output_dir: str,
         batch_size: int,
         bits: int,
         dicom: bool,
         seed: int,
         model_name: str,
+        subject: str,
         split: str | None,
         sheet_images: int,
     ) -> None:
@@ -71,42 +71,34 @@ class Generation:
             raise GenerationError(f"bits: expected 8 or 16, found {bits}")
         if batch_size < 1:
             raise GenerationError(f"batch_size: expected at least 1, found {batch_size}")
-        self.strategy = strategy
-        self.sampler = sampler
+        self.source = source
         self.output_dir = Path(output_dir)
         self.batch_size = batch_size
         self.bits = bits
         self.dicom = dicom
         self.model_name = model_name
+        self.subject = subject
         self.split = split
         self.sheet_images = sheet_images
-        self.weights_sha256 = network_sha256(sampler.denoiser)
-        rule = sampler.sampler
+        self.weights_sha256 = source.weights_sha256
         self.settings = {
-            "strategy": strategy.name,
+            "strategy": source.name,
             "seed": seed,
-            "weights_sha256": self.weights_sha256,
-            "codec_sha256": network_sha256(sampler.codec),
-            "method": rule.method,
-            "num_inference_steps": len(rule.timesteps),
-            "guidance_scale": rule.guidance_scale,
-            "guidance_interval": list(rule.guidance_interval),
-            "amp": sampler.amp,
+            "weights_sha256": source.weights_sha256,
             "bits": bits,
             "dicom": dicom,
-            "image_size": sampler.image_size,
-            **strategy.settings,
+            **source.settings,
         }
 
     def run(self) -> GenerationManifest:
         """Make what is not there yet; return the manifest."""
-        requests = self.strategy.requests()  # first, as it refuses sources that do not allow the strategy
+        requests = self.source.requests()  # first, as a strategy refuses sources that do not allow it
         manifest = GenerationManifest(self.output_dir, self.settings, self.split)
         missing = {request.name for request in requests if not manifest.is_done(self._image(request))}
         bar = tqdm(
             total=len(requests),
             initial=len(requests) - len(missing),
-            desc=f"generating ({self.strategy.name})",
+            desc=f"generating ({self.source.name})",
             unit="image",
             dynamic_ncols=True,
         )
@@ -121,8 +113,7 @@ class Generation:
         return manifest
 
     def _make(self, batch: Sequence[SampleRequest], todo: Sequence[bool]) -> list[ManifestRow]:
-        images = self.sampler.sample(self.strategy.tokens(batch), [request.seed for request in batch])
-        made = zip(batch, images, todo, strict=True)
+        made = zip(batch, self.source.images(batch), todo, strict=True)
         return [self._write(request, image) for request, image, wanted in made if wanted]
 
     @staticmethod
@@ -130,14 +121,14 @@ class Generation:
         return f"images/{request.name}.png"
 
     def _row(self, request: SampleRequest) -> ManifestRow:
-        table = self.strategy.table
+        table, rule = self.source.table, self.source.rule
         return ManifestRow(
             image=self._image(request),
-            strategy=self.strategy.name,
+            strategy=self.source.name,
             seed=request.seed,
-            num_inference_steps=self.settings["num_inference_steps"],
-            guidance_scale=self.settings["guidance_scale"],
-            method=self.settings["method"],
+            num_inference_steps=len(rule.timesteps),
+            guidance_scale=rule.guidance_scale,
+            method=rule.method,
             weights_sha256=self.weights_sha256,
             sources=tuple(table.paths[source] for source in request.sources) if table else (),
             source_patient_ids=tuple(table.patient_ids[source] for source in request.sources) if table else (),
@@ -156,7 +147,7 @@ class Generation:
                 self.output_dir / "dicom" / f"{request.name}.dcm",
                 identity=f"{self.weights_sha256} {self.settings['seed']} {request.name} {pixels}",
                 model=f"{self.model_name}, weights {self.weights_sha256[:8]}",
-                description=f"chest radiograph, {self.strategy.name}",
+                description=f"{self.subject}, {self.source.name}",
                 bits=self.bits,
                 provenance=row.provenance(),
             )
@@ -177,14 +168,14 @@ class Generation:
             first = group[0]
             rows.append(
                 [
-                    *self._source_images(first),
+                    *self.source.source_images(first),
                     *(read_generated(self.output_dir / self._image(request)) for request in group),
                 ]
             )
             captions.append(self._caption(group))
         path = save_contact_sheet(rows, self.output_dir / SHEET_NAME, None, row_captions=captions)
         _logger.info("%d images and manifest.csv in %s; %s shows the first", len(there), self.output_dir, path)
-        if self.strategy.table is not None:
+        if self.source.table is not None:
             _logger.info("the contact sheet shows the sources, manifest.csv names them: mind that if they are patients")
 
     @staticmethod
@@ -196,11 +187,41 @@ class Generation:
         kind = f"two sources, then mix {mixes}" if mixes else "source, then samples"
         return f"{kind}{f' (label {first.label})' if first.label else ''}"
 
-    def _source_images(self, request: SampleRequest) -> list[Tensor]:
-        table = self.strategy.table
-        if table is None:
-            return []
-        return [load_square(table.paths[source], self.sampler.image_size) for source in request.sources]
+
+class Generation(FolderGeneration):
+    """The same for chest radiographs of embeddings that a strategy chooses.
+
+    Args:
+        strategy: chooses the embeddings.
+        sampler: tokens and seeds to images.
+        output_dir: this and the others as in `FolderGeneration`.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        sampler: ImageSampler,
+        output_dir: str,
+        batch_size: int,
+        bits: int,
+        dicom: bool,
+        seed: int,
+        model_name: str,
+        split: str | None,
+        sheet_images: int,
+    ) -> None:
+        super().__init__(
+            EmbeddedImages(strategy, sampler),
+            output_dir,
+            batch_size,
+            bits,
+            dicom,
+            seed,
+            model_name,
+            subject="chest radiograph",
+            split=split,
+            sheet_images=sheet_images,
+        )
 
 
 def read_generated(path: Path) -> Tensor:

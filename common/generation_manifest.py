@@ -50,13 +50,13 @@ class ManifestRow:
 
     Attributes:
         image: its path relative to the folder, with forward slashes.
-        strategy: how the embedding was chosen: variation, interpolation, neighbourhood or prior.
+        strategy: how the embedding was chosen: variation, interpolation, neighbourhood or prior; or unconditional.
         seed: of this sample.
         num_inference_steps: of the sampler.
         guidance_scale: of classifier-free guidance; 1 is none.
         method: the sampler's name.
         weights_sha256: of the weights.
-        sources: paths of the source images; none for `prior`.
+        sources: paths of the source images; none for `prior` and `unconditional`.
         source_patient_ids: the patient of each source, from the data list.
         mix: interpolation weight in [0, 1] of the second source; None where nothing is mixed.
         label: that of the sources where they agree, else "".
@@ -133,7 +133,7 @@ class GenerationManifest:
         folder: of the generated images; made if need be.
         settings: what must be the same for a run to continue this folder (weights' hash, strategy, steps, guidance,
             seed, size, ...), in plain JSON types. Leave out what may grow, such as the number of images.
-        split: train, val or test, the one that all sources were taken from, or, for `prior`, that the weights were
+        split: train, val or test, the one that all sources were taken from, or, without sources, that the weights were
             trained on; becomes a column. None where there are no splits.
 
     Raises:

@@ -11,23 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from .checkpoint import save_atomically
 from .errors import UserError
 from .files import atomic_path
+from .seeding import derive_seed
 from .segmentation_metrics import SegmentationScore
 
 CELLS_FOLDER = "cells"
 SETTINGS_NAME = "settings.json"
+MAX_SEED = 2**31  # set_determinism takes no more
 _logger = logging.getLogger(__name__)
 
 Score = Callable[[nn.Module], list[SegmentationScore]]
 
 
-class ExperimentMismatchError(UserError, ValueError):
-    """A folder holds results of the experiment with other settings."""
+class ExperimentError(UserError, ValueError):
+    """The experiment cannot be run as asked: knobs that do not fit, or a folder with results of another one."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,25 @@ class Cell:
         label_budget: labelled images.
         seed: of the subset, and of everything else that is random, alike for all methods.
         timestep: that the network is told.
+        member: of an ensemble on the same subset; another one differs in all else that is random.
     """
 
     method: str
     label_budget: int
     seed: int
     timestep: int = 1
+    member: int = 0
 
     @property
     def name(self) -> str:
         """Of its files."""
-        return f"{self.method}_n{self.label_budget}_seed{self.seed}_t{self.timestep}"
+        member = f"_member{self.member}" if self.member else ""
+        return f"{self.method}_n{self.label_budget}_seed{self.seed}_t{self.timestep}{member}"
+
+    @property
+    def training_seed(self) -> int:
+        """Of all that is random but the subset."""
+        return self.seed if self.member == 0 else derive_seed(self.seed, self.member) % MAX_SEED
 
 
 def grid(
@@ -102,6 +111,7 @@ class FineTuning:
             "_target_": "common.label_efficiency.mixed",
             "labelled": labelled,
             "extra": [dict(item) for item in extra],
+            "mask_values": "@mask_values",
         }
         # Scoring at the images' own size follows; the one validation at the end selects nothing.
         workflow.parser["validate::dataset::data"] = "$@train::dataset::data[:1]"
@@ -127,7 +137,7 @@ class FineTuning:
             pretrained=pretrained,
             label_budget=cell.label_budget,
             budget_seed=cell.seed,
-            seed=cell.seed,
+            seed=cell.training_seed,
             timestep=cell.timestep,
             max_epochs=1,
             epoch_length=self.num_steps,
@@ -137,16 +147,24 @@ class FineTuning:
         )
 
 
-def mixed(labelled: Sequence[Mapping[str, str]], extra: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+def mixed(
+    labelled: Sequence[Mapping[str, str]], extra: Sequence[Mapping[str, str]], mask_values: str | None
+) -> list[dict[str, str]]:
     """Items of which half are labelled ones, repeated as need be, and half extra ones; without extra as given.
 
-    Mixed items keep the keys that both kinds have, since a batch may hold both.
+    Args:
+        labelled: items of the data set.
+        extra: items of another one, with "image", "label" and their own "mask_values", see `LoadMaskd`.
+        mask_values: of the labelled ones.
     """
     if not extra:
         return [dict(item) for item in labelled]
-    keys = [key for key in labelled[0] if key in extra[0]]
-    repeated = [labelled[index % len(labelled)] for index in range(len(extra))]
-    return [{key: item[key] for key in keys} for pair in zip(repeated, extra, strict=True) for item in pair]
+    found = []
+    for index, item in enumerate(extra):
+        own = labelled[index % len(labelled)]
+        found.append({"image": own["image"], "label": own["label"], "mask_values": mask_values or ""})
+        found.append({"image": item["image"], "label": item["label"], "mask_values": item["mask_values"]})
+    return found
 
 
 class LabelEfficiency:
@@ -159,10 +177,9 @@ class LabelEfficiency:
         score: network to scores on the held-out images.
         summarise: scores to plain numbers.
         describe: what a cell's result shall say beside it, such as the weights that it started from.
-        keep_weights: whether a cell's network is kept too, in half precision, as `weights/<name>.pt`.
 
     Raises:
-        ExperimentMismatchError: the folder has other settings.
+        ExperimentError: the folder has other settings.
     """
 
     def __init__(
@@ -173,14 +190,12 @@ class LabelEfficiency:
         score: Score,
         summarise: Callable[[list[SegmentationScore]], dict[str, Any]],
         describe: Callable[[Cell], dict[str, Any]],
-        keep_weights: Callable[[Cell], bool],
     ) -> None:
         self.output_dir = Path(output_dir)
         self.train = train
         self.score = score
         self.summarise = summarise
         self.describe = describe
-        self.keep_weights = keep_weights
         settle(self.output_dir / SETTINGS_NAME, settings)
 
     def run(self, cells: Sequence[Cell], share: tuple[int, int] = (0, 1)) -> None:
@@ -201,22 +216,11 @@ class LabelEfficiency:
         """Of a cell's result."""
         return self.output_dir / CELLS_FOLDER / f"{cell.name}.json"
 
-    def weights_path(self, cell: Cell) -> Path:
-        """Of a cell's network, where it is kept."""
-        return self.output_dir / "weights" / f"{cell.name}.pt"
-
     def _do(self, cell: Cell) -> None:
         network = self.train(cell)
         result = self.summarise(self.score(network))
-        if self.keep_weights(cell):
-            state = network.state_dict()
-            save_atomically({key: _halved(value) for key, value in state.items()}, self.weights_path(cell))
         write_json(self.path(cell), {"cell": asdict(cell), **self.describe(cell), "result": result})
         _logger.info("%s: mIoU %.4f", cell.name, result["mean_pooled_iou"])
-
-
-def _halved(value: Tensor) -> Tensor:
-    return value.half() if value.is_floating_point() else value
 
 
 def read_cells(output_dir: str | Path) -> list[tuple[Cell, dict[str, Any]]]:
@@ -232,7 +236,7 @@ def settle(path: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings where there are none, else compare.
 
     Raises:
-        ExperimentMismatchError: names what differs.
+        ExperimentError: names what differs.
     """
     wanted = json.loads(json.dumps(settings))
     if not path.is_file():
@@ -242,7 +246,7 @@ def settle(path: Path, settings: Mapping[str, Any]) -> None:
     differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
     if differing:
         pairs = ", ".join(f"{key} {found.get(key)!r}, now {wanted.get(key)!r}" for key in differing)
-        raise ExperimentMismatchError(f"{path.parent} holds an experiment with {pairs}; give another output_dir")
+        raise ExperimentError(f"{path.parent} holds an experiment with {pairs}; give another output_dir")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class LoadSpacedRadiographd(MapTransform):
 class LoadMaskd(MapTransform):
     """Replace the path under each key by its labels, int64 [1, H, W], and keep the path under `<key>_path`.
 
+    An item's own "mask_values", where it has one, goes before the argument; "" there means None.
+
     Args:
         keys: of the masks.
         classes: the labels.
@@ -60,6 +62,7 @@ class LoadMaskd(MapTransform):
             MaskError: a file that is no mask, a mask of another size than its image, or a value without a label.
         """
         item = dict(data)
+        mask_values = item.get("mask_values", self.mask_values) or None
         size = tuple(item[self.image_key].shape[-2:])
         for key in self.keys:
             path = str(item[key])
@@ -71,7 +74,7 @@ class LoadMaskd(MapTransform):
                     "Check that mask and image belong together and are not turned."
                 )
             try:
-                labels = self.classes.map_mask(values, self.mask_values)
+                labels = self.classes.map_mask(values, mask_values)
             except UnknownClassError as error:
                 raise MaskError(f"{path}: {error}") from error
             item[key] = torch.from_numpy(labels)[None]

@@ -15,6 +15,7 @@ from .config_graph import (
     find_workflow,
     get_item,
     has_item,
+    iter_items,
     load_file,
     merge_files,
     reachable_ids,
@@ -30,6 +31,10 @@ MONAI_COMMAND = "monai.bundle.__main__"
 
 class UnknownOverrideError(UserError, ValueError):
     """The merged config holds a key that no file declares and nothing reads."""
+
+
+class TextOverrideError(UserError, ValueError):
+    """A value is the text "true" or "false", which would count as true."""
 
 
 def check_overrides(config_name: str) -> None:
@@ -49,6 +54,7 @@ def check_overrides(config_name: str) -> None:
 
     Raises:
         UnknownOverrideError: with the nearest known names. MONAI wraps it as the cause of its own RuntimeError.
+        TextOverrideError: "true" or "false" as text.
     """
     if _is_monai_command():
         end_with_user_errors()
@@ -56,12 +62,24 @@ def check_overrides(config_name: str) -> None:
     if workflow is None:
         return
     config = workflow.parser.get()
+    _check_booleans(config)
     known = _known_ids(Path(workflow.config_root_path), config_name, config)
     unused = unused_ids(config, reachable_ids(config, run_roots(workflow)), declared=known)
     if not unused:
         return
     message = _message(unused, known, Path(workflow.config_root_path), config_name)
     raise UnknownOverrideError(message)
+
+
+def _check_booleans(config: dict[str, Any]) -> None:
+    """Refuse what `--amp false` becomes: MONAI's command line reads Python, where it is a text, and a text is true."""
+    for config_id, value in iter_items(config):
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            word = value.capitalize()
+            raise TextOverrideError(
+                f"{config_id}: found the text {value!r}, which would count as true; expected {word}, as in "
+                f"--{config_id} {word}"
+            )
 
 
 def _known_ids(folder: Path, config_name: str, config: dict[str, Any]) -> set[str]:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from common.checkpoint import half_precision, save_atomically
 from common.command_line import run_command
+from common.networks.diffusion_segmenter import DiffusionSegmenter
 from common.networks.embedding_prior import EmbeddingPrior
 from common.networks.latent_codec import LatentCodec
 from common.networks.latent_denoiser import LatentDenoiser
+from common.networks.pixel_denoiser import PixelDenoiser
 from common.phantom import draw_chest_phantom
 
 TIMESTEPS = (100.0, 500.0, 900.0)
@@ -74,7 +76,14 @@ def _probe(network: nn.Module) -> tuple[Callable[[], Tensor], float, str]:
         components = torch.randn(len(timesteps), network.num_components, generator=generator)
         context = network.null_context.expand(len(timesteps), -1, -1)
         return lambda: network(components, timesteps, context), 0.05, "an output of unit variance"
-    sys.exit(f"found a {type(network).__name__}; expected a codec, a denoiser or a prior")
+    if isinstance(network, PixelDenoiser):
+        side = 4 * network.downsampling_factor
+        noisy = torch.randn(len(timesteps), 1, side, side, generator=generator)
+        return lambda: network(noisy, timesteps), 0.05, "an output of unit variance"
+    if isinstance(network, DiffusionSegmenter):
+        image = draw_chest_phantom(144, 192, seed=0)[None]
+        return lambda: network(image).softmax(1), 0.02, "a probability"
+    sys.exit(f"found a {type(network).__name__}; expected a codec, a denoiser, a prior or a segmenter")
 
 
 def _require(num_images: Tensor, kind: str) -> None:

@@ -22,3 +22,9 @@ def test_a_mistake_ends_before_anything_is_done(words, capsys):
     with pytest.raises(SystemExit) as caught:
         run_command(make_command(calls), words)
     assert caught.value.code == 2 and calls == []
+
+
+def test_true_and_false_are_no_text():
+    calls = []
+    run_command(lambda quick, deep=True: calls.append((quick, deep)), ["true", "--deep", "false"])
+    assert calls == [(True, False)]

@@ -6,7 +6,7 @@ from dental_data import TINY, write_labelled_folder
 
 from common.label_efficiency import (
     Cell,
-    ExperimentMismatchError,
+    ExperimentError,
     FineTuning,
     LabelEfficiency,
     grid,
@@ -25,7 +25,6 @@ def experiment(folder, train, **settings):
         score=lambda network: [network],
         summarise=lambda scores: {"mean_pooled_iou": scores[0], "mean_dice": scores[0]},
         describe=lambda cell: {"start": cell.method},
-        keep_weights=lambda cell: False,
     )
 
 
@@ -61,15 +60,25 @@ def test_processes_share_the_cells(tmp_path):
 
 def test_another_experiment_in_the_same_folder_is_refused(tmp_path):
     settle(tmp_path / "settings.json", {"num_steps": 5})
-    with pytest.raises(ExperimentMismatchError, match="num_steps 5, now 6"):
+    with pytest.raises(ExperimentError, match="num_steps 5, now 6"):
         settle(tmp_path / "settings.json", {"num_steps": 6})
 
 
-def test_half_of_the_mixed_items_are_labelled_ones():
-    labelled, extra = [{"image": "a"}, {"image": "b"}], [{"image": str(number)} for number in range(5)]
-    images = [item["image"] for item in mixed(labelled, extra)]
-    assert images[::2] == ["a", "b", "a", "b", "a"] and images[1::2] == ["0", "1", "2", "3", "4"]
-    assert mixed(labelled, []) == labelled
+def test_half_of_the_mixed_items_are_labelled_ones_and_each_kind_has_its_own_mask_values():
+    labelled = [{"image": name, "label": f"{name}.png", "patient_id": name} for name in "ab"]
+    extra = [{"image": str(number), "label": "m.png", "mask_values": ""} for number in range(5)]
+    items = mixed(labelled, extra, "periapical")
+    assert [item["image"] for item in items[::2]] == ["a", "b", "a", "b", "a"]
+    assert [item["image"] for item in items[1::2]] == ["0", "1", "2", "3", "4"]
+    assert [item["mask_values"] for item in items[:2]] == ["periapical", ""]
+    assert len({frozenset(item) for item in items}) == 1  # a batch may hold both kinds
+    assert mixed(labelled, [], "periapical") == labelled
+
+
+def test_members_of_an_ensemble_share_the_subset_and_nothing_else_that_is_random():
+    first, other = Cell("ddpm", 5, 3), Cell("ddpm", 5, 3, member=1)
+    assert first.training_seed == 3 != other.training_seed < 2**31
+    assert first.name != other.name and first.seed == other.seed
 
 
 def test_a_cell_is_a_run_of_train_yaml_and_depends_on_its_seed_alone(tmp_path, repository):
@@ -91,7 +100,8 @@ def test_a_cell_is_a_run_of_train_yaml_and_depends_on_its_seed_alone(tmp_path, r
 
 
 def train_items(folder):
-    return [{"image": str(folder / "images" / "tooth_3.png"), "label": str(folder / "masks" / "tooth_3.png")}]
+    image, mask = folder / "images" / "tooth_3.png", folder / "masks" / "tooth_3.png"
+    return [{"image": str(image), "label": str(mask), "mask_values": "periapical"}]
 
 
 CELLS = {

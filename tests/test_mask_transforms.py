@@ -60,6 +60,13 @@ def test_a_mask_that_does_not_fit_its_image_is_refused(tmp_path):
         load(item)
 
 
+def test_an_item_may_say_itself_what_its_mask_values_are(tmp_path):
+    item, _ = write_pair(tmp_path, mask=np.full((6, 9), 5))
+    assert load(item)["label"].unique().tolist() == [2]  # 5 of the periapical set is a canal
+    assert load({**item, "mask_values": ""})["label"].unique().tolist() == [5]
+    assert load({**item, "mask_values": "periapical"}, None)["label"].unique().tolist() == [2]
+
+
 def test_a_value_without_label_names_the_file(tmp_path):
     item, _ = write_pair(tmp_path, mask=np.full((6, 9), 12))
     with pytest.raises(UserError, match=r"mask\.png: found mask values \[12\]"):

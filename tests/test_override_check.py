@@ -13,7 +13,7 @@ import monai.bundle
 import pytest
 from monai.bundle import ConfigParser
 
-from common.override_check import UnknownOverrideError, check_overrides
+from common.override_check import TextOverrideError, UnknownOverrideError, check_overrides
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")  # MONAI says so at every start
 
@@ -101,6 +101,19 @@ def test_right_overrides_go_through(
 ) -> None:
     run(configs, **overrides)
     assert printed in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "word"), [("learning_rate", "false"), ("train#spare", "true"), ("train#spare", "False")]
+)
+def test_a_boolean_as_text_stops_the_run(
+    configs: Path, capsys: pytest.CaptureFixture[str], key: str, word: str
+) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        run(configs, **{key: word})
+    assert isinstance(caught.value.__cause__, TextOverrideError)
+    assert "expected True" in str(caught.value.__cause__) or "expected False" in str(caught.value.__cause__)
+    assert "ran" not in capsys.readouterr().out
 
 
 def test_an_override_file_declares_its_keys(configs: Path, capsys: pytest.CaptureFixture[str]) -> None:

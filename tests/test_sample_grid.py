@@ -7,13 +7,14 @@ from conftest import make_tiny_codec, make_tiny_denoiser, make_tiny_store
 from ignite.engine import Engine, Events
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_pixel_image_sampler import make_sampler as make_pixel_sampler
 
 from common.conditioning import TokenSelection
 from common.contact_sheet import contact_sheet_array
 from common.image_sampler import ImageSampler
 from common.latent_store import LatentDataset
 from common.noise_schedule import NoiseSchedule
-from common.sample_grid import TITLES, SampleGrid
+from common.sample_grid import TITLES, SampleGrid, UnconditionalSampleGrid
 from common.samplers import Sampler
 from common.seeding import Purpose, derive_seed
 
@@ -84,4 +85,30 @@ def test_only_the_first_process_draws_at_the_end_of_a_validation(sampler, datase
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.extend((tmp_path / "samples").glob("*")))
     evaluator.run([0, 1])
     assert seen == []
+    assert sorted(path.name for path in (tmp_path / "samples").glob("*")) == drawn
+
+
+# ---- without sources -----------------------------------------------------------------------------------------------
+
+
+def make_unconditional(folder, num_images):
+    return UnconditionalSampleGrid(
+        make_pixel_sampler(), str(folder / "samples"), str(folder / "events"), num_images, seed=3
+    )
+
+
+def test_unconditional_samples_stand_in_rows_of_four(tmp_path):
+    draw(make_unconditional(tmp_path, 6), epoch=7)
+    samples = list(make_pixel_sampler().sample([derive_seed(3, Purpose.SAMPLING, number) for number in range(6)]))
+    drawn = np.asarray(Image.open(tmp_path / "samples" / "samples_epoch_007.png"))
+    assert np.array_equal(drawn, contact_sheet_array([samples[:4], samples[4:]]))
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert [event.step for event in events.Images("validation/samples")] == [7]
+
+
+@pytest.mark.parametrize(("num_images", "drawn"), [(2, ["samples_epoch_001.png"]), (0, [])])
+def test_no_images_draw_no_grid(tmp_path, num_images, drawn):
+    evaluator = Engine(lambda engine, batch: None)
+    make_unconditional(tmp_path, num_images).attach(evaluator)
+    evaluator.run([0])
     assert sorted(path.name for path in (tmp_path / "samples").glob("*")) == drawn

@@ -61,6 +61,15 @@ def test_hd95_sees_each_class_by_itself():
     np.testing.assert_allclose(score_mask(prediction, reference, 3).hd95, [3, 0])
 
 
+def test_without_hd95_the_rest_is_the_same():
+    prediction, reference = square(5, 5), square(5, 10)
+    full, quick = score_mask(prediction, reference, 2), score_mask(prediction, reference, 2, with_hd95=False)
+    assert np.isnan(quick.hd95).all() and full.hd95[0] == 5
+    assert (quick.dice, quick.iou, quick.hd95_unit) == (full.dice, full.iou, "px")
+    assert np.array_equal(quick.confusion, full.confusion)
+    assert summarise_scores([quick], CARIES)["classes"]["caries"]["hd95_px"]["n"] == 0
+
+
 def test_masks_that_cannot_be_compared_are_refused():
     with pytest.raises(ValueError, match=r"\(40, 60\) and \(40, 61\)"):
         score_mask(square(0, 0), square(0, 0, size=(40, 61)), 2)

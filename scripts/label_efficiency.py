@@ -1,0 +1,156 @@
+"""Measure what pre-training saves in labels: fine-tune the dental segmenter on a grid of starts, budgets and seeds.
+
+python scripts/label_efficiency.py DATA --output_dir OUT --starts '{none: none, ddpm: bundles/…/models/denoiser.pt}'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from monai.inferers import SimpleInferer
+from monai.transforms import Compose
+from torch import nn
+
+from common.command_line import run_command
+from common.dataset import RadiographDataset
+from common.fingerprint import file_sha256
+from common.generated_labels import GENERATED, GeneratedLabels
+from common.label_budget import labelled_radiographs
+from common.label_efficiency import Cell, ExperimentError, FineTuning, LabelEfficiency, grid
+from common.label_efficiency_report import write_report
+from common.mask_transforms import LoadMaskd, LoadSpacedRadiographd, PadResized
+from common.pixel_classifying import CLASSIFIER, PixelClassifying
+from common.segmentation_classes import ClassTable, class_table
+from common.segmentation_evaluation import segment_and_score
+from common.segmentation_metrics import SegmentationScore, summarise_scores
+
+BUNDLE = Path("bundles") / "dental_radiograph_segmentation"
+QUICK_BUDGETS, QUICK_SEEDS, QUICK_STEPS, QUICK_IMAGES = (1, 5), (0,), 5, 8
+CLASSIFIER_STEPS, CLASSIFIER_QUICK_STEPS = 1000, 20  # of each member of the ensemble
+
+
+def label_efficiency(
+    dataset_dir: str,
+    *,
+    output_dir: str,
+    starts: Mapping[str, str],
+    bundle_root: str = str(BUNDLE),
+    budgets: Sequence[int] = (1, 2, 5, 10, 20, 50),
+    seeds: Sequence[int] = (0, 1, 2),
+    timesteps: Sequence[int] = (1,),
+    num_steps: int = 100,
+    learning_rate: float = 1.0e-3,
+    where: Mapping[str, str] | None = None,
+    table: str = "grouped",
+    mask_values: str | None = "periapical",
+    image_size: Sequence[int] = (144, 192),
+    share: Sequence[int] = (0, 1),
+    generated: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    quick: bool = False,
+) -> None:
+    """Fine-tune and score every cell that OUT does not hold yet; then write the report of all that it holds.
+
+    A cell is one run of the bundle's train.yaml on a nested subset of the training split, scored on the whole
+    validation split at the images' own size. A killed run goes on with the cell it was at.
+
+    Args:
+        dataset_dir: with a manifest.csv of images and masks.
+        output_dir: of cells, JSON, table and plot.
+        starts: by method what train.yaml's `pretrained` is, "none" or weights; "pixel_classifier" trains Baranchuk's
+            classifier on the frozen features of those weights instead, and "ddpm_generated" takes generated
+            radiographs too.
+        bundle_root: of the dental bundle.
+        budgets: labelled images.
+        seeds: of subset and training.
+        timesteps: that the network is told; more than one for the ablation.
+        num_steps: of each fine-tuning.
+        learning_rate: of each fine-tuning.
+        where: manifest columns and the value that each must have.
+        table: of the classes.
+        mask_values: data set that the masks come from.
+        image_size: H, W that images are made to fit.
+        share: i, n: do every n-th cell from the i-th on; so n processes share the work.
+        generated: folder that generate.yaml wrote, for the start "ddpm_generated": it is labelled by an ensemble of
+            fine-tunings on the cell's own labels and trained on beside them.
+        overrides: further ids of train.yaml, such as {batch_size: 8}.
+        quick: two budgets, one seed, five steps, eight images, to see whether everything works; no figure of it means
+            anything.
+    """
+    limit = QUICK_IMAGES if quick else None
+    if GENERATED in starts and generated is None:
+        raise ExperimentError(f"--starts names {GENERATED}; give the folder of generated radiographs by --generated")
+    if quick:
+        budgets, seeds, num_steps = QUICK_BUDGETS, QUICK_SEEDS, QUICK_STEPS
+    classes = class_table(table)
+    overrides = {
+        **(overrides or {}),
+        "where": where,
+        "class_table": table,
+        "num_classes": classes.num_labels,
+        "mask_values": mask_values,
+        "image_size": list(image_size),
+        "learning_rate": learning_rate,
+        "limit": limit,
+    }
+    val_items = labelled_radiographs(dataset_dir, "val", 0.1, 0, output_dir, 0.5, where=where, limit=limit)
+    val_images = load_all(val_items, classes, mask_values, image_size)
+    settings = {
+        "dataset_dir": str(dataset_dir),
+        "num_steps": num_steps,
+        "num_val_images": len(val_items),
+        "overrides": overrides,
+        "quick": quick,
+    }
+    fine_tuning = FineTuning(bundle_root, dataset_dir, output_dir, starts, num_steps, overrides)
+    special: dict[str, Callable[[Cell], nn.Module]] = {
+        CLASSIFIER: PixelClassifying(fine_tuning, max_steps=CLASSIFIER_QUICK_STEPS if quick else CLASSIFIER_STEPS)
+    }
+    if generated is not None:
+        size = (image_size[0], image_size[1])
+        special[GENERATED] = GeneratedLabels(fine_tuning, generated, size, classes)
+
+    def train(cell: Cell) -> nn.Module:
+        return special.get(cell.method, fine_tuning)(cell)
+
+    def score(network: nn.Module) -> list[SegmentationScore]:
+        return segment_and_score(network, SimpleInferer(), val_images, classes, "cpu", with_hd95=False)
+
+    experiment = LabelEfficiency(
+        output_dir,
+        settings,
+        train,
+        score,
+        partial(summarise_scores, classes=classes),
+        describe=lambda cell: start_of(starts[cell.method]),
+    )
+    experiment.run(grid(list(starts), budgets, seeds, timesteps), (share[0], share[1]))
+    write_report(output_dir)
+
+
+def start_of(pretrained: str) -> dict[str, Any]:
+    """What a result says of the weights that it started from."""
+    is_file = Path(pretrained).is_file()
+    return {"start": Path(pretrained).name, "start_sha256": file_sha256(pretrained) if is_file else None}
+
+
+def load_all(
+    items: Sequence[dict[str, str]], classes: ClassTable, mask_values: str | None, image_size: Sequence[int]
+) -> list[dict]:
+    """Held-out images as the network takes them, with masks at their own size, in memory."""
+    transform = Compose(
+        [
+            LoadSpacedRadiographd(["image"]),
+            LoadMaskd(["label"], classes, mask_values),
+            PadResized(["image"], image_size),
+        ]
+    )
+    dataset = RadiographDataset(items, transform)
+    return [dataset[index] for index in range(len(dataset))]
+
+
+if __name__ == "__main__":
+    run_command(label_efficiency)

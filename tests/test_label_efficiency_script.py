@@ -1,0 +1,73 @@
+"""The command with all its starts, in miniature."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from conftest import REPOSITORY, draw_radiographs
+from dental_data import TINY, write_labelled_folder
+
+from common.label_efficiency import ExperimentError, read_cells
+from common.networks.pixel_denoiser import PixelDenoiser
+
+SCRIPT = REPOSITORY / "scripts" / "label_efficiency.py"
+STARTS = ["none", "ddpm", "pixel_classifier", "ddpm_generated"]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("label_efficiency_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_labelled_folder(tmp_path / "data", 10)
+    draw_radiographs(tmp_path / "generated", count=4, size=48)
+    denoiser = PixelDenoiser(**TINY, num_res_blocks=1, patch_size=3)
+    for parameter in denoiser.parameters():  # a new one gives zeros, which would all be the same feature
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.save(denoiser.state_dict(), tmp_path / "denoiser.pt")
+    return tmp_path
+
+
+def run(script, folder, starts=STARTS, **options):
+    options = {
+        "output_dir": str(folder / "out"),
+        "starts": {name: "none" if name == "none" else str(folder / "denoiser.pt") for name in starts},
+        "bundle_root": str(REPOSITORY / "bundles" / "dental_radiograph_segmentation"),
+        "generated": str(folder / "generated"),
+        "image_size": (48, 72),
+        "overrides": {"amp": False, **{f"network_def#{key}": value for key, value in TINY.items()}},
+        "quick": True,
+        **options,
+    }
+    script.label_efficiency(str(folder / "data"), **options)
+
+
+def test_all_starts_are_measured_and_reported_and_a_second_run_does_nothing(script, data):
+    run(script, data)
+    cells = dict(read_cells(data / "out"))
+    assert {(cell.method, cell.label_budget) for cell in cells} == {(name, n) for name in STARTS for n in (1, 5)}
+    assert all(0 <= result["mean_pooled_iou"] <= 1 and result["n"] == 2 for result in cells.values())
+    assert len({result["mean_pooled_iou"] for result in cells.values()}) > 4
+    ddpm = json.loads((data / "out" / "cells" / "ddpm_n5_seed0_t1.json").read_text())
+    assert ddpm["start"] == "denoiser.pt" and len(ddpm["start_sha256"]) == 64
+    (pseudo,) = (data / "out" / "runs").glob("ddpm_generated_n5_seed0_t1/generated")
+    assert 1 <= len(list((pseudo / "images").iterdir())) <= 2  # half of four, none without any class
+    assert "classifier on frozen DDPM features" in (data / "out" / "label_efficiency.md").read_text()
+    stamps = {path: path.stat().st_mtime_ns for path in (data / "out" / "cells").iterdir()}
+    run(script, data)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (data / "out" / "cells").iterdir()}
+
+
+def test_what_cannot_be_run_is_told_before_any_work(script, data):
+    with pytest.raises(ExperimentError, match="give the folder of generated radiographs"):
+        run(script, data, generated=None)
+    assert not (data / "out").exists()
+    run(script, data, starts=["none"])
+    with pytest.raises(ExperimentError, match="learning_rate"):
+        run(script, data, starts=["none"], learning_rate=0.1)
