@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .datalists import radiograph_items
 from .dataset import RadiographDataset
 from .label_efficiency import Cell, FineTuning
-from .mask_transforms import PadResized
+from .mask_transforms import OWN_LABELS, PadResized
 from .pseudo_labels import pseudo_label, select_by_agreement, write_pseudo_labelled
 from .segmentation_classes import ClassTable
 from .transforms import LoadRadiographd
@@ -31,6 +31,7 @@ class GeneratedLabels:
         generated: folder that generate.yaml wrote.
         image_size: H, W that images are made to fit.
         classes: the labels.
+        start: method of the ensemble.
         num_members: of the ensemble, fine-tunings that differ in their seed alone.
         keep_share: of the generated images, those on which the members agree most.
     """
@@ -41,25 +42,29 @@ class GeneratedLabels:
         generated: str,
         image_size: tuple[int, int],
         classes: ClassTable,
-        num_members: int = 3,
+        start: str = "ddpm",
+        num_members: int = 2,
         keep_share: float = 0.5,
     ) -> None:
         self.fine_tuning = fine_tuning
         self.images = load_images(generated, image_size)
         self.classes = classes
+        self.start = start
         self.num_members = num_members
         self.keep_share = keep_share
 
     def __call__(self, cell: Cell) -> nn.Module:
         """Return the network."""
-        members = [self.fine_tuning(replace(cell, member=number)) for number in range(1, self.num_members + 1)]
+        # As the grid's cells without generated images: where those were trained, their networks are taken.
+        alone = replace(cell, method=self.start)
+        members = [self.fine_tuning(replace(alone, member=number)) for number in range(self.num_members)]
         found = pseudo_label(members, self.images)
         kept = select_by_agreement(found.scores, self.keep_share)
         folder = self.fine_tuning.output_dir / "runs" / cell.name / "generated"
         write_pseudo_labelled(folder, self.images[kept], found.masks[kept], found.scores[kept], self.classes, kept)
         # Their masks hold the labels of the table, whatever the data set's own hold.
         extra = [
-            {"image": item["image"], "label": item["mask"], "mask_values": ""}
+            {"image": item["image"], "label": item["mask"], "mask_values": OWN_LABELS}
             for item in radiograph_items(folder, "train", 0.0, 0)
         ]
         return self.fine_tuning(cell, extra)

@@ -14,8 +14,10 @@ from monai.bundle import ConfigWorkflow
 from torch import nn
 from tqdm import tqdm
 
+from .checkpoint import save_atomically
 from .errors import UserError
 from .files import atomic_path
+from .networks.weights import load_weights
 from .seeding import derive_seed
 from .segmentation_metrics import SegmentationScore
 
@@ -74,7 +76,7 @@ class FineTuning:
     Args:
         bundle_root: of the dental bundle.
         dataset_dir: with a manifest.csv of images and masks.
-        output_dir: a folder per cell is made there; its checkpoint goes once the cell is done.
+        output_dir: a folder per cell is made there, for its record and its network.
         pretrained: for each method what train.yaml's `pretrained` is: "none" or a path.
         num_steps: of every fine-tuning, whatever its budget.
         overrides: further ids of train.yaml.
@@ -99,13 +101,18 @@ class FineTuning:
     def __call__(self, cell: Cell, extra: Sequence[Mapping[str, str]] = ()) -> nn.Module:
         """Fine-tune; `extra` items (image, label) are drawn as often as the labelled ones, each kind in equal parts.
 
+        The network is kept as `runs/<cell>/network.pt`, and taken from there if it is there.
+
         Raises:
             ValueError: a method that `pretrained` does not name.
         """
         if cell.method not in self.pretrained:
             raise ValueError(f"method: expected one of {', '.join(self.pretrained)}, found {cell.method!r}")
         run_dir = self.output_dir / "runs" / cell.name
+        kept = run_dir / "network.pt"
         workflow = self.workflow(cell, self.pretrained[cell.method], run_dir)
+        if kept.is_file():
+            return load_weights(workflow.parser.get_parsed_content("network_def"), kept)
         labelled = workflow.parser["train::dataset::data"]
         workflow.parser["train::dataset::data"] = {
             "_target_": "common.label_efficiency.mixed",
@@ -123,6 +130,7 @@ class FineTuning:
             workflow.finalize()
         for leftover in ("checkpoint_last.pt", "model.pt"):
             (run_dir / leftover).unlink(missing_ok=True)
+        save_atomically(network.state_dict(), kept)
         return network.eval()
 
     def workflow(self, cell: Cell, pretrained: str, run_dir: Path) -> ConfigWorkflow:
@@ -148,7 +156,7 @@ class FineTuning:
 
 
 def mixed(
-    labelled: Sequence[Mapping[str, str]], extra: Sequence[Mapping[str, str]], mask_values: str | None
+    labelled: Sequence[Mapping[str, str]], extra: Sequence[Mapping[str, str]], mask_values: str
 ) -> list[dict[str, str]]:
     """Items of which half are labelled ones, repeated as need be, and half extra ones; without extra as given.
 
@@ -162,7 +170,7 @@ def mixed(
     found = []
     for index, item in enumerate(extra):
         own = labelled[index % len(labelled)]
-        found.append({"image": own["image"], "label": own["label"], "mask_values": mask_values or ""})
+        found.append({"image": own["image"], "label": own["label"], "mask_values": mask_values})
         found.append({"image": item["image"], "label": item["label"], "mask_values": item["mask_values"]})
     return found
 

@@ -17,6 +17,7 @@ from .segmentation_classes import ClassTable, UnknownClassError
 from .segmentation_metrics import clean_up
 
 GEOMETRY_KEY = "geometry"
+OWN_LABELS = "labels"  # not None, which MONAI's command line drops
 
 
 class LoadSpacedRadiographd(MapTransform):
@@ -37,18 +38,18 @@ class LoadSpacedRadiographd(MapTransform):
 class LoadMaskd(MapTransform):
     """Replace the path under each key by its labels, int64 [1, H, W], and keep the path under `<key>_path`.
 
-    An item's own "mask_values", where it has one, goes before the argument; "" there means None.
+    An item's own "mask_values", where it has one, goes before the argument.
 
     Args:
         keys: of the masks.
         classes: the labels.
-        mask_values: the data set that the masks come from, as `classes.mask_values` names it; None where they hold
+        mask_values: the data set that the masks come from, as `classes.mask_values` names it; "labels" where they hold
             the labels of `classes` already, such as masks that this bundle wrote.
         image_key: of the loaded image, whose size the masks must have.
     """
 
     def __init__(
-        self, keys: Sequence[str], classes: ClassTable, mask_values: str | None, image_key: str = "image"
+        self, keys: Sequence[str], classes: ClassTable, mask_values: str, image_key: str = "image"
     ) -> None:
         super().__init__(keys)
         self.classes = classes
@@ -62,7 +63,7 @@ class LoadMaskd(MapTransform):
             MaskError: a file that is no mask, a mask of another size than its image, or a value without a label.
         """
         item = dict(data)
-        mask_values = item.get("mask_values", self.mask_values) or None
+        mask_values = item.get("mask_values", self.mask_values)
         size = tuple(item[self.image_key].shape[-2:])
         for key in self.keys:
             path = str(item[key])
@@ -74,7 +75,7 @@ class LoadMaskd(MapTransform):
                     "Check that mask and image belong together and are not turned."
                 )
             try:
-                labels = self.classes.map_mask(values, mask_values)
+                labels = self.classes.map_mask(values, None if mask_values == OWN_LABELS else mask_values)
             except UnknownClassError as error:
                 raise MaskError(f"{path}: {error}") from error
             item[key] = torch.from_numpy(labels)[None]

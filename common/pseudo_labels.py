@@ -16,10 +16,11 @@ from .datalist_sources import MANIFEST_NAME
 from .errors import UserError
 from .files import atomic_path
 from .image_writer import write_png
+from .mask_transforms import OWN_LABELS
 from .mask_writer import write_mask_png
 from .segmentation_classes import ClassTable
 
-COLUMNS = ("image", "mask", "patient_id", "split", "agreement")
+COLUMNS = ("image", "mask", "mask_values", "patient_id", "split", "agreement")
 
 Segmenter = Callable[[Tensor], Tensor]
 
@@ -181,5 +182,5 @@ def _manifest_text(names: Sequence[str], scores: Sequence[float] | Tensor) -> st
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
     for name, score in zip(names, scores, strict=True):
-        writer.writerow([f"images/{name}.png", f"masks/{name}.png", name, "train", f"{float(score):.6f}"])
+        writer.writerow([f"images/{name}.png", f"masks/{name}.png", OWN_LABELS, name, "train", f"{float(score):.6f}"])
     return file.getvalue()

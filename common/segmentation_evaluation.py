@@ -20,6 +20,7 @@ from tqdm import tqdm
 from .contact_sheet import save_contact_sheet
 from .evaluation_report import provenance
 from .files import atomic_path
+from .fingerprint import network_sha256
 from .mask_sheet import mask_tiles
 from .mask_transforms import GEOMETRY_KEY, label_map
 from .metrics import plain
@@ -150,7 +151,11 @@ class SegmentationEvaluator:
         report = {
             **summarise_scores(scores, self.classes),
             "class_table": self.classes.name,
-            "provenance": {**provenance(self.device), **self.provenance},
+            "provenance": {
+                **provenance(self.device),
+                "weights_sha256": network_sha256(self.network),
+                **self.provenance,
+            },
         }
         write_image_rows(rows, self.output_dir / "per_image.csv")
         table = markdown_table(report)

@@ -1,6 +1,6 @@
 """Measure what pre-training saves in labels: fine-tune the dental segmenter on a grid of starts, budgets and seeds.
 
-python scripts/label_efficiency.py DATA --output_dir OUT --starts '{none: none, ddpm: bundles/…/models/denoiser.pt}'
+python scripts/label_efficiency.py DATA --output_dir OUT --starts "{'none': 'none', 'ddpm': 'PATH'}"
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ def label_efficiency(
     dataset_dir: str,
     *,
     output_dir: str,
+    work_dir: str | None = None,
     starts: Mapping[str, str],
     bundle_root: str = str(BUNDLE),
     budgets: Sequence[int] = (1, 2, 5, 10, 20, 50),
     seeds: Sequence[int] = (0, 1, 2),
     timesteps: Sequence[int] = (1,),
-    num_steps: int = 100,
+    num_steps: int = 600,
     learning_rate: float = 1.0e-3,
     where: Mapping[str, str] | None = None,
     table: str = "grouped",
-    mask_values: str | None = "periapical",
+    mask_values: str = "periapical",
     image_size: Sequence[int] = (144, 192),
     share: Sequence[int] = (0, 1),
     generated: str | None = None,
@@ -59,7 +60,8 @@ def label_efficiency(
 
     Args:
         dataset_dir: with a manifest.csv of images and masks.
-        output_dir: of cells, JSON, table and plot.
+        output_dir: of cells, JSON, table and plot; small, and free of paths, to be kept.
+        work_dir: of the trainings' records and networks; by default outputs/label_efficiency of the bundle.
         starts: by method what train.yaml's `pretrained` is, "none" or weights; "pixel_classifier" trains Baranchuk's
             classifier on the frozen features of those weights instead, and "ddpm_generated" takes generated
             radiographs too.
@@ -80,11 +82,16 @@ def label_efficiency(
         quick: two budgets, one seed, five steps, eight images, to see whether everything works; no figure of it means
             anything.
     """
+    if not isinstance(starts, Mapping):
+        raise ExperimentError(
+            f"--starts: found {starts!r}; expected \"{{'none': 'none', 'ddpm': 'PATH'}}\", quotes and all"
+        )
     limit = QUICK_IMAGES if quick else None
     if GENERATED in starts and generated is None:
         raise ExperimentError(f"--starts names {GENERATED}; give the folder of generated radiographs by --generated")
     if quick:
         budgets, seeds, num_steps = QUICK_BUDGETS, QUICK_SEEDS, QUICK_STEPS
+    work_dir = work_dir or str(Path(bundle_root) / "outputs" / "label_efficiency")
     classes = class_table(table)
     overrides = {
         **(overrides or {}),
@@ -96,7 +103,7 @@ def label_efficiency(
         "learning_rate": learning_rate,
         "limit": limit,
     }
-    val_items = labelled_radiographs(dataset_dir, "val", 0.1, 0, output_dir, 0.5, where=where, limit=limit)
+    val_items = labelled_radiographs(dataset_dir, "val", 0.1, 0, work_dir, 0.5, where=where, limit=limit)
     val_images = load_all(val_items, classes, mask_values, image_size)
     settings = {
         "dataset_dir": str(dataset_dir),
@@ -105,7 +112,7 @@ def label_efficiency(
         "overrides": overrides,
         "quick": quick,
     }
-    fine_tuning = FineTuning(bundle_root, dataset_dir, output_dir, starts, num_steps, overrides)
+    fine_tuning = FineTuning(bundle_root, dataset_dir, work_dir, starts, num_steps, overrides)
     special: dict[str, Callable[[Cell], nn.Module]] = {
         CLASSIFIER: PixelClassifying(fine_tuning, max_steps=CLASSIFIER_QUICK_STEPS if quick else CLASSIFIER_STEPS)
     }
@@ -138,7 +145,7 @@ def start_of(pretrained: str) -> dict[str, Any]:
 
 
 def load_all(
-    items: Sequence[dict[str, str]], classes: ClassTable, mask_values: str | None, image_size: Sequence[int]
+    items: Sequence[dict[str, str]], classes: ClassTable, mask_values: str, image_size: Sequence[int]
 ) -> list[dict]:
     """Held-out images as the network takes them, with masks at their own size, in memory."""
     transform = Compose(

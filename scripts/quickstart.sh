@@ -19,8 +19,10 @@ run cxr_dino_latent_diffusion --strategy prior --num_samples 8 --output_dir $out
 run cxr_dino_latent_diffusion --strategy variation --limit 1 --num_per_source 8 --output_dir $output/cxr_variation
 .venv/bin/python -W ignore::UserWarning scripts/contact_sheet.py $output/generated.png \
   $output/cxr_prior $output/cxr_variation --columns 9
+run dental_radiograph_segmentation --output_dir $output/dental
 
 echo
 echo "pictures:"
 echo "  $output/generated.png   8 chest radiographs sampled without a source, then a sample and variations of it"
 echo "  $output/cxr_autoencoder/contact_sheet.png   input, reconstruction, difference ×4, with the PSNR of each"
+echo "  $output/dental/contact_sheet.png   synthetic dental radiographs, and what the segmenter finds on them"

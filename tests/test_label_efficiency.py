@@ -66,11 +66,11 @@ def test_another_experiment_in_the_same_folder_is_refused(tmp_path):
 
 def test_half_of_the_mixed_items_are_labelled_ones_and_each_kind_has_its_own_mask_values():
     labelled = [{"image": name, "label": f"{name}.png", "patient_id": name} for name in "ab"]
-    extra = [{"image": str(number), "label": "m.png", "mask_values": ""} for number in range(5)]
+    extra = [{"image": str(number), "label": "m.png", "mask_values": "labels"} for number in range(5)]
     items = mixed(labelled, extra, "periapical")
     assert [item["image"] for item in items[::2]] == ["a", "b", "a", "b", "a"]
     assert [item["image"] for item in items[1::2]] == ["0", "1", "2", "3", "4"]
-    assert [item["mask_values"] for item in items[:2]] == ["periapical", ""]
+    assert [item["mask_values"] for item in items[:2]] == ["periapical", "labels"]
     assert len({frozenset(item) for item in items}) == 1  # a batch may hold both kinds
     assert mixed(labelled, [], "periapical") == labelled
 
@@ -81,22 +81,27 @@ def test_members_of_an_ensemble_share_the_subset_and_nothing_else_that_is_random
     assert first.name != other.name and first.seed == other.seed
 
 
+def flat(network):
+    return torch.cat([value.flatten() for value in network.state_dict().values()])
+
+
 def test_a_cell_is_a_run_of_train_yaml_and_depends_on_its_seed_alone(tmp_path, repository):
     write_labelled_folder(tmp_path / "data", 6)
     overrides = {"image_size": [48, 64], "amp": False, **{f"network_def#{key}": value for key, value in TINY.items()}}
     bundle = repository / "bundles" / "dental_radiograph_segmentation"
-    train = FineTuning(bundle, str(tmp_path / "data"), tmp_path / "out", {"none": "none"}, 2, overrides)
-    first, again, other = (train(Cell("none", 2, seed)) for seed in (3, 3, 4))
-    weights = [
-        torch.cat([value.flatten() for value in network.state_dict().values()]) for network in (first, again, other)
-    ]
-    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-    assert not first.training
-    with_extra = train(Cell("none", 2, 3), extra=train_items(tmp_path / "data"))
-    assert not torch.equal(torch.cat([v.flatten() for v in with_extra.state_dict().values()]), weights[0])
-    assert not list((tmp_path / "out" / "runs").glob("*/checkpoint_last.pt"))
+    first, second, third = (
+        FineTuning(bundle, str(tmp_path / "data"), tmp_path / name, {"none": "none"}, 2, overrides) for name in "abc"
+    )
+    cell = Cell("none", 2, 3)
+    network = first(cell)
+    assert torch.equal(flat(network), flat(second(cell))) and not network.training
+    assert not torch.equal(flat(network), flat(first(Cell("none", 2, 4))))
+    assert not torch.equal(flat(network), flat(third(cell, extra=train_items(tmp_path / "data"))))
+    (kept,) = (tmp_path / "a" / "runs" / cell.name).glob("*.pt")
+    torch.save({key: value + 1 for key, value in network.state_dict().items()}, kept)
+    assert torch.equal(flat(first(cell)), flat(network) + 1), "a network that is there is not trained again"
     with pytest.raises(ValueError, match="expected one of none"):
-        train(Cell("ddpm", 2, 0))
+        first(Cell("ddpm", 2, 0))
 
 
 def train_items(folder):

@@ -37,6 +37,7 @@ def data(tmp_path):
 def run(script, folder, starts=STARTS, **options):
     options = {
         "output_dir": str(folder / "out"),
+        "work_dir": str(folder / "work"),
         "starts": {name: "none" if name == "none" else str(folder / "denoiser.pt") for name in starts},
         "bundle_root": str(REPOSITORY / "bundles" / "dental_radiograph_segmentation"),
         "generated": str(folder / "generated"),
@@ -56,8 +57,10 @@ def test_all_starts_are_measured_and_reported_and_a_second_run_does_nothing(scri
     assert len({result["mean_pooled_iou"] for result in cells.values()}) > 4
     ddpm = json.loads((data / "out" / "cells" / "ddpm_n5_seed0_t1.json").read_text())
     assert ddpm["start"] == "denoiser.pt" and len(ddpm["start_sha256"]) == 64
-    (pseudo,) = (data / "out" / "runs").glob("ddpm_generated_n5_seed0_t1/generated")
+    (pseudo,) = (data / "work" / "runs").glob("ddpm_generated_n5_seed0_t1/generated")
     assert 1 <= len(list((pseudo / "images").iterdir())) <= 2  # half of four, none without any class
+    texts = "".join(path.read_text() for path in (data / "out").rglob("*.json"))
+    assert str(data / "work") not in texts  # what is kept names no path of one machine but the data's
     assert "classifier on frozen DDPM features" in (data / "out" / "label_efficiency.md").read_text()
     stamps = {path: path.stat().st_mtime_ns for path in (data / "out" / "cells").iterdir()}
     run(script, data)
@@ -65,6 +68,8 @@ def test_all_starts_are_measured_and_reported_and_a_second_run_does_nothing(scri
 
 
 def test_what_cannot_be_run_is_told_before_any_work(script, data):
+    with pytest.raises(ExperimentError, match="quotes and all"):
+        script.label_efficiency(str(data / "data"), output_dir=str(data / "out"), starts="{none: a/b.pt}")
     with pytest.raises(ExperimentError, match="give the folder of generated radiographs"):
         run(script, data, generated=None)
     assert not (data / "out").exists()

@@ -48,7 +48,7 @@ def test_nifti_pairs_lie_on_each_other_and_know_their_spacing(tmp_path):
     mask[1:3, 2:6] = 5
     for name, values in {"image": mask * 50, "mask": mask}.items():
         nibabel.save(nibabel.Nifti1Image(values, np.diag([0.1, -0.2, 1, 1])), tmp_path / f"{name}.nii.gz")
-    loaded = load({"image": tmp_path / "image.nii.gz", "label": tmp_path / "mask.nii.gz"}, None)
+    loaded = load({"image": tmp_path / "image.nii.gz", "label": tmp_path / "mask.nii.gz"}, "labels")
     assert torch.equal(loaded["label"] > 0, loaded["image"] > 0)
     assert loaded["label"].max() == 5
     torch.testing.assert_close(loaded["image_spacing_mm"], torch.tensor([0.2, 0.1]).double())
@@ -63,8 +63,8 @@ def test_a_mask_that_does_not_fit_its_image_is_refused(tmp_path):
 def test_an_item_may_say_itself_what_its_mask_values_are(tmp_path):
     item, _ = write_pair(tmp_path, mask=np.full((6, 9), 5))
     assert load(item)["label"].unique().tolist() == [2]  # 5 of the periapical set is a canal
-    assert load({**item, "mask_values": ""})["label"].unique().tolist() == [5]
-    assert load({**item, "mask_values": "periapical"}, None)["label"].unique().tolist() == [2]
+    assert load({**item, "mask_values": "labels"})["label"].unique().tolist() == [5]
+    assert load({**item, "mask_values": "periapical"}, "labels")["label"].unique().tolist() == [2]
 
 
 def test_a_value_without_label_names_the_file(tmp_path):
@@ -72,7 +72,7 @@ def test_a_value_without_label_names_the_file(tmp_path):
     with pytest.raises(UserError, match=r"mask\.png: found mask values \[12\]"):
         load(item)
     with pytest.raises(UserError, match=r"found mask values \[12\]; expected \[0, 1, 2, 3, 4, 5\]"):
-        load(item, None)
+        load(item, "labels")
 
 
 @pytest.mark.parametrize("size", SIZES)

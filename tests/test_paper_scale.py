@@ -152,3 +152,51 @@ def test_optimiser_steps_of_a_narrow_denoiser_lower_its_loss(narrow):
     assert losses[-1] < 0.9 * losses[0]
     assert all(parameter.grad is not None for parameter in network.parameters())  # or distribution would wait for ever
     assert any((now != before).any() for now, before in zip(ema.network.parameters(), start, strict=True))
+
+
+DENTAL_CONFIGS = "bundles/dental_radiograph_segmentation/configs"
+
+
+def dental(repository, name, network_id, **changes):
+    """A network of the dental bundle at paper scale."""
+    parser = ConfigParser()
+    suffix = "_pretrain" if name == "pretrain" else ""
+    files = (f"{name}.yaml", f"paper_scale_256{suffix}.yaml")
+    parser.read_config([str(repository / DENTAL_CONFIGS / file) for file in files])
+    for key, value in changes.items():
+        parser[f"{network_id}::{key}"] = value
+    return parser.get_parsed_content(network_id), parser["image_size"]
+
+
+def test_dental_networks_are_as_large_as_documented_and_share_all_but_the_last_convolution(repository):
+    with torch.device("meta"):
+        denoiser, size = dental(repository, "pretrain", "denoiser_def")
+        segmenter, fine_tuning_size = dental(repository, "train", "network_def")
+        image = torch.zeros(1, 1, *size)
+        assert denoiser(image, torch.zeros(1, dtype=torch.int64)).shape == image.shape
+        assert segmenter(image).shape == (1, 6, *size)
+    assert num_parameters(denoiser) == 131_649_793 and size == fine_tuning_size == [256, 256]
+    ours, theirs = (
+        {name: value.shape for name, value in network.state_dict().items()} for network in (segmenter, denoiser)
+    )
+    assert {name for name in ours if ours[name] != theirs[name]} == {"unet.out.2.conv.weight", "unet.out.2.conv.bias"}
+
+
+@pytest.mark.parametrize(("name", "network_id"), [("pretrain", "denoiser_def"), ("train", "network_def")])
+def test_a_step_of_a_narrow_dental_twin_lowers_the_loss(repository, name, network_id):
+    narrow = {"channels": [8, 8, 16, 16, 32, 32], "num_head_channels": 8, "norm_num_groups": 8, "dropout": 0.0}
+    network, _ = dental(repository, name, network_id, **narrow, use_flash_attention=False)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    image = torch.rand(2, 1, 64, 64)
+    target = torch.randint(6, (2, 64, 64)) if name == "train" else torch.randn(2, 1, 64, 64)
+    losses = []
+    for _ in range(2):
+        if name == "train":
+            loss = torch.nn.functional.cross_entropy(network(image), target)
+        else:
+            loss = torch.nn.functional.mse_loss(network(image, torch.tensor([0, 3999])), target)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[1] < losses[0]

@@ -131,9 +131,9 @@ def pairs():
 def test_the_folder_is_a_data_set_for_training(tmp_path, pairs):
     manifest = write_pseudo_labelled(tmp_path / "set", **pairs, classes=CLASSES)
     assert manifest.read_text().splitlines() == [
-        "image,mask,patient_id,split,agreement",
-        "images/synthetic-0003.png,masks/synthetic-0003.png,synthetic-0003,train,0.750000",
-        "images/synthetic-0012.png,masks/synthetic-0012.png,synthetic-0012,train,0.500000",
+        "image,mask,mask_values,patient_id,split,agreement",
+        "images/synthetic-0003.png,masks/synthetic-0003.png,labels,synthetic-0003,train,0.750000",
+        "images/synthetic-0012.png,masks/synthetic-0012.png,labels,synthetic-0012,train,0.500000",
     ]
     items = radiograph_items(tmp_path / "set", "train", val_fraction=0.0, seed=0)
     for item, image, mask in zip(items, pairs["images"], pairs["masks"], strict=True):

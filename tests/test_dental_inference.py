@@ -1,0 +1,214 @@
+"""The dental bundle's inference and evaluation, as a user runs them, with a tiny network of random weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, randomise
+from monai.bundle import ConfigParser, ConfigWorkflow
+from PIL import Image
+
+from common.mask_files import read_mask
+from common.networks.diffusion_segmenter import DiffusionSegmenter
+from common.phantom import draw_chest_phantom
+from common.reader import read_radiograph
+from common.segmentation_classes import class_table
+from common.synthetic_dicom import write_synthetic_dicom
+
+BUNDLE = REPOSITORY / "bundles" / "dental_radiograph_segmentation"
+SIZES = {
+    "wide.png": (37, 61),
+    "deep/wide.png": (61, 37),
+    "tall.jpg": (83, 51),
+    "film.dcm": (45, 77),
+    "slice.nii.gz": (33, 51),
+}
+TINY: dict[str, Any] = {
+    "channels": [8, 16],
+    "attention_levels": [False, True],
+    "num_head_channels": 8,
+    "norm_num_groups": 8,
+    "patch_size": 2,
+}
+
+
+def write_image(path: Path, size: tuple[int, int], seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = draw_chest_phantom(*size, seed=seed)
+    grey = (pixels[0] * 255).round().to(torch.uint8).numpy()
+    if path.suffix == ".dcm":
+        write_synthetic_dicom(
+            pixels, path, identity=path.name, model="t", description="phantom", pixel_spacing=(0.2, 0.1)
+        )
+    elif path.suffix == ".gz":
+        nibabel.save(nibabel.Nifti1Image(grey.T[..., None], np.diag([-0.1, -0.2, 1, 1])), path)
+    else:
+        Image.fromarray(grey).save(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of odd sizes in `images`, one of them broken, and the weights of a tiny network."""
+    folder = tmp_path_factory.mktemp("dental")
+    for seed, (name, size) in enumerate(SIZES.items()):
+        write_image(folder / "images" / name, size, seed)
+    (folder / "images" / "broken.png").write_text("not a picture")
+    network = DiffusionSegmenter(6, num_res_blocks=1, **TINY)
+    randomise(network, 0.2)
+    torch.save(network.state_dict(), folder / "tiny.pt")
+    return folder
+
+
+def overrides(folder: Path, name: str) -> dict[str, Any]:
+    network = {f"network_def#{key}": value for key, value in TINY.items()}
+    chosen = {"output_dir": str(folder / name), "weights_path": str(folder / "tiny.pt"), "image_size": [24, 32]}
+    return {"bundle_root": str(BUNDLE), "dataset_dir": str(folder / "images"), **chosen, **network}
+
+
+def run(folder: Path, config: str, expect: int, **more: Any) -> str:
+    arguments = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
+    arguments += ["--config_file", str(BUNDLE / "configs" / f"{config}.yaml")]
+    for key, value in {**overrides(folder, config), **more}.items():
+        arguments += [f"--{key}", str(value)]
+    done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert (done.returncode == 0) == (expect == 0), done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def inferred(folder: Path) -> tuple[Path, str]:
+    """What inference wrote, and said."""
+    return folder / "inference", run(folder, "inference", expect=1, nifti=True)
+
+
+def written(name: str, out: Path, kind: str) -> Path:
+    return out / f"{name.replace('/', '__').replace('.', '_')}_{kind}"
+
+
+@pytest.mark.slow
+def test_every_mask_has_its_images_rows_and_columns_and_only_labels(inferred: tuple[Path, str]) -> None:
+    out, _ = inferred
+    found = set()
+    for name, size in SIZES.items():
+        mask = read_mask(written(name, out, "mask.png"))
+        assert mask.shape == size, name
+        assert np.array_equal(read_mask(written(name, out, "mask.nii.gz")), mask), name
+        found |= set(np.unique(mask).tolist())
+    assert found <= set(range(6)) and len(found) > 2
+
+
+@pytest.mark.slow
+def test_overlays_show_the_image_where_nothing_is_labelled(inferred: tuple[Path, str], folder: Path) -> None:
+    out, _ = inferred
+    for name, (rows, columns) in SIZES.items():
+        mask = read_mask(written(name, out, "mask.png"))
+        pixels = read_radiograph(folder / "images" / name).pixels[0].numpy()
+        with Image.open(written(name, out, "overlay.png")) as picture:
+            drawn = np.asarray(picture, dtype=float)[:rows, :columns] / 255
+        grey = np.repeat(pixels[..., None], 3, axis=2)
+        np.testing.assert_allclose(drawn[mask == 0], grey[mask == 0], atol=0.003)
+        assert np.abs(drawn[mask > 0] - grey[mask > 0]).mean() > 0.05 or not mask.any()
+
+
+@pytest.mark.slow
+def test_areas_are_in_square_millimetres_where_the_spacing_is_known(inferred: tuple[Path, str]) -> None:
+    out, _ = inferred
+    with (out / "areas.csv").open(newline="") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {name.replace("/", "__").replace(".", "_") for name in SIZES}
+    for name in SIZES:
+        row, mask = rows[written(name, out, "x").name[:-2]], read_mask(written(name, out, "mask.png"))
+        assert [int(row[f"{entry.key}_px"]) for entry in class_table("grouped").classes] == [
+            (mask == label).sum() for label in range(1, 6)
+        ]
+        if name in ("film.dcm", "slice.nii.gz"):
+            assert float(row["canal_mm2"]) == pytest.approx((mask == 2).sum() * 0.02, rel=1e-4)
+        else:
+            assert row["canal_mm2"] == ""
+    assert (out / "contact_sheet.png").exists()
+
+
+@pytest.mark.slow
+def test_the_broken_file_is_reported_and_makes_the_command_fail(inferred: tuple[Path, str]) -> None:
+    out, output = inferred
+    assert "1 files could not be read" in output and "broken.png" in output
+    with (out / "skipped.csv").open() as file:
+        assert [Path(row["image"]).name for row in csv.DictReader(file)] == ["broken.png"]
+
+
+@pytest.mark.slow
+def test_evaluation_against_what_inference_gave_is_perfect(inferred: tuple[Path, str], folder: Path) -> None:
+    """The reference is the same network's own masks: anything but 1 would mean that the two do not do the same."""
+    lines = [f"{name},{written(name, inferred[0], 'mask.png')},{name},val" for name in SIZES]
+    lines.append("broken.png,,none,val")  # without a mask it is not looked at
+    (folder / "images" / "manifest.csv").write_text("\n".join(["image,mask,patient_id,split", *lines]) + "\n")
+    output = run(folder, "evaluate", expect=0, mask_values="labels")
+    report = json.loads((folder / "evaluate" / "evaluation.json").read_text())
+    assert report["n"] == len(SIZES)
+    assert report["mean_dice"] == report["mean_iou"] == report["mean_pooled_iou"] == 1
+    assert (folder / "evaluate" / "table.md").read_text().strip() in output
+    assert "evaluate.yaml" in report["provenance"]["command"]
+    assert sum(row["hd95_mm"]["n"] for row in report["classes"].values()) > 0
+    with (folder / "evaluate" / "per_image.csv").open(newline="") as file:
+        assert {row["hd95_unit"] for row in csv.DictReader(file)} == {"mm", "px"}
+    assert (folder / "evaluate" / "contact_sheet.png").exists()
+
+
+def test_windows_flips_and_clean_up_by_knobs(folder: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_image(images / "panoramic.png", (91, 183), 3)
+    config = str(BUNDLE / "configs" / "inference.yaml")
+    knobs: dict[str, Any] = {
+        "sliding_window": True,
+        "panoramic_size": [48, 96],
+        "flips": True,
+        "overlay": False,
+        "sheet_rows": 0,
+    }
+    areas: dict[str, int] = {}
+    none: dict[str, int] = {}
+    most = dict.fromkeys(class_table("grouped").names[1:], 10**6)
+    for name, least in {"all": none, "large": most}.items():
+        chosen = {**overrides(folder, name), **knobs, "dataset_dir": str(images), "min_area_px": least}
+        chosen["output_dir"] = str(tmp_path / name)
+        workflow = ConfigWorkflow(config, workflow_type="infer", logging_file=False, **chosen)
+        workflow.initialize()
+        workflow.run()
+        mask = read_mask(tmp_path / name / "panoramic_png_mask.png")
+        assert mask.shape == (91, 183)
+        areas[name] = (mask > 0).sum()
+        made = {path.name for path in (tmp_path / name).iterdir()}
+        assert made == {"panoramic_png_mask.png", "areas.csv", "readable.csv", "skipped.csv"}
+    assert areas["all"] > 0 and areas["large"] == 0
+
+
+def test_monai_label_gets_a_mask_from_the_ids_that_it_reads(folder: Path) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLE / "configs" / "inference.yaml"))
+    parser.update(overrides(folder, "label"))
+    assert isinstance(parser["network_def"], dict) and "dropout" in parser["network_def"]
+    network = parser.get_parsed_content("network")
+    for name, size in SIZES.items():
+        data = parser.get_parsed_content("preprocessing")({"image": str(folder / "images" / name)})
+        data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], network)[0].detach()
+        labels = parser.get_parsed_content("postprocessing")(data)["pred"]
+        assert tuple(labels.shape) == size and labels.dtype == torch.uint8
+
+
+def test_metadata_tell_the_classes_and_the_version() -> None:
+    metadata = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
+    output = metadata["network_data_format"]["outputs"]["pred"]
+    classes = class_table("grouped")
+    assert output["channel_def"] == classes.channel_def()
+    config = ConfigParser.load_config_file(str(BUNDLE / "configs" / "inference.yaml"))
+    assert output["num_channels"] == config["num_classes"] == classes.num_labels
+    assert config["handlers"][0]["model"].split() == [BUNDLE.name, metadata["version"]]
