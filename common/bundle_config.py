@@ -44,8 +44,8 @@ PRIVATE_KEYS = frozenset(
     | {"ema_decay", "val_interval", "augmentation"}
 )
 """Top-level keys that two workflow files of a bundle may fill differently: how a file runs, what it runs on, and how
-long, how fast and from what changed images a training of its own learns. (`network` is `network_def` on its device, with weights or without.)
-Every other key that two files share describes the model or its images, and must agree."""
+long, how fast and from what changed images a training of its own learns. (`network` is `network_def` on its device,
+with weights or without.) Every other key that two files share describes the model or its images, and must agree."""
 
 
 class ConfigLoadError(ValueError):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, then renamed into it."""
+"""Files that are whole or absent (written beside their place, then renamed into it), and names for results."""
 
 from __future__ import annotations
 
@@ -24,3 +24,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def result_name(path: str | Path, dataset_dir: Path) -> str:
+    """Name for the results of one image of a data set, its folders part of it: `deep/a.png` gives `deep__a_png`.
+
+    So two files of one name in two folders do not overwrite each other.
+
+    Args:
+        path: of the image.
+        dataset_dir: resolved; an image outside of it is named by its file alone.
+    """
+    file = Path(path).resolve()
+    inside = file.relative_to(dataset_dir) if file.is_relative_to(dataset_dir) else Path(file.name)
+    return "__".join(inside.parts).replace(".", "_")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .contact_sheet import contact_sheet_array, reconstruction_rows, save_contact_sheet
 from .distributed import is_rank_zero
-from .files import atomic_path
+from .files import atomic_path, result_name
 from .metrics import psnr
 
 _logger = logging.getLogger(__name__)
@@ -124,19 +124,13 @@ class ReconstructionWriter:
         batch: Any = engine.state.batch
         image, pred = output["image"].cpu(), output["pred"].float().cpu()
         for path, reconstruction, value in zip(batch["image_path"], pred, psnr(pred, image).tolist(), strict=True):
-            name = self._name(path)
+            name = result_name(path, self.dataset_dir)
             pixels = (reconstruction[0] * 255).round().to(torch.uint8).numpy()
             with atomic_path(self.output_dir / f"{name}_reconstruction.png") as temporary:
                 Image.fromarray(pixels).save(temporary, format="PNG")
             self.results.append((name, value))
         room = self.sheet_rows - len(self.rows)
         self.rows += reconstruction_rows(image[:room], pred[:room]) if room > 0 else []
-
-    def _name(self, path: str) -> str:
-        # Folders become part of the name, so that two files of one name in two folders do not overwrite each other.
-        file = Path(path).resolve()
-        inside = file.relative_to(self.dataset_dir) if file.is_relative_to(self.dataset_dir) else Path(file.name)
-        return "__".join(inside.parts).replace(".", "_")
 
     def _write_summary(self, engine: Engine) -> None:
         table = self.output_dir / "reconstructions.csv"

@@ -16,6 +16,7 @@ from torch import Tensor
 from .contact_sheet import save_contact_sheet
 from .dicom_seg import DicomSegError
 from .errors import UserError
+from .files import result_name
 from .mask_sheet import mask_tiles
 from .mask_writer import AREAS_NAME, MaskWriter, area_row, write_area_table
 from .reader import read_radiograph
@@ -110,10 +111,7 @@ class MaskSaver:
         _logger.error("not written: %s", self.failures[-1])
 
     def _name(self, path: str) -> str:
-        # Folders become part of the name, so that two files of one name in two folders do not overwrite each other.
-        file = Path(path).resolve()
-        inside = file.relative_to(self.dataset_dir) if file.is_relative_to(self.dataset_dir) else Path(file.name)
-        stem = name = "__".join(inside.parts).replace(".", "_")
+        stem = name = result_name(path, self.dataset_dir)
         number = 1
         while name in self.names:
             number += 1

@@ -48,9 +48,7 @@ class LoadMaskd(MapTransform):
         image_key: of the loaded image, whose size the masks must have.
     """
 
-    def __init__(
-        self, keys: Sequence[str], classes: ClassTable, mask_values: str, image_key: str = "image"
-    ) -> None:
+    def __init__(self, keys: Sequence[str], classes: ClassTable, mask_values: str, image_key: str = "image") -> None:
         super().__init__(keys)
         self.classes = classes
         self.mask_values = mask_values

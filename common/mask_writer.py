@@ -20,6 +20,7 @@ from .reader.formats import detect_format
 from .segmentation_classes import ClassTable
 
 AREAS_NAME = "areas.csv"
+AREA_DECIMALS = 4  # of mm²: a pixel of 0.01 mm
 
 
 def write_mask_png(mask: NDArray[np.integer], path: str | Path, classes: ClassTable) -> Path:
@@ -65,7 +66,7 @@ def area_row(
     for label, entry in enumerate(classes.classes, start=1):
         pixels = int(counts[label])
         row[f"{entry.key}_px"] = pixels
-        row[f"{entry.key}_mm2"] = pixels * math.prod(spacing_mm) if spacing_mm else ""
+        row[f"{entry.key}_mm2"] = round(pixels * math.prod(spacing_mm), AREA_DECIMALS) if spacing_mm else ""
     return row
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from common.files import atomic_path
+from common.files import atomic_path, result_name
 
 
 def test_failed_write_leaves_the_old_file(tmp_path):
@@ -19,3 +19,9 @@ def test_a_whole_write_replaces_the_file_and_makes_its_folder(tmp_path):
             temporary.write_text(text)
     assert (tmp_path / "deep" / "file.txt").read_text() == "new"
     assert len(list((tmp_path / "deep").iterdir())) == 1
+
+
+def test_results_of_one_name_in_two_folders_have_two_names(tmp_path):
+    names = [result_name(tmp_path / path, tmp_path) for path in ("a.png", "deep/a.png", "deep/a.dcm")]
+    assert names == ["a_png", "deep__a_png", "deep__a_dcm"]
+    assert result_name(tmp_path.parent / "a.png", tmp_path) == "a_png"

@@ -171,8 +171,8 @@ def start_segmenter(
     elif str(pretrained) == FROM_NOTHING:
         _logger.info("took no pre-trained weights: all %d tensors are new", len(segmenter.state_dict()))
     else:
-        is_ddpm = str(pretrained) == FROM_DDPM and ddpm_path is not None
-        take_pretrained(segmenter, ddpm_path if is_ddpm else pretrained)
+        source = ddpm_path if str(pretrained) == FROM_DDPM else None
+        take_pretrained(segmenter, pretrained if source is None else source)
     return segmenter.train()
 
 
