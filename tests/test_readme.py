@@ -9,6 +9,8 @@ import pytest
 from common.config_graph import load_file
 from common.evaluation_report import markdown_table
 from common.generator_evaluation import markdown
+from common.label_efficiency_report import markdown as label_efficiency_tables
+from common.segmentation_report import markdown_table as segmentation_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("bundles/*/docs/README.md"))]
@@ -62,6 +64,16 @@ def test_the_tables_of_the_generator_are_those_of_its_evaluation():
     rows = [line for line in table.splitlines() if line.startswith(("| dino |", "| inception |"))]
     assert len(rows) == 8
     assert all(line in front_page for line in rows)
+
+
+def test_the_tables_of_the_segmenter_are_those_of_its_evaluation_and_experiment():
+    docs = REPOSITORY / "bundles" / "dental_radiograph_segmentation" / "docs"
+    text = (docs / "README.md").read_text()
+    table = segmentation_table(json.loads((docs / "evaluation.json").read_text())).strip()
+    assert table in text and table in (REPOSITORY / "README.md").read_text()
+    report = json.loads((docs / "label_efficiency" / "label_efficiency.json").read_text())
+    experiment = (docs / "label_efficiency" / "label_efficiency.md").read_text()
+    assert experiment == label_efficiency_tables(report) and experiment.strip() in text
 
 
 def test_shipped_texts_name_no_path_of_one_machine():
