@@ -68,11 +68,6 @@ def test_table_and_sheet_are_written(written):
     assert Image.open(written / "contact_sheet.png").width > 3 * 16
 
 
-def test_a_file_outside_the_data_folder_keeps_its_name(tmp_path):
-    writer = ReconstructionWriter(str(tmp_path), str(tmp_path / "data"), sheet_rows=1)
-    assert writer._name(str(tmp_path / "elsewhere" / "image.dcm")) == "image_dcm"
-
-
 def test_the_bar_needs_no_dict_output():
     bar = ProgressBar("x")
     engine = SimpleNamespace(state=SimpleNamespace(max_epochs=1, epoch_length=1, iteration=0, output=None))
