@@ -69,9 +69,6 @@ def test_fine_tuning_starts_from_what_pre_training_wrote(folder, repository, pre
     }
     assert all(torch.allclose(before[name], after[name]) for name in before if not name.startswith("unet.out.2"))
     assert f"took {len(before) - 2} of {len(before)} tensors" in output and "mean_iou" in output
-    train(repository, FINE_TUNING, output_dir=folder / "moved", **overrides)
-    moved = weights(folder / "moved")
-    assert not torch.allclose(before["unet.conv_in.conv.weight"], moved["unet.conv_in.conv.weight"])
 
 
 def test_killed_in_the_middle_pre_training_gets_to_the_same_weights(folder, repository, pretrained):
@@ -91,14 +88,12 @@ def test_killed_in_the_middle_pre_training_gets_to_the_same_weights(folder, repo
 
 
 @pytest.mark.parametrize("rival", ["pretrain_denoising_autoencoder", "pretrain_masked_images"])
-def test_rivals_give_weights_that_fit_the_segmenter(folder, repository, rival):
+def test_rivals_train_the_same_network_to_other_weights(folder, repository, pretrained, rival):
     configs = PRE_TRAINING.replace("]", f",'{CONFIGS}/{rival}.yaml']")
     train(repository, configs, dataset_dir=folder / "data", output_dir=folder / rival)
-    path = folder / rival / "model.pt"
-    output = train(
-        repository, FINE_TUNING, dataset_dir=folder / "data", output_dir=folder / f"from_{rival}", pretrained=path
-    )
-    assert f"from {path}" in output
+    ours, theirs = weights(pretrained), weights(folder / rival)
+    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_two_processes_train_and_write_once(folder, repository):
