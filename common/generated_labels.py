@@ -60,7 +60,7 @@ class GeneratedLabels:
         members = [self.fine_tuning(replace(alone, member=number)) for number in range(self.num_members)]
         found = pseudo_label(members, self.images)
         kept = select_by_agreement(found.scores, self.keep_share)
-        folder = self.fine_tuning.output_dir / "runs" / cell.name / "generated"
+        folder = self.fine_tuning.run_dir(cell) / "generated"
         write_pseudo_labelled(folder, self.images[kept], found.masks[kept], found.scores[kept], self.classes, kept)
         # Their masks hold the labels of the table, whatever the data set's own hold.
         extra = [

@@ -104,7 +104,7 @@ class UnconditionalImages:
             own; with other batches a pixel next to the threshold may move their border by a line.
 
     Raises:
-        ImageSourceError: less than one image, or `trim` as text.
+        ImageSourceError: less than one image.
     """
 
     name = "unconditional"
@@ -112,8 +112,6 @@ class UnconditionalImages:
     def __init__(self, sampler: PixelImageSampler, num_samples: int, seed: int, trim: bool) -> None:
         if num_samples < 1:
             raise ImageSourceError(f"num_samples: expected at least 1, found {num_samples}")
-        if not isinstance(trim, bool):  # MONAI's command line hands `--trim false` over as text, which counts as true
-            raise ImageSourceError(f"trim: expected a boolean, found {trim!r}; write True or False on a command line")
         self.sampler = sampler
         self.num_samples = num_samples
         self.seed = seed

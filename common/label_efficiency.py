@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from .checkpoint import save_atomically
 from .errors import UserError
 from .files import atomic_path
+from .fingerprint import file_sha256
 from .networks.weights import load_weights
 from .seeding import derive_seed
 from .segmentation_metrics import SegmentationScore
@@ -101,14 +103,14 @@ class FineTuning:
     def __call__(self, cell: Cell, extra: Sequence[Mapping[str, str]] = ()) -> nn.Module:
         """Fine-tune; `extra` items (image, label) are drawn as often as the labelled ones, each kind in equal parts.
 
-        The network is kept as `runs/<cell>/network.pt`, and taken from there if it is there.
+        The network is kept as `network.pt` in `run_dir(cell)`, and taken from there if it is there.
 
         Raises:
             ValueError: a method that `pretrained` does not name.
         """
         if cell.method not in self.pretrained:
             raise ValueError(f"method: expected one of {', '.join(self.pretrained)}, found {cell.method!r}")
-        run_dir = self.output_dir / "runs" / cell.name
+        run_dir = self.run_dir(cell)
         kept = run_dir / "network.pt"
         workflow = self.workflow(cell, self.pretrained[cell.method], run_dir)
         if kept.is_file():
@@ -132,6 +134,13 @@ class FineTuning:
             (run_dir / leftover).unlink(missing_ok=True)
         save_atomically(network.state_dict(), kept)
         return network.eval()
+
+    def run_dir(self, cell: Cell) -> Path:
+        """Folder of a cell's training; another one for other settings or other weights to start from."""
+        start = self.pretrained[cell.method]
+        start = file_sha256(start) if Path(start).is_file() else start
+        settings = json.dumps([self.dataset_dir, self.num_steps, self.overrides, start], sort_keys=True, default=str)
+        return self.output_dir / "runs" / f"{cell.name}_{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
     def workflow(self, cell: Cell, pretrained: str, run_dir: Path) -> ConfigWorkflow:
         """The bundle's train.yaml for a cell, not yet initialised."""
@@ -217,12 +226,24 @@ class LabelEfficiency:
         with tqdm(mine, desc="fine-tunings", unit="run") as bar:
             for cell in bar:
                 bar.set_postfix_str(cell.name)
-                if not self.path(cell).is_file():
+                if self.path(cell).is_file():
+                    self._check_start(cell)
+                else:
                     self._do(cell)
 
     def path(self, cell: Cell) -> Path:
         """Of a cell's result."""
         return self.output_dir / CELLS_FOLDER / f"{cell.name}.json"
+
+    def _check_start(self, cell: Cell) -> None:
+        """Refuse a result that started from other weights than the present ones."""
+        found = read_json(self.path(cell))
+        differing = [key for key, value in self.describe(cell).items() if found.get(key) != value]
+        if differing:
+            raise ExperimentError(
+                f"{self.path(cell)} has another {', '.join(differing)} than now; give another output_dir, or remove "
+                "the results of that start"
+            )
 
     def _do(self, cell: Cell) -> None:
         network = self.train(cell)

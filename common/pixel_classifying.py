@@ -48,7 +48,7 @@ class PixelClassifying:
 
     def __call__(self, cell: Cell) -> PixelClassifier:
         """Return the fitted classifier."""
-        workflow = self.fine_tuning.workflow(cell, "none", self.fine_tuning.output_dir / "runs" / cell.name)
+        workflow = self.fine_tuning.workflow(cell, "none", self.fine_tuning.run_dir(cell))
         workflow.initialize()
         dataset = workflow.parser.get_parsed_content("train::dataset")
         items = [dataset[index] for index in range(len(dataset))]

@@ -77,8 +77,3 @@ def test_settings_are_plain_and_tell_runs_apart():
 def test_no_images_are_refused():
     with pytest.raises(ImageSourceError, match="num_samples: expected at least 1, found 0"):
         make_source(0)
-
-
-def test_a_text_is_no_boolean():
-    with pytest.raises(ImageSourceError, match="trim: expected a boolean, found 'false'; write True or False"):
-        make_source(trim="false")

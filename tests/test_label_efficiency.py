@@ -46,6 +46,14 @@ def test_every_cell_is_done_once_and_a_killed_experiment_goes_on(tmp_path):
     assert [results[cell]["mean_dice"] for cell in cells] == [0.1, 0.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
 
 
+def test_a_result_that_started_from_other_weights_is_refused(tmp_path):
+    experiment(tmp_path, lambda cell: 0.5).run([Cell("ddpm", 5, 0)])
+    changed = experiment(tmp_path, lambda cell: 0.5)
+    changed.describe = lambda cell: {"start": "other"}
+    with pytest.raises(ExperimentError, match="another start than now"):
+        changed.run([Cell("ddpm", 5, 0)])
+
+
 def test_processes_share_the_cells(tmp_path):
     cells, done = grid(["none"], [1, 2, 5], [0, 1]), []
 
@@ -97,9 +105,11 @@ def test_a_cell_is_a_run_of_train_yaml_and_depends_on_its_seed_alone(tmp_path, r
     assert torch.equal(flat(network), flat(second(cell))) and not network.training
     assert not torch.equal(flat(network), flat(first(Cell("none", 2, 4))))
     assert not torch.equal(flat(network), flat(third(cell, extra=train_items(tmp_path / "data"))))
-    (kept,) = (tmp_path / "a" / "runs" / cell.name).glob("*.pt")
+    (kept,) = (tmp_path / "a" / "runs").glob(f"{cell.name}_*/*.pt")
     torch.save({key: value + 1 for key, value in network.state_dict().items()}, kept)
     assert torch.equal(flat(first(cell)), flat(network) + 1), "a network that is there is not trained again"
+    longer = FineTuning(bundle, str(tmp_path / "data"), tmp_path / "a", {"none": "none"}, 3, overrides)
+    assert longer.run_dir(cell) != first.run_dir(cell), "a network of other settings is not taken"
     with pytest.raises(ValueError, match="expected one of none"):
         first(Cell("ddpm", 2, 0))
 

@@ -57,7 +57,7 @@ def test_all_starts_are_measured_and_reported_and_a_second_run_does_nothing(scri
     assert len({result["mean_pooled_iou"] for result in cells.values()}) > 4
     ddpm = json.loads((data / "out" / "cells" / "ddpm_n5_seed0_t1.json").read_text())
     assert ddpm["start"] == "denoiser.pt" and len(ddpm["start_sha256"]) == 64
-    (pseudo,) = (data / "work" / "runs").glob("ddpm_generated_n5_seed0_t1/generated")
+    (pseudo,) = (data / "work" / "runs").glob("ddpm_generated_n5_seed0_t1_*/generated")
     assert 1 <= len(list((pseudo / "images").iterdir())) <= 2  # half of four, none without any class
     texts = "".join(path.read_text() for path in (data / "out").rglob("*.json"))
     assert str(data / "work") not in texts  # what is kept names no path of one machine but the data's
