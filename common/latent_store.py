@@ -156,22 +156,22 @@ class LatentDataset(Dataset):
     """One split of a store; items are float32 tensors by the names of the store, plus "draw" and "index".
 
     Args:
-        store: complete.
+        data: a complete store; so named because MONAI looks for a data set's `data`.
         split: "train" or "val".
 
     Raises:
         StoreError: rows are missing.
     """
 
-    def __init__(self, store: LatentStore, split: str) -> None:
-        if not store.is_complete:
+    def __init__(self, data: LatentStore, split: str) -> None:
+        if not data.is_complete:
             raise StoreError(
-                f"{store.folder}: {int((store.done == 0).sum())} of {store.done.size} rows are missing; "
+                f"{data.folder}: {int((data.done == 0).sum())} of {data.done.size} rows are missing; "
                 "run the cache workflow again, it goes on where it stopped"
             )
-        self.store = store
+        self.store = data
         self.split = split
-        self.rows = store.indices(split)
+        self.rows = data.indices(split)
 
     def __len__(self) -> int:
         return len(self.rows)
