@@ -1,0 +1,1 @@
+"""Packaging, checking, exporting and publishing of bundles."""

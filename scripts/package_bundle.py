@@ -1,0 +1,54 @@
+"""Package bundles so that they run where this repository is not installed: a folder and a zip each.
+
+python scripts/package_bundle.py all --output_dir dist
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import common
+from common.command_line import run_command
+from common.sharing.packaging import PackagingError, package_bundle
+from common.sharing.torchscript import trace_bundle
+
+BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+
+
+def package(
+    name: str,
+    output_dir: str = "dist",
+    torchscript: bool = True,
+    large_files_url: str | None = None,
+    source_url: str = "",
+) -> None:
+    """Write OUTPUT_DIR/NAME, OUTPUT_DIR/NAME_v<version>.zip and the zip's entry in OUTPUT_DIR/model_info.json.
+
+    Args:
+        name: of a bundle in bundles/, or all.
+        output_dir: made if need be; a bundle packaged there before is replaced.
+        torchscript: trace the network to models/model.ts, which MONAI loads without any code of ours.
+        large_files_url: where files above 25 MiB will lie on the net; the folder then lists them in large_files.yml,
+            as the model zoo wants it. The zip holds them in any case.
+        source_url: where the zips will lie on the net, for model_info.json.
+    """
+    for bundle_dir in chosen_bundles(name):
+        trace = trace_bundle if torchscript else None
+        made = package_bundle(
+            bundle_dir, Path(common.__file__).parent, Path(output_dir), trace, large_files_url, source_url
+        )
+        size = made.archive.stat().st_size / 2**20
+        print(f"{made.archive}: {size:.1f} MiB, sha256 {made.sha256}")
+
+
+def chosen_bundles(name: str) -> list[Path]:
+    """The bundle of a name, or all."""
+    known = sorted(path for path in BUNDLES.iterdir() if (path / "configs" / "metadata.json").is_file())
+    chosen = [path for path in known if name in ("all", path.name)]
+    if not chosen:
+        raise PackagingError(f"found {name!r}; expected all, {', '.join(path.name for path in known)}")
+    return chosen
+
+
+if __name__ == "__main__":
+    run_command(package)
