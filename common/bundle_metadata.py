@@ -158,11 +158,11 @@ def check_properties(
         workflow.initialize()
         missing = workflow.check_properties() or []
     except (KeyError, ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
-        return [f"{name}: cannot be built: {_root_cause(error)}"]
+        return [f"{name}: cannot be built: {root_cause(error)}"]
     return [f"{name}: property '{prop}' is missing or not where MONAI looks for it" for prop in missing]
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """The innermost error; MONAI's own is only 'Failed to instantiate component'."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -201,9 +201,14 @@ def check_network(files: Sequence[Path], n: int = 1, overrides: dict[str, Any] |
         with torch.no_grad():
             found = list(network(_fake_input(declared["inputs"]["image"], n), **others).shape)
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError, ModuleNotFoundError) as error:
-        return [f"{name}: network_def does not fit metadata.json: {_root_cause(error)}"]
+        return [f"{name}: network_def does not fit metadata.json: {root_cause(error)}"]
     expected = list(_fake_input(declared["outputs"]["pred"], n).shape)
     return [] if found == expected else [f"{name}: network_def gives {found}, metadata.json says {expected}"]
+
+
+def network_inputs(metadata: dict[str, Any], n: int = 1) -> tuple[Any, ...]:
+    """Random inputs of `network_def` as the metadata declare them, in their order; `n` as in `check_network`."""
+    return tuple(_fake_input(declared, n) for declared in metadata["network_data_format"]["inputs"].values())
 
 
 def _fake_input(declared: Any, n: int) -> Any:

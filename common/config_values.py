@@ -122,7 +122,7 @@ def _target_problem(component: dict[str, Any]) -> str | None:
     if private := [key for key in arguments if key.startswith("_")]:
         return f"'{private[0]}' is none of MONAI's keys {sorted(ConfigComponent.non_arg_keys)}"
     try:
-        function = _locate(target)
+        function = locate_target(target)
     except pydoc.ErrorDuringImport as error:
         return f"'{target}' fails to import: {error.exc}: {error.value}"
     if not callable(function):
@@ -144,7 +144,7 @@ def _locator() -> ComponentLocator:
 
 
 @cache
-def _locate(target: str) -> Any:
+def locate_target(target: str) -> Any:
     """What a `_target_` names, short names (`SupervisedTrainer`) as MONAI finds them."""
     module = _locator().get_component_module_name(target)
     module = module[0] if isinstance(module, list) else module  # MONAI takes the first, too
