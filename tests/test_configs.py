@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from common import bundle_config, bundle_metadata
+from common.config_graph import iter_items
 
 BUNDLES = sorted(p for p in (Path(__file__).resolve().parents[1] / "bundles").iterdir() if p.is_dir())
 CONFIGS = [path for bundle in BUNDLES for path in bundle_config.config_files(bundle / "configs")]
@@ -56,6 +58,16 @@ def test_configs_together(bundle: Path) -> None:
 @every_bundle
 def test_metadata(bundle: Path) -> None:
     assert bundle_metadata.check_metadata(bundle) == []
+
+
+@every_bundle
+def test_figures_of_the_metadata_are_those_of_the_evaluation(bundle: Path) -> None:
+    metrics = json.loads((bundle / "configs" / "metadata.json").read_text())["eval_metrics"]
+    measured = json.loads((bundle / "docs" / "evaluation.json").read_text())
+    numbers = [value for _, value in iter_items(measured) if isinstance(value, float)]
+    for name, value in metrics.items():
+        digits = len(str(value).split(".")[1])
+        assert value in {round(number, digits) for number in numbers}, name
 
 
 @every_bundle
