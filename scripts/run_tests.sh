@@ -8,4 +8,5 @@ make_environment dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+# Two at a time, a thread each; the tests of one file stay together, for they share what is dear to make.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile "$@"

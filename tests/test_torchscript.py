@@ -152,3 +152,12 @@ def test_says_what_a_bundle_lacks(diffusion, tmp_path):
     unknown = write_bundle(tmp_path / "unknown", {"network_def": {"_target_": "common.no.Net"}}, {}, {"image": {}})
     with pytest.raises(BundleNetworkError, match="cannot build 'network_def'"):
         trace_bundle(unknown, tmp_path / "model.ts")
+
+
+def test_settings_of_the_process_do_not_get_into_the_file(tmp_path, monkeypatch):
+    root = codec_bundle(tmp_path / "bundle")
+    trace_bundle(root, tmp_path / "one.ts")
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as set_determinism leaves it
+    trace_bundle(root, tmp_path / "other.ts")
+    assert (tmp_path / "one.ts").read_bytes() == (tmp_path / "other.ts").read_bytes()
+    assert torch.backends.cudnn.deterministic

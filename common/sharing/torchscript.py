@@ -183,7 +183,9 @@ def traced_bytes(network: nn.Module, inputs: tuple[Tensor, ...], metadata: Mappi
     """
     buffer = io.BytesIO()
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        # A trace notes these settings for good; another part of this process may have changed them.
+        settings = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True)
+        with settings, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the comparison at another size tells for sure
             # Classes are named after ours, with a number where a name is taken. After a first time all names are.
             for _ in range(2):
