@@ -1,0 +1,29 @@
+import importlib.util
+
+import pytest
+from conftest import REPOSITORY
+
+from common.sharing.packaging import PackagingError
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("package_bundle_script", REPOSITORY / "scripts" / "package_bundle.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_bundles_are_chosen_by_name_or_all(script):
+    everything = [path.name for path in script.chosen_bundles("all")]
+    assert "cxr_autoencoder" in everything and len(everything) == 3
+    assert [path.name for path in script.chosen_bundles("cxr_autoencoder")] == ["cxr_autoencoder"]
+    with pytest.raises(PackagingError, match="expected all, cxr_autoencoder"):
+        script.chosen_bundles("cxr_autoencode")
+
+
+def test_a_bundle_is_packaged_from_anywhere(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    script.package("cxr_autoencoder", torchscript=False)
+    assert (tmp_path / "dist" / "cxr_autoencoder" / "scripts" / "common" / "__init__.py").is_file()
+    assert "cxr_autoencoder_v" in capsys.readouterr().out
