@@ -13,7 +13,8 @@ from conftest import REPOSITORY
 from common.command_line import run_command
 from common.sharing.bundle_check import CODE_QUESTIONS, FILE_QUESTIONS, Question, Verdict, check_bundle
 from common.sharing.isolation import IsolatedError, call_isolated
-from common.sharing.packaging import package_bundle
+from common.sharing.network_checks import check_format
+from common.sharing.packaging import LARGE_BYTES, package_bundle
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,63 @@ def test_a_bundle_without_defects_is_asked_everything(bundle):
     verdicts = list(check_bundle(bundle, run_code=False))
     assert [verdict.question for verdict in verdicts] == [question for question, _ in FILE_QUESTIONS]
     assert [verdict.line() for verdict in verdicts if verdict.problems] == []
+
+
+def verdict_of(bundle: Path, question: str) -> Verdict:
+    return next(v for v in check_bundle(bundle, run_code=False) if v.question.name == question)
+
+
+MIX_IN = {"train#sampler": {"dataset": "@train#dataset"}, "train#dataloader#sampler": "@train#sampler", "run": ["@run"]}
+GENERATOR = "https://example.org/meta_schema_generator_20220718.json"
+
+
+def test_a_config_on_top_of_others_may_refer_to_them_but_not_to_nothing(bundle):
+    add(bundle, "configs/on_top.json", json.dumps(MIX_IN, indent=4) + "\n")
+    assert verdict_of(bundle, "configs").problems == []
+    add(bundle, "configs/on_top.json", json.dumps({**MIX_IN, "device": "@gone"}, indent=4))
+    assert "'gone'" in verdict_of(bundle, "configs").problems[0]
+
+
+def test_properties_are_found_by_the_older_spelling_of_ids(bundle):
+    for path in (bundle / "configs").glob("train.*"):
+        replace(path, lambda text: text.replace("@train::", "@train#").replace("@validate::", "@validate#") + "\n")
+    assert "@train#" in (bundle / "configs" / "train.json").read_text()
+    assert verdict_of(bundle, "properties").problems == []
+
+
+def test_keys_inside_train_are_asked_only_of_a_config_with_train(bundle):
+    train_json(bundle, lambda tree: tree.pop("train"))
+    assert verdict_of(bundle, "keys").problems == []
+    assert verdict_of(bundle, "properties").failed, "MONAI wants them all the same"
+
+
+def test_metadata_of_a_generator_follow_the_schema_that_they_name(bundle):
+    found = json.loads((bundle / "configs" / "metadata.json").read_text())
+    declared = found["network_data_format"]
+    declared["inputs"] = {"latent": declared["inputs"]["image"]}
+    packages = found["required_packages_version"]
+    metadata(bundle, network_data_format=declared, schema=GENERATOR, optional_packages_version=packages)
+    replace(bundle / "configs" / "metadata.json", lambda text: text.replace('"required_packages_version"', '"other"'))
+    assert verdict_of(bundle, "metadata").problems == []
+    assert "`image`" in check_format(bundle)[0]
+
+
+def test_a_large_file_needs_no_hash_and_may_lie_there_when_listed(bundle):
+    large = [{"path": "models/big.pt", "url": "https://example.org/big.pt"}]
+    add(bundle, "large_files.yml", json.dumps({"large_files": large}))
+    with (bundle / "models" / "big.pt").open("wb") as file:
+        file.truncate(LARGE_BYTES + 1)
+    assert verdict_of(bundle, "large files").problems == verdict_of(bundle, "sizes").problems == []
+    hashes = verdict_of(bundle, "hashes")
+    assert hashes.problems and not hashes.failed
+    (bundle / "large_files.yml").unlink()
+    assert "big.pt" in verdict_of(bundle, "sizes").problems[0]
+
+
+def test_a_name_of_one_word_is_one(bundle):
+    moved = bundle.rename(bundle.with_name("vista3d"))
+    assert verdict_of(moved, "name").problems == []
+    assert verdict_of(moved.rename(moved.with_name("Vista-3D")), "name").failed
 
 
 @pytest.mark.slow

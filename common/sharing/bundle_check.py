@@ -10,6 +10,7 @@ from .bundle_contract import check_configs, check_keys, check_properties, check_
 from .bundle_files import (
     check_docs,
     check_files,
+    check_hashes,
     check_large_files,
     check_leftovers,
     check_licences,
@@ -75,7 +76,8 @@ FILE_QUESTIONS: tuple[tuple[Question, Callable[[Path], list[str]]], ...] = (
     (Question("paths", "nobody's folders are named"), check_paths),
     (Question("leftovers", "no caches or results"), check_leftovers),
     (Question("python", "all code parses"), check_python),
-    (Question("large files", "have addresses and hashes"), check_large_files),
+    (Question("large files", "are inside the bundle and have addresses"), check_large_files),
+    (Question("hashes", "of the large files are told", required=False), check_hashes),
     (Question("sizes", "no file above 25 MiB", required=False), check_sizes),
     (Question("docs", "the README has the template's sections", required=False), check_docs),
     (Question("style", "JSON as the zoo's pre-commit would leave it", required=False), check_style),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from monai.bundle import ConfigWorkflow
 from monai.bundle.utils import ID_SEP_KEY
 from monai.utils import BundleProperty, BundlePropertyConfig
 
-from ..config_graph import has_item, iter_items, references
+from ..config_graph import has_item, iter_items, references, top_level, written_ids
 from .bundle_files import config_paths, workflow_file
 
 REVIEWED_KEYS = {
@@ -54,8 +54,13 @@ def readable_trees(bundle_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def check_configs(bundle_dir: Path) -> list[str]:
-    """Every config can be read, and every reference inside a workflow leads somewhere."""
+    """Every config can be read, and every reference inside a workflow leads somewhere.
+
+    A workflow without `bundle_root` is run on top of others, as multi_gpu_train.json on train.json; which, no file
+    says, so its references may lead into any.
+    """
     problems = []
+    trees = [tree for _, tree in readable_trees(bundle_dir)]
     for path in config_paths(bundle_dir):
         try:
             tree = read_tree(path)
@@ -67,9 +72,15 @@ def check_configs(bundle_dir: Path) -> list[str]:
                 f"{path.name}: {item_id}: refers to '{target}', which does not exist"
                 for item_id, value in iter_items(tree)
                 for target in references(item_id, value)
-                if not target.startswith("_meta_") and not has_item(tree, target)
+                if not target.startswith("_meta_")
+                and not _leads_somewhere(target, [tree] if "bundle_root" in tree else trees)
             ]
     return problems
+
+
+def _leads_somewhere(target: str, trees: Iterable[dict[str, Any]]) -> bool:
+    """Whether one of the configs has an item of this id, also by a key such as `train#sampler`."""
+    return any(has_item(tree, target) or target in written_ids(tree) for tree in trees) or target == "bundle_root"
 
 
 def check_twins(bundle_dir: Path) -> list[str]:
@@ -94,16 +105,21 @@ def check_run_ids(bundle_dir: Path) -> list[str]:
 
 
 def check_keys(bundle_dir: Path) -> list[str]:
-    """The keys that reviewers ask for."""
+    """The keys that reviewers ask for; those inside `train` only of a bundle that has one (the zoo's CONTRIBUTING)."""
     trees = dict(readable_trees(bundle_dir))
     problems = []
     for stem, keys in REVIEWED_KEYS.items():
         path = workflow_file(bundle_dir, stem)
         if path in trees and path is not None:
             tree = {key.replace("#", ID_SEP_KEY): value for key, value in trees[path].items()}
-            missing = [key for key in keys if key not in tree and not has_item(tree, key)]
+            asked = [key for key in keys if ID_SEP_KEY not in key or _has_section(tree, top_level(key))]
+            missing = [key for key in asked if key not in tree and not has_item(tree, key)]
             problems += [f"{path.name}: no key {key.replace(ID_SEP_KEY, '#')}" for key in missing]
     return problems
+
+
+def _has_section(tree: dict[str, Any], section: str) -> bool:
+    return any(top_level(key) == section for key in tree)
 
 
 def check_properties(bundle_dir: Path) -> list[str]:
@@ -120,6 +136,7 @@ def _property_problems(path: Path, workflow_type: str) -> Iterator[str]:
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it would tell that it skips logging.conf
     try:
         workflow = ConfigWorkflow(str(path), workflow_type=workflow_type, logging_file=False)
+        workflow.parser.resolve_macro_and_relative_ids()  # MONAI compares `@train#dataset` only as `@train::dataset`
     except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
         yield f"cannot be read as a workflow: {error}"
         return

@@ -14,11 +14,12 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from ..bundle_metadata import check_network, network_inputs, root_cause
+from ..bundle_metadata import check_network, root_cause
 from ..config_graph import iter_items
 from ..config_values import locate_target
 from .bundle_contract import readable_trees
 from .bundle_files import workflow_file
+from .torchscript import fake_inputs, positional_inputs
 
 TRACE_TOLERANCE = 1.0e-4
 BROKEN = (KeyError, ValueError, RuntimeError, TypeError, AttributeError, ImportError, OSError, EOFError)
@@ -84,13 +85,16 @@ def check_weights(bundle_dir: Path) -> list[str]:
 
 def check_format(bundle_dir: Path) -> list[str]:
     """`network_def` takes and gives what the metadata say, at the sizes the zoo's check takes."""
+    declared = _metadata(bundle_dir)["network_data_format"]
+    if "image" not in declared["inputs"] or "pred" not in declared["outputs"]:
+        return ["metadata.json: no input `image` or no output `pred`, which MONAI's verify_net_in_out looks for"]
     return check_network([_inference(bundle_dir)], overrides={"bundle_root": str(bundle_dir)})
 
 
 def check_trace(bundle_dir: Path) -> list[str]:
     """`network_def` can be traced, saved and loaded, and then gives the same."""
     network = _loaded(bundle_dir)
-    inputs = network_inputs(_metadata(bundle_dir))
+    inputs = _inputs(network, bundle_dir)
     with torch.no_grad():
         traced = torch.jit.trace(network, inputs, check_trace=False)
         buffer = io.BytesIO()
@@ -104,9 +108,14 @@ def check_torchscript(bundle_dir: Path) -> list[str]:
     path = bundle_dir / TORCHSCRIPT
     if not path.is_file():
         return []
-    inputs = network_inputs(_metadata(bundle_dir))
+    network = _loaded(bundle_dir)
+    inputs = _inputs(network, bundle_dir)
     with torch.no_grad():
-        return _compare(torch.jit.load(str(path), map_location="cpu"), _loaded(bundle_dir), inputs, TORCHSCRIPT.name)
+        return _compare(torch.jit.load(str(path), map_location="cpu"), network, inputs, TORCHSCRIPT.name)
+
+
+def _inputs(network: nn.Module, bundle_dir: Path) -> tuple[torch.Tensor, ...]:
+    return positional_inputs(network, fake_inputs(_metadata(bundle_dir), batch=1, scale=(1, 1), seed=0))
 
 
 def _compare(found: Any, network: nn.Module, inputs: tuple[Any, ...], name: str) -> list[str]:

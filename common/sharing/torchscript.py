@@ -68,8 +68,8 @@ def trace_bundle(bundle_root: str | Path, output_path: str | Path, config_name: 
     metadata = read_metadata(root)
     with bundle_on_path(root):
         network = load_bundle_network(root, config_name)
-        traced_at = _positional(network, fake_inputs(metadata, 2, (4, 6), seed=0))
-        other = _positional(network, fake_inputs(metadata, 1, (6, 5), seed=1))
+        traced_at = positional_inputs(network, fake_inputs(metadata, 2, (4, 6), seed=0))
+        other = positional_inputs(network, fake_inputs(metadata, 1, (6, 5), seed=1))
         content = traced_bytes(network, traced_at, metadata)
         difference = _largest_difference(network, content, (traced_at, other))
     if not difference <= TOLERANCE:
@@ -267,7 +267,7 @@ def _largest_difference(network: nn.Module, content: bytes, batches: tuple[tuple
     return torch.stack(differences).max().item()
 
 
-def _positional(network: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+def positional_inputs(network: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """Inputs in the order of `forward`, `image` first whatever it is called there."""
     names = ["image", *list(inspect.signature(network.forward).parameters)[1:]][: len(inputs)]
     if set(names) != set(inputs):
