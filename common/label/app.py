@@ -1,0 +1,131 @@
+"""The MONAI Label app: the dental segmenter on a folder of radiographs."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.exception import MONAILabelException
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.tasks.activelearning.first import First
+from monailabel.tasks.activelearning.random import Random
+
+from .batch_infer import RadiographBatchInfer
+from .bundle import Bundle
+from .checked_datastore import NOT_FOUND, CheckedDatastore
+from .infer_task import RadiographInferTask, ServedModel
+from .scoring import EpistemicScoring
+from .seg_conversion import use_own_conversions
+from .strategies import Epistemic
+from .train_task import RadiographTrainTask
+from .weights_store import WeightsStore
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DEFAULT_BUNDLE = REPOSITORY / "bundles" / "dental_radiograph_segmentation"
+EPISTEMIC = "epistemic"
+
+_logger = logging.getLogger(__name__)
+
+
+class RadiographApp(MONAILabelApp):
+    """Serves one segmentation bundle.
+
+    Args:
+        app_dir: of main.py; fine-tuned weights are kept below it.
+        studies: folder of the radiographs.
+        conf: "bundle_dir" for another bundle, "weights_dir" for another folder of fine-tuned weights.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        self.bundle = Bundle(conf.get("bundle_dir") or DEFAULT_BUNDLE)
+        weights_dir = conf.get("weights_dir") or Path(app_dir) / "model" / self.bundle.name
+        self.store = WeightsStore(weights_dir, self.bundle.shipped_weights)
+        self.model = ServedModel(self.bundle, self.store)
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=conf,
+            name="Radiographs",
+            description=f"{self.bundle.description}. For research; not a medical device.",
+            version=self.bundle.version,
+            labels=self.bundle.labels,
+        )
+
+    def init_datastore(self) -> Datastore:
+        """The checked folder, or MONAI Label's own datastore for a URL."""
+        if self.studies.startswith(("http://", "https://")):
+            use_own_conversions(self.bundle.classes, f"{self.bundle.name} {self.bundle.version}")
+            return super().init_datastore()
+        return CheckedDatastore(
+            self.studies,
+            self.bundle.classes,
+            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
+    def init_infers(self) -> dict[str, InferTask]:
+        """One model, named as the bundle."""
+        return {self.bundle.name: RadiographInferTask(self.model)}
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """One training of that name."""
+        return {self.bundle.name: RadiographTrainTask(self.bundle, self.store)}
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        """Predictive entropy."""
+        return {EPISTEMIC: EpistemicScoring(self.model)}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        """By predictive entropy, at random, or in order."""
+        return {EPISTEMIC: Epistemic(EpistemicScoring(self.model)), "random": Random(), "first": First()}
+
+    def init_batch_infer(self) -> Callable:
+        """One that runs on a CPU."""
+        return RadiographBatchInfer()
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Segment an image of the datastore, an upload or a session.
+
+        Raises:
+            HTTPException: 404 without such an image or model.
+        """
+        image = request.get("image")
+        store = datastore or self.datastore()
+        if isinstance(image, str) and not store.get_image_uri(image) and not self._is_upload(image):
+            raise HTTPException(NOT_FOUND, f"image: found no {image!r} in the datastore; expected the id of an image.")
+        try:
+            return super().infer(request, datastore)
+        except MONAILabelException as error:
+            raise HTTPException(NOT_FOUND, error.msg) from error
+
+    def _is_upload(self, path: str) -> bool:
+        """Whether a path is where uploads lie; clients may not have the server read any other file."""
+        sessions = self.sessions()
+        allowed = [tempfile.gettempdir(), *([sessions.store_path] if sessions is not None else [])]
+        resolved = Path(path).resolve()
+        return resolved.exists() and any(resolved.is_relative_to(Path(folder).resolve()) for folder in allowed)
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The next image to label; 404 for a strategy that there is not."""
+        try:
+            return super().next_sample(request)
+        except MONAILabelException as error:
+            raise HTTPException(NOT_FOUND, error.msg) from error
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Train; 404 for a model that there is not."""
+        try:
+            return super().train(request)
+        except MONAILabelException as error:
+            raise HTTPException(NOT_FOUND, error.msg) from error
