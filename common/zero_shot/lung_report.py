@@ -1,0 +1,117 @@
+"""Table, JSON and overlays of a study of zero-shot lungs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..contact_sheet import save_contact_sheet
+from ..evaluation_report import provenance
+from ..files import atomic_path
+from ..label_efficiency import write_json
+from ..mask_files import read_mask
+from ..mask_sheet import mask_tiles
+from ..reader import read_radiograph
+from ..segmentation_classes import ClassTable, SegmentationClass
+from .lung_masks import LungCase
+
+STEM = "zero_shot_lungs"
+HEADLINE = "diffseg"
+LABELS = {
+    "diffseg": "DiffSeg, lungs chosen without ground truth",
+    "diffseg_picked_by_dice": "DiffSeg, segments picked by Dice (sees the truth)",
+    "posed_prior": "two ellipses, posed by self-attention, no segments",
+    "kmeans": "k-means on DINO patch tokens, same choice",
+    "otsu": "Otsu threshold, same choice",
+    "prior": "two ellipses alone, the same for all",
+}
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """Mean, sd and n of Dice by group ("all", then each source) and method."""
+    groups = {"all": list(results)}
+    for source in sorted({result["source"] for result in results}):
+        groups[source] = [result for result in results if result["source"] == source]
+    return {
+        group: {method: _mean_sd([member["dice"][method] for member in members]) for method in LABELS}
+        for group, members in groups.items()
+    }
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The table: a row per method, a column per group."""
+    groups = report["summary"]
+    heading = [f"{group} (n = {methods[HEADLINE]['n']})" for group, methods in groups.items()]
+    lines = ["| Dice, mean ± sd | " + " | ".join(heading) + " |", "|---|" + "---:|" * len(heading)]
+    for method, label in LABELS.items():
+        cells = [_cell(methods[method]) for methods in groups.values()]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    notes = [f"Masks of reference: {'; '.join(report['mask_definitions'])}."]
+    notes.append(f"DiffSeg leaves {report['mean_segments']['diffseg']:.0f} segments per image on average.")
+    if report["quick"]:
+        notes.insert(0, "**Quick run: no figure of it means anything.**")
+    command, date = report["provenance"]["command"], report["provenance"]["date"]
+    notes.append(f"`{command}`, {date[:10]}, tuned on {report['tuning']['num_images']} training images.")
+    return "\n".join([*lines, "", *notes, ""])
+
+
+def write_report(
+    output_dir: Path,
+    results: Sequence[Mapping[str, Any]],
+    cases: Sequence[LungCase],
+    tuning: Mapping[str, Any],
+    quick: bool,
+) -> dict[str, Any]:
+    """Write zero_shot_lungs.json and .md, which name no file of a patient; return the JSON."""
+    methods = results[0]["segments"]
+    report: dict[str, Any] = {
+        "quick": quick,
+        "summary": summarise(results),
+        "mask_definitions": sorted({f"{case.source}: {case.definition or 'not said'}" for case in cases}),
+        "mean_segments": {name: statistics.fmean(r["segments"][name] for r in results) for name in methods},
+        "tuning": dict(tuning),
+        "provenance": provenance(torch.device("cpu")),
+    }
+    write_json(output_dir / f"{STEM}.json", report)
+    with atomic_path(output_dir / f"{STEM}.md") as temporary:
+        temporary.write_text(markdown(report), encoding="utf-8")
+    return report
+
+
+def examples(results: Sequence[Mapping[str, Any]], count: int) -> list[tuple[str, int]]:
+    """(Label, index) of the best, median and worst `count` by Dice of DiffSeg without ground truth, none twice."""
+    order = sorted(range(len(results)), key=lambda index: -results[index]["dice"][HEADLINE])
+    middle = max(0, (len(order) - count) // 2)
+    chosen: dict[int, str] = {}
+    for label, part in (("best", order[:count]), ("worst", order[-count:]), ("median", order[middle : middle + count])):
+        for index in part:
+            chosen.setdefault(index, label)
+    return [(chosen[index], index) for index in order if index in chosen]
+
+
+def write_overlays(
+    path: Path, results: Sequence[Mapping[str, Any]], cases: Sequence[LungCase], masks: Sequence[Path], count: int = 4
+) -> None:
+    """Write the contact sheet: image, lungs found, lungs of reference, a row per example. It shows patients."""
+    table = ClassTable("lungs", (SegmentationClass("lung", (220, 60, 60), "anatomical structure"),))
+    rows, captions = [], []
+    for label, index in examples(results, count):
+        pixels = read_radiograph(cases[index].image).pixels
+        found = (read_mask(masks[index]) > 0).astype(np.int64)
+        rows.append(mask_tiles(pixels, [found, cases[index].truth().astype(np.int64)], table))
+        captions.append(f"{label}: Dice {results[index]['dice'][HEADLINE]:.3f}, {cases[index].name}")
+    save_contact_sheet(rows, path, ["radiograph", "zero-shot", "reference"], captions)
+
+
+def _mean_sd(values: Sequence[float]) -> dict[str, float | int | None]:
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "sd": sd, "n": len(values)}
+
+
+def _cell(value: Mapping[str, Any]) -> str:
+    return f"{value['mean']:.3f}" + (f" ± {value['sd']:.3f}" if value["sd"] is not None else "")

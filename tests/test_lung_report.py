@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from common.zero_shot.lung_masks import LungCase
+from common.zero_shot.lung_report import LABELS, examples, summarise, write_report
+
+TUNING = {"num_images": 3}
+
+
+def result(value, source="clinic"):
+    return {"name": "x", "source": source, "dice": dict.fromkeys(LABELS, value), "segments": {"diffseg": 40}}
+
+
+def case(source):
+    return LungCase("patient_7", Path("patient_7.png"), Path("m.png"), source, "visible lung")
+
+
+def test_means_are_taken_overall_and_per_source():
+    summary = summarise([result(0.5), result(0.7), result(0.9, "ward")])
+    assert list(summary) == ["all", "clinic", "ward"]
+    assert summary["all"]["diffseg"] == {"mean": pytest.approx(0.7), "sd": pytest.approx(0.2), "n": 3}
+    assert summary["ward"]["otsu"] == {"mean": 0.9, "sd": None, "n": 1}
+
+
+def test_the_table_has_every_method_the_definition_and_the_command(tmp_path):
+    report = write_report(tmp_path, [result(0.5), result(0.7, "ward")], [case("clinic"), case("ward")], TUNING, False)
+    text = (tmp_path / "zero_shot_lungs.md").read_text()
+    assert all(label in text for label in LABELS.values())
+    assert "0.600 ± 0.141" in text and "clinic: visible lung; ward: visible lung" in text and "40 segments" in text
+    assert report["provenance"]["command"] in text and "Quick" not in text
+    for file in tmp_path.iterdir():
+        assert "patient_7" not in file.read_text()
+
+
+def test_a_quick_run_says_so(tmp_path):
+    write_report(tmp_path, [result(0.5)], [case("clinic")], TUNING, True)
+    assert "Quick run" in (tmp_path / "zero_shot_lungs.md").read_text()
+
+
+def test_examples_are_best_median_and_worst_and_none_twice():
+    results = [result(value / 10) for value in range(9)]
+    assert examples(results, 1) == [("best", 8), ("median", 4), ("worst", 0)]
+    assert sorted(index for _, index in examples(results[:2], 3)) == [0, 1]

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from common.zero_shot.position_prior import POSES, USUAL, EllipsePrior, Pose, dice, fit_ellipses
+
+
+def test_the_two_ellipses_are_mirror_images_and_tilt_inwards():
+    mask = EllipsePrior(tilt=0.2).mask((60, 60))
+    assert np.array_equal(mask, mask[:, ::-1])
+    rows, columns = np.nonzero(mask[:, :30])
+    assert columns[rows < 20].mean() > columns[rows > 38].mean() + 1
+
+
+def test_an_upright_ellipse_has_its_area_and_centre():
+    prior = EllipsePrior(0.5, 0.25, 0.3, 0.2, 0.0)
+    left = prior.mask((200, 100))[:, :50]
+    assert left.sum() == pytest.approx(np.pi * 0.3 * 200 * 0.2 * 100, rel=0.01)
+    rows, columns = np.nonzero(left)
+    assert (rows.mean(), columns.mean()) == (pytest.approx(99.5), pytest.approx(24.5))
+
+
+def test_a_pose_shifts_and_scales():
+    prior = EllipsePrior(0.5, 0.2, 0.2, 0.1, 0.0)
+    usual, posed = prior.mask((200, 200)), prior.mask((200, 200), Pose(column=0.05, row=-0.1, width=1.2, height=1.3))
+    assert np.mean(np.nonzero(posed), axis=1) - np.mean(np.nonzero(usual), axis=1) == pytest.approx([-20, 10])
+    assert posed.sum() / usual.sum() == pytest.approx(1.2 * 1.3, rel=0.02)
+    assert USUAL in POSES and USUAL.deviation() == 0 < min(p.deviation() for p in POSES if p != USUAL)
+
+
+def test_probability_is_a_half_on_the_outline():
+    prior = EllipsePrior()
+    probability = prior.probability((80, 80), 0.1)
+    assert np.array_equal(probability > 0.5, prior.mask((80, 80)))
+    assert probability.max() > 0.99 and probability.min() < 0.01
+
+
+def test_the_fit_finds_the_ellipses_of_masks():
+    true = EllipsePrior(0.42, 0.24, 0.3, 0.16, 0.1)
+    found = fit_ellipses([true.mask((48, 48))])
+    assert dice(found.mask((48, 48)), true.mask((48, 48))) > 0.98
+
+
+def test_dice_of_constructed_masks():
+    one, other = np.array([[True, True, False]]), np.array([[False, True, True]])
+    assert dice(one, other) == 0.5 and dice(one, one) == 1 and dice(one & False, other & False) == 1
