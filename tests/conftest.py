@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,9 @@ from common.networks.latent_denoiser import LatentDenoiser
 from common.phantom import draw_chest_phantom
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# The tests of MONAI Label have an environment and a conftest of their own, see scripts/run_label_tests.sh.
+collect_ignore = [] if importlib.util.find_spec("monailabel") else ["label"]
 
 
 @pytest.fixture(autouse=True)

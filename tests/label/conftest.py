@@ -1,13 +1,10 @@
-"""Fixtures of the MONAI Label tests; without MONAI Label, in the main environment, the folder is not looked at."""
+"""Fixtures of the MONAI Label tests; see the other conftest for when they are looked at."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
-
-collect_ignore_glob = [] if importlib.util.find_spec("monailabel") else ["*"]
 
 
 @pytest.fixture(scope="session")
