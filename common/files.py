@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -38,3 +40,15 @@ def result_name(path: str | Path, dataset_dir: Path) -> str:
     file = Path(path).resolve()
     inside = file.relative_to(dataset_dir) if file.is_relative_to(dataset_dir) else Path(file.name)
     return "__".join(inside.parts).replace(".", "_")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write atomically; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + os.linesep, encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from .checkpoint import save_atomically
 from .errors import UserError
-from .files import atomic_path
+from .files import read_json, write_json
 from .fingerprint import file_sha256
 from .networks.weights import load_weights
 from .seeding import derive_seed
@@ -276,15 +275,3 @@ def settle(path: Path, settings: Mapping[str, Any]) -> None:
     if differing:
         pairs = ", ".join(f"{key} {found.get(key)!r}, now {wanted.get(key)!r}" for key in differing)
         raise ExperimentError(f"{path.parent} holds an experiment with {pairs}; give another output_dir")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write atomically; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + os.linesep, encoding="utf-8")

@@ -13,8 +13,8 @@ import torch
 from .error_bar_plot import write_error_bar_plot
 from .errors import UserError
 from .evaluation_report import provenance
-from .files import atomic_path
-from .label_efficiency import SETTINGS_NAME, Cell, read_cells, read_json, write_json
+from .files import atomic_path, read_json, write_json
+from .label_efficiency import SETTINGS_NAME, Cell, read_cells
 
 BASELINE = "none"
 HEADLINE = "mean_pooled_iou"  # mIoU as the segmentation literature has it

@@ -5,6 +5,7 @@ python scripts/export_bundle.py bundles/cxr_autoencoder --output_dir exported
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from common.command_line import run_command
@@ -30,7 +31,7 @@ def export_bundle(
         opset: version of ONNX's operators.
     """
     folder = Path(output_dir) if output_dir else Path(bundle) / "outputs" / "export"
-    exports.export_bundle(bundle, folder, onnx=onnx, torchscript=torchscript, opset=opset)
+    exports.export_bundle(bundle, folder, onnx, torchscript, opset, tell=partial(print, flush=True))
     print(f"{folder / exports.TABLE}: the table")
 
 

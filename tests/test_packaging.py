@@ -1,7 +1,10 @@
+import ast
 import hashlib
 import json
 import shutil
+import sys
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import monai.bundle
@@ -10,8 +13,9 @@ import yaml
 from conftest import REPOSITORY
 
 from common.sharing import packaging
+from common.sharing.import_closure import needed_files
 from common.sharing.packaging import PackagingError, package_bundle
-from common.sharing.retargeting import retarget_tree
+from common.sharing.retargeting import own_targets, retarget_tree
 
 PACKAGE = REPOSITORY / "common"
 BUNDLE = REPOSITORY / "bundles" / "cxr_autoencoder"
@@ -134,3 +138,19 @@ def test_code_that_would_reach_for_the_installed_package_is_refused(tmp_path, li
 def test_no_bundle_is_refused(tmp_path):
     with pytest.raises(PackagingError, match=r"metadata\.json"):
         package_bundle(tmp_path, PACKAGE, tmp_path / "dist")
+
+
+@pytest.mark.parametrize("name", [path.name for path in (REPOSITORY / "bundles").iterdir()])
+def test_what_the_packaged_code_imports_first_is_listed_in_the_metadata(name):
+    bundle = REPOSITORY / "bundles" / name
+    configs = [yaml.safe_load(path.read_text()) for path in (bundle / "configs").glob("*.yaml")]
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    listed = {"torch", "monai", "numpy", *(package.lower() for package in metadata["required_packages_version"])}
+    known = packages_distributions()
+    for file in needed_files(PACKAGE, {target for config in configs for target in own_targets(config)}):
+        for node in ast.parse(file.read_text()).body:
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            for module in {module.split(".")[0] for module in modules} - sys.stdlib_module_names:
+                assert {package.lower() for package in known[module]} & listed, f"{file.name} imports {module}"
+    assert "fire" in listed, "python -m monai.bundle needs it"

@@ -8,14 +8,13 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from ..bundle_metadata import METADATA_SCHEMA, VERSION
-from .packaging import LARGE_BYTES
+from .packaging import LARGE_BYTES, files_below
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
 TEXT_SUFFIXES = (*CONFIG_SUFFIXES, ".py", ".md", ".txt", ".conf", ".csv", ".sh", ".ipynb", "")
@@ -127,7 +126,7 @@ def check_packages(bundle_dir: Path) -> list[str]:
 def check_paths(bundle_dir: Path) -> list[str]:
     """No file, weights included, names a folder of somebody's machine."""
     problems = []
-    for path in _files(bundle_dir):
+    for path in files_below(bundle_dir):
         if found := PERSONAL_PATH.search(path.read_bytes()) if _may_name_paths(path) else None:
             problems.append(f"{path.relative_to(bundle_dir)}: names {found[0].decode(errors='replace')}…")
     return problems
@@ -144,7 +143,7 @@ def check_sizes(bundle_dir: Path) -> list[str]:
     return [
         f"{path.relative_to(bundle_dir)}: {path.stat().st_size / 2**20:.0f} MiB, at most {LARGE_BYTES / 2**20:.0f} fit "
         "into the zoo's repository; list it in large_files.yml"
-        for path in _files(bundle_dir)
+        for path in files_below(bundle_dir)
         if path.stat().st_size > LARGE_BYTES and path not in listed
     ]
 
@@ -221,10 +220,6 @@ def check_style(bundle_dir: Path) -> list[str]:
         if text not in forms:
             problems.append(f"{path.name}: other layout than an indent of 4")
     return problems
-
-
-def _files(bundle_dir: Path) -> Iterator[Path]:
-    return iter(sorted(path for path in bundle_dir.rglob("*") if path.is_file()))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -72,8 +72,9 @@ def export_bundle(
     onnx: bool = True,
     torchscript: bool = True,
     opset: int = OPSET,
+    tell: Callable[[ExportedFile], None] = lambda file: None,
 ) -> list[ExportedFile]:
-    """Export a bundle's networks, print a line for each file and write the table `exports.json` beside them.
+    """Export a bundle's networks and write the table `exports.json` beside them.
 
     Args:
         bundle_root: of the repository or packaged.
@@ -81,6 +82,7 @@ def export_bundle(
         onnx: a .onnx for each part of each network.
         torchscript: `model.ts`, see `trace_bundle`.
         opset: of ONNX.
+        tell: called with each file as soon as it is written.
 
     Returns:
         What was written.
@@ -103,7 +105,7 @@ def export_bundle(
         for name, job in jobs.items():
             try:
                 exported.append(job(folder / name))
-                print(exported[-1], flush=True)
+                tell(exported[-1])
             except Exception as error:  # whatever an exporter raises concerns this file alone
                 (folder / name).unlink(missing_ok=True)
                 failed.append(f"{name}: {type(error).__name__}: {error}")

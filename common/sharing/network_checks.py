@@ -19,11 +19,11 @@ from ..config_graph import iter_items
 from ..config_values import locate_target
 from .bundle_contract import readable_trees
 from .bundle_files import workflow_file
+from .packaging import TORCHSCRIPT
 from .torchscript import fake_inputs, positional_inputs
 
 TRACE_TOLERANCE = 1.0e-4
 BROKEN = (KeyError, ValueError, RuntimeError, TypeError, AttributeError, ImportError, OSError, EOFError)
-TORCHSCRIPT = Path("models") / "model.ts"
 WEIGHTS = Path("models") / "model.pt"
 
 

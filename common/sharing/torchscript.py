@@ -280,10 +280,9 @@ def positional_inputs(network: nn.Module, inputs: Mapping[str, Tensor]) -> tuple
 def _fake_tensor(declared: Mapping[str, Any], batch: int, scale: tuple[int, int], generator: torch.Generator) -> Tensor:
     shape = [batch]
     if declared["type"] != "timesteps":  # one number per image, no channels
-        sides = [
-            _get_fake_spatial_shape([side], n=n, any=16 * n)[0]
-            for side, n in zip(declared["spatial_shape"], (*scale, scale[-1]), strict=False)
-        ]
+        axes = declared["spatial_shape"]
+        scales = (*scale, scale[-1])[: len(axes)]
+        sides = [_get_fake_spatial_shape([axis], n=n, any=16 * n)[0] for axis, n in zip(axes, scales, strict=True)]
         shape += [declared["num_channels"], *sides]
     dtype = getattr(torch, declared["dtype"])
     if not declared["value_range"]:

@@ -12,8 +12,7 @@ import torch
 
 from ..contact_sheet import save_contact_sheet
 from ..evaluation_report import provenance
-from ..files import atomic_path
-from ..label_efficiency import write_json
+from ..files import atomic_path, write_json
 from ..mask_files import read_mask
 from ..mask_sheet import mask_tiles
 from ..reader import read_radiograph

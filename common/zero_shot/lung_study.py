@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from ..files import atomic_path
-from ..label_efficiency import read_json, write_json
+from ..files import atomic_path, read_json, write_json
 from ..reader import read_radiograph
 from ..seeding import derive_seed
 from .lung_choice import ChoiceSettings, choose_lungs, pick_by_dice, posed_prior, resized, tidied
