@@ -1,37 +1,23 @@
-"""How many labels a segmenter needs, by what it started from: one fine-tuning per cell of a grid, resumable."""
+"""How many labels a segmenter needs, by what it started from: one fine-tuning per cell of a grid."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
 from torch import nn
-from tqdm import tqdm
 
 from .checkpoint import save_atomically
-from .errors import UserError
-from .files import read_json, write_json
 from .fingerprint import file_sha256
 from .networks.weights import load_weights
 from .seeding import derive_seed
-from .segmentation_metrics import SegmentationScore
 
-CELLS_FOLDER = "cells"
-SETTINGS_NAME = "settings.json"
 MAX_SEED = 2**31  # set_determinism takes no more
-_logger = logging.getLogger(__name__)
-
-Score = Callable[[nn.Module], list[SegmentationScore]]
-
-
-class ExperimentError(UserError, ValueError):
-    """The experiment cannot be run as asked: knobs that do not fit, or a folder with results of another one."""
 
 
 @dataclass(frozen=True)
@@ -181,97 +167,3 @@ def mixed(
         found.append({"image": own["image"], "label": own["label"], "mask_values": mask_values})
         found.append({"image": item["image"], "label": item["label"], "mask_values": item["mask_values"]})
     return found
-
-
-class LabelEfficiency:
-    """The grid: every cell is trained and scored once, its result kept as `cells/<name>.json`.
-
-    Args:
-        output_dir: of the results; one folder is one experiment.
-        settings: what all cells share; a folder made with others is refused.
-        train: cell to network.
-        score: network to scores on the held-out images.
-        summarise: scores to plain numbers.
-        describe: what a cell's result shall say beside it, such as the weights that it started from.
-
-    Raises:
-        ExperimentError: the folder has other settings.
-    """
-
-    def __init__(
-        self,
-        output_dir: str | Path,
-        settings: Mapping[str, Any],
-        train: Callable[[Cell], nn.Module],
-        score: Score,
-        summarise: Callable[[list[SegmentationScore]], dict[str, Any]],
-        describe: Callable[[Cell], dict[str, Any]],
-    ) -> None:
-        self.output_dir = Path(output_dir)
-        self.train = train
-        self.score = score
-        self.summarise = summarise
-        self.describe = describe
-        settle(self.output_dir / SETTINGS_NAME, settings)
-
-    def run(self, cells: Sequence[Cell], share: tuple[int, int] = (0, 1)) -> None:
-        """Do the cells that are not done.
-
-        Args:
-            cells: in this order.
-            share: (i, n): every n-th of them from the i-th on, so that n processes can share the work.
-        """
-        mine = list(cells)[share[0] :: share[1]]
-        with tqdm(mine, desc="fine-tunings", unit="run") as bar:
-            for cell in bar:
-                bar.set_postfix_str(cell.name)
-                if self.path(cell).is_file():
-                    self._check_start(cell)
-                else:
-                    self._do(cell)
-
-    def path(self, cell: Cell) -> Path:
-        """Of a cell's result."""
-        return self.output_dir / CELLS_FOLDER / f"{cell.name}.json"
-
-    def _check_start(self, cell: Cell) -> None:
-        """Refuse a result that started from other weights than the present ones."""
-        found = read_json(self.path(cell))
-        differing = [key for key, value in self.describe(cell).items() if found.get(key) != value]
-        if differing:
-            raise ExperimentError(
-                f"{self.path(cell)} has another {', '.join(differing)} than now; give another output_dir, or remove "
-                "the results of that start"
-            )
-
-    def _do(self, cell: Cell) -> None:
-        network = self.train(cell)
-        result = self.summarise(self.score(network))
-        write_json(self.path(cell), {"cell": asdict(cell), **self.describe(cell), "result": result})
-        _logger.info("%s: mIoU %.4f", cell.name, result["mean_pooled_iou"])
-
-
-def read_cells(output_dir: str | Path) -> list[tuple[Cell, dict[str, Any]]]:
-    """All results in a folder, sorted by name."""
-    found = []
-    for path in sorted((Path(output_dir) / CELLS_FOLDER).glob("*.json")):
-        content = read_json(path)
-        found.append((Cell(**content["cell"]), content["result"]))
-    return found
-
-
-def settle(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings where there are none, else compare.
-
-    Raises:
-        ExperimentError: names what differs.
-    """
-    wanted = json.loads(json.dumps(settings))
-    if not path.is_file():
-        write_json(path, wanted)
-        return
-    found = read_json(path)
-    differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-    if differing:
-        pairs = ", ".join(f"{key} {found.get(key)!r}, now {wanted.get(key)!r}" for key in differing)
-        raise ExperimentError(f"{path.parent} holds an experiment with {pairs}; give another output_dir")

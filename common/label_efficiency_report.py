@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from .error_bar_plot import write_error_bar_plot
-from .errors import UserError
-from .evaluation_report import provenance
-from .files import atomic_path, read_json, write_json
-from .label_efficiency import SETTINGS_NAME, Cell, read_cells
+from .experiment import experiment_report, read_cells, write_experiment_report
+from .label_efficiency import Cell
+from .seed_statistics import mean_sd, paired_difference, percent
 
 BASELINE = "none"
 HEADLINE = "mean_pooled_iou"  # mIoU as the segmentation literature has it
@@ -32,10 +31,6 @@ LABELS = {
 Values = dict[int, float]  # by seed
 
 
-class NoResultsError(UserError, ValueError):
-    """A folder holds no cell of the experiment."""
-
-
 def write_report(output_dir: str | Path) -> dict[str, Any]:
     """Write label_efficiency.json, .md and .png of all cells that a folder holds, atomically; return the JSON.
 
@@ -43,19 +38,15 @@ def write_report(output_dir: str | Path) -> dict[str, Any]:
         NoResultsError: there are none.
     """
     folder = Path(output_dir)
-    cells = read_cells(folder)
-    if not cells:
-        raise NoResultsError(f"{folder}: found no results; expected cells/*.json, which the experiment writes")
+    cells = read_cells(folder, Cell)
     usual = min(cell.timestep for cell, _ in cells)
-    report: dict[str, Any] = {
-        "settings": read_json(folder / SETTINGS_NAME),
-        "provenance": provenance(torch.device("cpu")),
-        "rows": rows([(cell, result) for cell, result in cells if cell.timestep == usual]),
-        "timesteps": timestep_rows(cells),
-    }
-    write_json(folder / f"{REPORT_STEM}.json", report)
-    with atomic_path(folder / f"{REPORT_STEM}.md") as temporary:
-        temporary.write_text(markdown(report), encoding="utf-8")
+    report = experiment_report(
+        folder,
+        torch.device("cpu"),
+        rows=rows([(cell, result) for cell, result in cells if cell.timestep == usual]),
+        timesteps=timestep_rows(cells),
+    )
+    write_experiment_report(folder, REPORT_STEM, report, markdown(report))
     series: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for row in report["rows"]:
         point = (row["label_budget"], 100 * row["mean"], 100 * (row["sd"] or 0.0))
@@ -84,7 +75,7 @@ def rows(cells: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[dict[str, Any]
         row["by_seed"] = {str(seed): value for seed, value in sorted(values.items())}
         row["mean_dice"] = statistics.fmean(dice[method, budget])
         baseline = by_row.get((BASELINE, budget), {})
-        row["gain"] = mean_sd(values[seed] - baseline[seed] for seed in values.keys() & baseline.keys())
+        row["gain"] = paired_difference(values, baseline)
         found.append(row)
     return found
 
@@ -100,16 +91,6 @@ def timestep_rows(cells: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[dict[
         if len(by_timestep) > 1
         for timestep, values in sorted(by_timestep.items())
     ]
-
-
-def mean_sd(values: Any) -> dict[str, Any]:
-    """Mean, the sample's standard deviation (None for fewer than two) and n; mean None for none."""
-    counted = list(values)
-    return {
-        "mean": statistics.fmean(counted) if counted else None,
-        "sd": statistics.stdev(counted) if len(counted) > 1 else None,
-        "n": len(counted),
-    }
 
 
 def labels_needed(report_rows: Sequence[Mapping[str, Any]], method: str) -> list[tuple[int, float | None]]:
@@ -155,18 +136,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         text += "| start | labels | timestep | mIoU |\n|---|---:|---:|---:|\n"
         for row in report["timesteps"]:
             name = LABELS.get(row["method"], row["method"])
-            text += f"| {name} | {row['label_budget']} | {row['timestep']} | {_cell(row)} |\n"
-    if report["settings"].get("quick"):
-        text = "**Made with --quick: no figure here means anything.**\n\n" + text
+            text += f"| {name} | {row['label_budget']} | {row['timestep']} | {percent(row)} |\n"
     return text
 
 
 def _line(name: str, values: Sequence[Mapping[str, Any] | None], sign: str = "") -> str:
-    return f"| {name} | " + " | ".join(_cell(value, sign) for value in values) + " |\n"
-
-
-def _cell(value: Mapping[str, Any] | None, sign: str = "") -> str:
-    if not value or value["mean"] is None:
-        return ""
-    mean = f"{100 * value['mean']:{sign}.1f}"
-    return mean if value["sd"] is None else f"{mean} ± {100 * value['sd']:.1f}"
+    return f"| {name} | " + " | ".join(percent(value, sign) for value in values) + " |\n"

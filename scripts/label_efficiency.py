@@ -6,7 +6,6 @@ python scripts/label_efficiency.py DATA --output_dir OUT --starts "{'none': 'non
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,17 @@ from torch import nn
 
 from common.command_line import run_command
 from common.dataset import RadiographDataset
+from common.experiment import Experiment, ExperimentError
 from common.fingerprint import file_sha256
 from common.generated_labels import GENERATED, GeneratedLabels
 from common.label_budget import labelled_radiographs
-from common.label_efficiency import Cell, ExperimentError, FineTuning, LabelEfficiency, grid
+from common.label_efficiency import Cell, FineTuning, grid
 from common.label_efficiency_report import write_report
 from common.mask_transforms import LoadMaskd, LoadSpacedRadiographd, PadResized
 from common.pixel_classifying import CLASSIFIER, PixelClassifying
 from common.segmentation_classes import ClassTable, class_table
 from common.segmentation_evaluation import segment_and_score
-from common.segmentation_metrics import SegmentationScore, summarise_scores
+from common.segmentation_metrics import summarise_scores
 
 BUNDLE = Path("bundles") / "dental_radiograph_segmentation"
 QUICK_BUDGETS, QUICK_SEEDS, QUICK_STEPS, QUICK_IMAGES = (1, 5), (0,), 5, 8
@@ -120,20 +120,12 @@ def label_efficiency(
         size = (image_size[0], image_size[1])
         special[GENERATED] = GeneratedLabels(fine_tuning, generated, size, classes)
 
-    def train(cell: Cell) -> nn.Module:
-        return special.get(cell.method, fine_tuning)(cell)
+    def do(cell: Cell) -> dict[str, Any]:
+        network = special.get(cell.method, fine_tuning)(cell)
+        scores = segment_and_score(network, SimpleInferer(), val_images, classes, "cpu", with_hd95=False)
+        return summarise_scores(scores, classes)
 
-    def score(network: nn.Module) -> list[SegmentationScore]:
-        return segment_and_score(network, SimpleInferer(), val_images, classes, "cpu", with_hd95=False)
-
-    experiment = LabelEfficiency(
-        output_dir,
-        settings,
-        train,
-        score,
-        partial(summarise_scores, classes=classes),
-        describe=lambda cell: start_of(starts[cell.method]),
-    )
+    experiment = Experiment(output_dir, settings, do, describe=lambda cell: start_of(starts[cell.method]))
     experiment.run(grid(list(starts), budgets, seeds, timesteps), (share[0], share[1]))
     write_report(output_dir)
 

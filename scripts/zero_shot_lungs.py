@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from common.command_line import run_command
+from common.experiment import settle
 from common.files import read_json, result_name, write_json
 from common.fingerprint import file_sha256, network_sha256
-from common.label_efficiency import settle
 from common.readability import readable_radiographs
 from common.reader import read_radiograph
 from common.zero_shot.lung_masks import LungMasksError, lung_cases

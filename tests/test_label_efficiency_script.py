@@ -8,7 +8,8 @@ import torch
 from conftest import REPOSITORY, draw_radiographs
 from dental_data import TINY, write_labelled_folder
 
-from common.label_efficiency import ExperimentError, read_cells
+from common.experiment import ExperimentError, read_cells
+from common.label_efficiency import Cell
 from common.networks.pixel_denoiser import PixelDenoiser
 
 SCRIPT = REPOSITORY / "scripts" / "label_efficiency.py"
@@ -51,7 +52,7 @@ def run(script, folder, starts=STARTS, **options):
 
 def test_all_starts_are_measured_and_reported_and_a_second_run_does_nothing(script, data):
     run(script, data)
-    cells = dict(read_cells(data / "out"))
+    cells = dict(read_cells(data / "out", Cell))
     assert {(cell.method, cell.label_budget) for cell in cells} == {(name, n) for name in STARTS for n in (1, 5)}
     assert all(0 <= result["mean_pooled_iou"] <= 1 and result["n"] == 2 for result in cells.values())
     assert len({result["mean_pooled_iou"] for result in cells.values()}) > 4

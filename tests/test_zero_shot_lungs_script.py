@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 from PIL import Image
 from tiny_lungs import lung_folder, zero_shot_bundle
 
-from common.label_efficiency import ExperimentError
+from common.experiment import ExperimentError
 from common.zero_shot import lung_study, lung_tuning
 from common.zero_shot.lung_masks import LungMasksError
 
