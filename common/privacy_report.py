@@ -1,17 +1,16 @@
 """The privacy check of a generated folder: which samples copy a training image, as tables, pictures and a verdict.
 
-`PrivacyCheck(...).run()` writes the report, `drop_flagged(...)` then takes flagged images out of the folder.
+`PrivacyCheck(...).run()` writes the report; `drop_flagged` of `privacy_drop` takes flagged images out of the folder.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,12 @@ from .datalist_sources import MANIFEST_NAME
 from .datalists import assert_disjoint_patients
 from .errors import UserError
 from .evaluation_report import provenance
-from .files import atomic_path
-from .generation_manifest import SETTINGS_NAME, GenerationManifest, several
+from .files import atomic_path, write_json
+from .generation_manifest import several
 from .held_out_ratios import Floats
 from .histograms import histograms
 from .image_features import FeatureExtractor, ImageFeatures
+from .privacy_summary import write_summary
 from .seeding import derive_seed
 from .transforms import load_square
 
@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 REPORT_NAME, TABLE_NAME, FLAGGED_NAME = "privacy.json", "privacy_per_image.csv", "flagged.csv"
 SHEET_NAME, PLOT_NAME, CACHE_NAME = "flagged.png", "distances.png", "features"
-FLAGGED_FOLDER = "flagged"  # in the generated folder
 SHEET_CELL = 256  # pixels: larger images are reduced to this on the contact sheet
 
 
@@ -53,7 +52,8 @@ class PrivacyCheck:
     Writes into output_dir, each file atomically: privacy.json, privacy_per_image.csv, flagged.csv, distances.png and
     flagged.png, which shows samples beside their nearest training images. Features are kept, so that a second run, or
     one that was killed, encodes only what is new. The sheet, the tables and the features are data of real patients:
-    output_dir must not be shared with the generated images.
+    output_dir must not be shared with the generated images, but for privacy_summary.json, privacy_summary.md and
+    distances.png, which name and show nobody.
 
     Args:
         generated_dir: folder with the manifest.csv of a generation run (columns image, strategy, sources).
@@ -159,8 +159,8 @@ class PrivacyCheck:
         _write_csv(self.output_dir / FLAGGED_NAME, [table[i] for i in order if check.is_flagged[i]], list(table[0]))
         self._draw_distances(check)
         self._write_sheet([samples[i]["image"] for i in order], [table[i] for i in order])
-        with atomic_path(self.output_dir / REPORT_NAME) as temporary:
-            temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+        write_json(self.output_dir / REPORT_NAME, report)
+        write_summary(self.output_dir, report)
         self._log(report)
         return report
 
@@ -280,59 +280,6 @@ class PrivacyCheck:
         logger.info("%s shows real patients: do not share %s with the generated images", SHEET_NAME, self.output_dir)
 
 
-def drop_flagged(generated_dir: str | Path, report_dir: str | Path, drop_source_copies: bool = False) -> list[str]:
-    """Take the flagged images out of a generated folder, as the report of a check says.
-
-    Their files, and DICOM files of them, move to `flagged/` in it, to be looked at. Their rows go from manifest.csv to
-    dropped.csv, with `flagged` yes, so that neither a training reads them nor a resumed generation makes them again;
-    the rows of the other checked images say no. A run that was killed is completed by the next. The contact sheet of
-    the generation stays as it is, and so does the report.
-
-    Args:
-        generated_dir: as given to `PrivacyCheck`.
-        report_dir: its output_dir.
-        drop_source_copies: also those that copy their own source.
-
-    Returns:
-        The images dropped now, as the manifest named them.
-
-    Raises:
-        PrivacyCheckError: no report there, or one of another folder; no settings of a generation run.
-        GenerationMismatchError: the folder's manifest was changed by hand.
-    """
-    folder, report_dir = Path(generated_dir), Path(report_dir)
-    report, table = _read_report(report_dir)
-    if report["settings"]["generated_dir"] != str(folder.resolve()):
-        raise PrivacyCheckError(
-            f"{report_dir}: found the report of {report['settings']['generated_dir']}; expected that of {folder}. Give "
-            "the output_dir of its check."
-        )
-    try:
-        settings = json.loads((folder / SETTINGS_NAME).read_text("utf-8"))["settings"]
-    except (OSError, ValueError, KeyError) as error:
-        raise PrivacyCheckError(
-            f"{folder / SETTINGS_NAME} cannot be read ({error}); expected the settings of a generation run"
-        ) from error
-    manifest = GenerationManifest(folder, settings, settings.pop("split", None))
-    is_bad = {
-        line["image"]: line["flagged"] == "yes" or (drop_source_copies and line["copies_source"] == "yes")
-        for line in table
-    }
-    bad = [row for row in manifest.rows() if is_bad.get(row.image)]
-    for row in bad:
-        for name in (row.image, f"dicom/{Path(row.image).stem}.dcm"):
-            if (folder / name).is_file():
-                (folder / FLAGGED_FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(folder / name, folder / FLAGGED_FOLDER / name)
-    if bad:
-        manifest.drop([replace(row, flagged=True) for row in bad])
-    good = [row for row in manifest.rows() if is_bad.get(row.image) is False and (folder / row.image).is_file()]
-    manifest.append([replace(row, flagged=False) for row in good if row.flagged is not False])
-    if bad:
-        logger.info("%d images moved to %s; do not share them", len(bad), folder / FLAGGED_FOLDER)
-    return [row.image for row in bad]
-
-
 def _describe_sources(
     check: CopyCheck, samples: Sequence[Mapping[str, str]], own: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
@@ -370,12 +317,3 @@ def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]], columns: Sequence
         writer = csv.DictWriter(file, columns or list(lines[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-
-
-def _read_report(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    try:
-        report = json.loads((folder / REPORT_NAME).read_text("utf-8"))
-        with (folder / TABLE_NAME).open(encoding="utf-8", newline="") as file:
-            return report, list(csv.DictReader(file))
-    except (OSError, ValueError) as error:
-        raise PrivacyCheckError(f"{folder}: no report of a privacy check there ({error}); run it first") from error

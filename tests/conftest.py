@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from privacy_folders import copy_feature_cache, privacy_check, real_phantoms  # noqa: F401 - fixtures
 
 from common.latent_store import LatentStore
 from common.networks.latent_codec import LatentCodec

@@ -1,126 +1,32 @@
-import csv
-import functools
 import json
 import logging
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from monai.bundle import ConfigParser
 from PIL import Image
-from torch import nn
-from torch.nn import functional as F
+from privacy_folders import (
+    NUM_HELD_OUT,
+    NUM_TRAIN,
+    OPTIONS,
+    SIZE,
+    Pooling,
+    copy_of,
+    fresh,
+    generate,
+    phantom,
+    read_csv,
+)
 
 from common.copy_detection import SPACES
-from common.datalists import DatasetError, radiograph_items
-from common.generation_manifest import GenerationManifest, ManifestRow
-from common.image_writer import stored_values
-from common.phantom import draw_chest_phantom
-from common.privacy_report import PrivacyCheck, PrivacyCheckError, drop_flagged
-
-SIZE = 64
-NUM_TRAIN, NUM_HELD_OUT = 45, 40
-SETTINGS = {"strategy": "variation", "seed": 0}
-OPTIONS = {"image_size": SIZE, "picture_size": 32, "max_shift": 2, "num_controls": 10, "batch_size": 16}
+from common.datalists import DatasetError
+from common.privacy_report import PrivacyCheckError
 
 
-class Pooling(nn.Module):
-    """An encoder with a weight that counts what it sees."""
-
-    def __init__(self, weight=1.0):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(weight))
-        self.images = 0
-
-    def forward(self, image):
-        self.images += len(image)
-        pooled = F.adaptive_avg_pool2d(image, 6).flatten(1) * self.weight
-        return SimpleNamespace(cls_token=pooled - pooled.mean(1, keepdim=True))
-
-
-@functools.cache
-def phantom(seed):
-    return draw_chest_phantom(SIZE, SIZE, seed=seed)
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """Features that all tests share, as several checks of one training set would."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
-def real(tmp_path_factory):
-    """Phantoms as training and held-out images, each of a patient of its own."""
-    folder = tmp_path_factory.mktemp("real")
-    for number in range(NUM_TRAIN + NUM_HELD_OUT):
-        Image.fromarray(stored_values(phantom(number), 8)).save(folder / f"{number:03}.png")
-    items = [{"image": str(folder / f"{n:03}.png"), "patient_id": f"P{n}"} for n in range(NUM_TRAIN + NUM_HELD_OUT)]
-    return items[:NUM_TRAIN], items[NUM_TRAIN:]
-
-
-def generate(folder, images, sources=None, split="train"):
-    """A generated folder with these images [1, H, W]; sources by number: items."""
-    manifest = GenerationManifest(folder, SETTINGS, split)
-    rows = []
-    for number, image in enumerate(images):
-        own = (sources or {}).get(number, ())
-        row = ManifestRow(
-            image=f"images/{number:04}.png",
-            strategy="variation" if own else "prior",
-            seed=number,
-            num_inference_steps=20,
-            guidance_scale=1.0,
-            method="ddim",
-            weights_sha256="3fa9",
-            sources=tuple(item["image"] for item in own),
-            source_patient_ids=tuple(item["patient_id"] for item in own),
-        )
-        (folder / row.image).parent.mkdir(exist_ok=True)
-        Image.fromarray(stored_values(image, 8)).save(folder / row.image)
-        rows.append(row)
-    manifest.append(rows)
-    return manifest
-
-
-def fresh(count, first=1000):
-    return [phantom(first + number) for number in range(count)]
-
-
-def copy_of(number):
-    """A training image given back with noise."""
-    image = phantom(number)
-    return (image + 0.01 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-
-
-@pytest.fixture
-def check(tmp_path, cache):
-    return functools.partial(make_check, tmp_path, cache_dir=cache)
-
-
-def make_check(tmp_path, real, encoder=None, **options):
-    train, held_out = real
-    return PrivacyCheck(
-        tmp_path / "generated",
-        train,
-        held_out,
-        encoder or Pooling(),
-        "cpu",
-        tmp_path / "report",
-        **{**OPTIONS, "progress": False, **options},
-    )
-
-
-def read_csv(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def test_copies_are_reported_with_their_originals(tmp_path, real, check):
+def test_copies_are_reported_with_their_originals(tmp_path, real_phantoms, privacy_check):
     generate(tmp_path / "generated", [*fresh(6), copy_of(3), copy_of(41)])
-    report = check(real).run()
+    report = privacy_check(real_phantoms).run()
     folder = tmp_path / "report"
     assert report == json.loads((folder / "privacy.json").read_text())
     assert report["verdict"]["level"] == "copies" and report["verdict"]["num_copies"] == 2
@@ -136,15 +42,15 @@ def test_copies_are_reported_with_their_originals(tmp_path, real, check):
     assert flagged.keys() == {"images/0006.png", "images/0007.png"}
     for space in SPACES:
         for image, number in (("images/0006.png", 3), ("images/0007.png", 41)):
-            assert flagged[image][f"{space}_nearest"] == real[0][number]["image"]
+            assert flagged[image][f"{space}_nearest"] == real_phantoms[0][number]["image"]
             assert float(flagged[image][f"{space}_distance"]) < 0.1
     with Image.open(folder / "distances.png") as picture:
         assert picture.size == (960, 480)
 
 
-def test_sheet_shows_samples_beside_their_neighbours_the_worst_first(tmp_path, real, check):
+def test_sheet_shows_samples_beside_their_neighbours_the_worst_first(tmp_path, real_phantoms, privacy_check):
     generate(tmp_path / "generated", [*fresh(3), copy_of(3)])
-    check(real, num_examples=2).run()
+    privacy_check(real_phantoms, num_examples=2).run()
     with Image.open(tmp_path / "report" / "flagged.png") as sheet:
         assert sheet.width == 4 + 3 * (SIZE + 4) and sheet.height == 24 + 2 * (SIZE + 4 + 20)
         cells = [np.asarray(sheet)[44 : 44 + SIZE, 4 + i * (SIZE + 4) :][:, :SIZE] for i in range(3)]
@@ -154,29 +60,31 @@ def test_sheet_shows_samples_beside_their_neighbours_the_worst_first(tmp_path, r
         np.testing.assert_allclose(cell, image, atol=1)
 
 
-def test_a_set_without_copies_is_called_so(tmp_path, real, check):
+def test_a_set_without_copies_is_called_so(tmp_path, real_phantoms, privacy_check):
     generate(tmp_path / "generated", fresh(12))
-    report = check(real, false_flag_rate=0.1).run()
+    report = privacy_check(real_phantoms, false_flag_rate=0.1).run()
     assert report["verdict"]["level"] == "no_sign"
     assert read_csv(tmp_path / "report" / "flagged.csv") == [] or report["verdict"]["num_flagged"]
     assert (tmp_path / "report" / "flagged.csv").read_text().startswith("image,strategy,sources,flagged")
     assert (tmp_path / "report" / "flagged.png").is_file()  # the nearest, which nobody flagged
 
 
-def test_sensitivity_counts_altered_copies(tmp_path, real, check):
+def test_sensitivity_counts_altered_copies(tmp_path, real_phantoms, privacy_check):
     generate(tmp_path / "generated", fresh(2))
-    report = check(real, false_flag_rate=0.5).run()
+    report = privacy_check(real_phantoms, false_flag_rate=0.5).run()
     assert report["sensitivity"]["copies"] == 10 and report["sensitivity"]["found"] >= 8
-    report = check(real, Pooling(0.0), picture_size=4, max_shift=1, false_flag_rate=0.5).run()  # sees next to nothing
+    report = privacy_check(
+        real_phantoms, Pooling(0.0), picture_size=4, max_shift=1, false_flag_rate=0.5
+    ).run()  # sees next to nothing
     assert report["sensitivity"]["found"] <= 5
-    assert check(real, num_controls=0).run()["sensitivity"] is None
+    assert privacy_check(real_phantoms, num_controls=0).run()["sensitivity"] is None
 
 
-def test_own_sources_are_told_apart(tmp_path, real, check):
-    train, held_out = real
+def test_own_sources_are_told_apart(tmp_path, real_phantoms, privacy_check):
+    train, held_out = real_phantoms
     sources = {0: [train[3]], 1: [train[3]], 2: [held_out[0]], 3: [{"image": "/gone.png", "patient_id": "X"}]}
     generate(tmp_path / "generated", [copy_of(3), copy_of(5), *fresh(2)], sources)
-    report = check(real).run()
+    report = privacy_check(real_phantoms).run()
     lines = read_csv(tmp_path / "report" / "privacy_per_image.csv")
     assert [line["flagged"] for line in lines] == ["no", "yes", "no", "no"]  # image 1 copies someone else
     assert lines[0]["pixels_nearest_is_own_source"] == "yes" and lines[0]["pixels_nearest"] != train[3]["image"]
@@ -189,34 +97,34 @@ def test_own_sources_are_told_apart(tmp_path, real, check):
     assert report["verdict"]["num_groups"] == 3  # images 0 and 1 are variations of one source
 
 
-def test_source_names_with_semicolons_are_understood(tmp_path, real, check):
-    train, held_out = real
+def test_source_names_with_semicolons_are_understood(tmp_path, real_phantoms, privacy_check):
+    train, held_out = real_phantoms
     odd = {"image": str(tmp_path / "a;b%.png"), "patient_id": train[3]["patient_id"]}
     shutil.copy(train[3]["image"], odd["image"])
     generate(tmp_path / "generated", [copy_of(3)], {0: [odd]})
-    report = check(([*train[:3], odd, *train[4:]], held_out)).run()
+    report = privacy_check(([*train[:3], odd, *train[4:]], held_out)).run()
     assert report["own_sources"]["samples_with_known_source"] == 1
     assert report["verdict"]["num_flagged"] == 0
 
 
-def test_features_are_kept_for_the_next_run(tmp_path, real, check):
+def test_features_are_kept_for_the_next_run(tmp_path, real_phantoms, privacy_check):
     generate(tmp_path / "generated", fresh(4))
     first, second, other = Pooling(), Pooling(), Pooling(2.0)
-    report = check(real, first, num_controls=0, cache_dir=None).run()
-    again = check(real, second, num_controls=0, cache_dir=None).run()
+    report = privacy_check(real_phantoms, first, num_controls=0, cache_dir=None).run()
+    again = privacy_check(real_phantoms, second, num_controls=0, cache_dir=None).run()
     assert first.images == NUM_TRAIN + NUM_HELD_OUT + 4 and second.images == 0
     assert again["verdict"] == report["verdict"] and again["spaces"] == report["spaces"]
-    check(real, other, num_controls=0, cache_dir=None).run()  # other weights, other features
+    privacy_check(real_phantoms, other, num_controls=0, cache_dir=None).run()  # other weights, other features
     assert other.images == first.images
     assert (tmp_path / "report" / "features").is_dir()
 
 
-def test_unreadable_files_are_reported_and_the_others_done(tmp_path, real, check):
-    train, held_out = real
+def test_unreadable_files_are_reported_and_the_others_done(tmp_path, real_phantoms, privacy_check):
+    train, held_out = real_phantoms
     manifest = generate(tmp_path / "generated", [*fresh(3), copy_of(3)])
     (tmp_path / "generated" / "images" / "0001.png").write_text("no image")
     lost = {"image": str(tmp_path / "lost.png"), "patient_id": "L"}
-    report = check(([lost, *train], held_out)).run()
+    report = privacy_check(([lost, *train], held_out)).run()
     assert [path for path, _ in report["unreadable"]["training"]] == [lost["image"]]
     assert [path for path, _ in report["unreadable"]["generated"]] == [str(manifest.folder / "images/0001.png")]
     lines = read_csv(tmp_path / "report" / "privacy_per_image.csv")
@@ -224,30 +132,30 @@ def test_unreadable_files_are_reported_and_the_others_done(tmp_path, real, check
     assert lines[2]["flagged"] == "yes" and lines[2]["pixels_nearest"] == train[3]["image"]  # not one further
 
 
-def test_held_out_images_that_are_training_images_are_named(tmp_path, real, check, caplog):
-    train, held_out = real
+def test_held_out_images_that_are_training_images_are_named(tmp_path, real_phantoms, privacy_check, caplog):
+    train, held_out = real_phantoms
     twin = {"image": train[9]["image"], "patient_id": "someone else"}
     generate(tmp_path / "generated", fresh(2))
-    report = check((train, [*held_out, twin])).run()
+    report = privacy_check((train, [*held_out, twin])).run()
     assert report["held_out_copies_of_training"] == [[twin["image"], train[9]["image"]]]
     assert report["spaces"]["pixels"]["held_out"] == NUM_HELD_OUT
     assert any("same picture" in record.message for record in caplog.records)
 
 
-def test_patients_on_both_sides_and_folders_without_manifest_are_refused(tmp_path, real, check):
-    train, held_out = real
+def test_patients_on_both_sides_and_folders_without_manifest_are_refused(tmp_path, real_phantoms, privacy_check):
+    train, held_out = real_phantoms
     with pytest.raises(PrivacyCheckError, match="generate images first"):
-        check(real).run()
+        privacy_check(real_phantoms).run()
     generate(tmp_path / "generated", fresh(1))
     with pytest.raises(DatasetError, match="more than one split: P0"):
-        check((train, [*held_out, train[0]])).run()
+        privacy_check((train, [*held_out, train[0]])).run()
     (tmp_path / "generated" / "manifest.csv").write_text("file\na.png\n")
     with pytest.raises(PrivacyCheckError, match="each with an image"):
-        check(real).run()
+        privacy_check(real_phantoms).run()
     assert not (tmp_path / "report").exists()
 
 
-def test_runs_from_a_bundle_config(tmp_path, real, caplog):
+def test_runs_from_a_bundle_config(tmp_path, real_phantoms, caplog):
     generate(tmp_path / "generated", [copy_of(3), *fresh(1)])
     parser = ConfigParser(
         {
@@ -263,8 +171,8 @@ def test_runs_from_a_bundle_config(tmp_path, real, caplog):
                 "progress": False,
                 **OPTIONS,
             },
-            "train": real[0],
-            "held_out": real[1],
+            "train": real_phantoms[0],
+            "held_out": real_phantoms[1],
             "encoder": Pooling(),
         }
     )
@@ -273,67 +181,3 @@ def test_runs_from_a_bundle_config(tmp_path, real, caplog):
     assert any(record.message.startswith("Copies: 1 of 2") for record in caplog.records)
     assert any("shows real patients" in record.message for record in caplog.records)
     assert (tmp_path / "cache").is_dir() and not (tmp_path / "report" / "features").exists()
-
-
-# ---- dropping ------------------------------------------------------------------------------------------------------
-
-
-def flagged_folder(tmp_path, real, check):
-    generate(tmp_path / "generated", [*fresh(2), copy_of(3)], {1: [real[0][7]]})
-    dicom = tmp_path / "generated" / "dicom" / "0002.dcm"
-    dicom.parent.mkdir()
-    dicom.write_bytes(b"the same picture")
-    check(real).run()
-    return tmp_path / "generated", tmp_path / "report"
-
-
-def is_dropped(folder):
-    rows = {row["image"]: row["flagged"] for row in read_csv(folder / "manifest.csv")}
-    dropped = {row["image"]: row["flagged"] for row in read_csv(folder / "dropped.csv")}
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    pictures = {name for name in files if name.endswith((".png", ".dcm"))}
-    return (
-        rows == {"images/0000.png": "no", "images/0001.png": "no"}
-        and dropped == {"images/0002.png": "yes"}
-        and pictures == {"images/0000.png", "images/0001.png", "flagged/images/0002.png", "flagged/dicom/0002.dcm"}
-    )
-
-
-def test_flagged_images_leave_the_folder_for_good(tmp_path, real, check):
-    folder, report = flagged_folder(tmp_path, real, check)
-    assert drop_flagged(folder, report) == ["images/0002.png"]
-    assert is_dropped(folder)
-    assert GenerationManifest(folder, SETTINGS, "train").is_done("images/0002.png")  # not made again
-    assert len(radiograph_items(folder, "train", 0, 0)) == 2  # nor trained on
-    assert drop_flagged(folder, report) == []
-    assert is_dropped(folder)
-
-
-def test_an_interrupted_drop_is_completed(tmp_path, real, check):
-    folder, report = flagged_folder(tmp_path, real, check)
-    moved = folder / "flagged" / "images" / "0002.png"
-    moved.parent.mkdir(parents=True)
-    (folder / "images" / "0002.png").rename(moved)
-    assert drop_flagged(folder, report) == ["images/0002.png"]
-    assert is_dropped(folder)
-
-
-def test_copies_of_the_own_source_are_dropped_on_request(tmp_path, real, check):
-    generate(tmp_path / "generated", [copy_of(3), *fresh(1)], {0: [real[0][3]]})
-    report = check(real, false_flag_rate=0.1).run()
-    assert report["own_sources"]["copies_source"] == 1 and report["verdict"]["num_flagged"] == 0
-    assert drop_flagged(tmp_path / "generated", tmp_path / "report") == []
-    assert drop_flagged(tmp_path / "generated", tmp_path / "report", drop_source_copies=True) == ["images/0000.png"]
-
-
-def test_reports_of_other_folders_are_refused(tmp_path, real, check):
-    folder, report = flagged_folder(tmp_path, real, check)
-    shutil.copytree(folder, tmp_path / "other")
-    with pytest.raises(PrivacyCheckError, match="found the report of"):
-        drop_flagged(tmp_path / "other", report)
-    with pytest.raises(PrivacyCheckError, match="run it first"):
-        drop_flagged(folder, tmp_path / "nothing")
-    (folder / "generation.json").unlink()
-    with pytest.raises(PrivacyCheckError, match="settings of a generation run"):
-        drop_flagged(folder, report)
-    assert (folder / "images" / "0002.png").is_file()
