@@ -104,6 +104,36 @@ def write_nifti_mask(
     return path
 
 
+def stored_mask(
+    mask: NDArray[np.integer], source: str | os.PathLike[str]
+) -> tuple[NDArray[np.uint8], NDArray[np.float64] | None]:
+    """A mask in the array order of its image's own file, which MONAI's and ITK's writers take: first axis across.
+
+    Args:
+        mask: labels [H, W], 0 to 255.
+        source: the image's own file.
+
+    Returns:
+        uint8 [W, H] and None; where the image is a NIfTI, its array of three axes and an affine (4 × 4, RAS) with
+        which `read_mask` gives the same labels [H, W] again. That is the image's own where its header has one.
+
+    Raises:
+        ValueError: labels beyond 8 bits, or a mask whose size is not the source's.
+    """
+    labels = as_uint8(mask)
+    if detect_format(Path(source)) not in ("nifti", "nifti.gz"):
+        return np.ascontiguousarray(labels.T), None
+    header = _read_header(Path(source))
+    stored = _undo_display(labels, header)
+    affine = header.get_best_affine()
+    if _affine(header) is None and not np.array_equal(affine[:3, :3], np.eye(3)):
+        # It is displayed as it is stored, which is what an affine with negative steps in the plane means.
+        steps = [zoom if np.isfinite(zoom) and zoom > 0 else 1.0 for zoom in map(float, header.get_zooms()[:3])]
+        steps += [1.0] * (3 - len(steps))
+        affine = np.diag([-step if axis in _plane_axes(header) else step for axis, step in enumerate(steps)] + [1.0])
+    return stored.reshape((*stored.shape, 1)[:3]), np.asarray(affine, dtype=np.float64)
+
+
 def as_uint8(mask: NDArray[np.integer]) -> NDArray[np.uint8]:
     """A mask [H, W] as 8 bits.
 

@@ -48,6 +48,7 @@ class MaskSaver:
         dicom_seg: also write DICOM SEG for images that are DICOM.
         model: what drew the masks; name and version, for DICOM SEG.
         sheet_images: on the contact sheet at most; 0 leaves it out.
+        mask_key: of the labels in what postprocessing gives.
 
     Raises:
         DicomSegError: `dicom_seg` without highdicom.
@@ -63,12 +64,14 @@ class MaskSaver:
         dicom_seg: bool,
         model: str,
         sheet_images: int,
+        mask_key: str = "pred",
     ) -> None:
         self.output_dir = Path(output_dir)
         self.dataset_dir = Path(dataset_dir).resolve()
         self.classes = classes
         self.writer = MaskWriter(output_dir, classes, overlay, nifti, dicom_seg, model)
         self.sheet_images = sheet_images
+        self.mask_key = mask_key
         self.rows: list[dict[str, str | int | float]] = []
         self.failures: list[str] = []
         self.sheet: list[tuple[str, list[Tensor]]] = []
@@ -77,8 +80,9 @@ class MaskSaver:
     def attach(self, engine: Engine) -> None:
         """Write masks as they come, sheet and table at the end.
 
-        The engine's output must be decollated: for each image a dict with labels "pred", [H, W] or [1, H, W], at the
-        image's own size; its batch for each a dict with "image_path".
+        The engine's output must be decollated: for each image labels [H, W] or [1, H, W], at the image's own size,
+        under `mask_key` of the output or, as MONAI puts keys that postprocessing adds, of the batch; the batch also
+        has "image_path".
         """
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write_batch)
         engine.add_event_handler(Events.COMPLETED, self._finish)
@@ -87,7 +91,7 @@ class MaskSaver:
         batch: Any = engine.state.batch
         output: Any = engine.state.output
         for item, result in zip(batch, output, strict=True):
-            labels = result["pred"].as_subclass(torch.Tensor).cpu().numpy()
+            labels = {**item, **result}[self.mask_key].as_subclass(torch.Tensor).cpu().numpy()
             self._write(str(item["image_path"]), labels.reshape(labels.shape[-2:]))
 
     def _write(self, path: str, mask: NDArray[np.integer]) -> None:

@@ -200,8 +200,14 @@ def test_monai_label_gets_a_mask_from_the_ids_that_it_reads(folder: Path) -> Non
     for name, size in SIZES.items():
         data = parser.get_parsed_content("preprocessing")({"image": str(folder / "images" / name)})
         data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], network)[0].detach()
-        labels = parser.get_parsed_content("postprocessing")(data)["pred"]
-        assert tuple(labels.shape) == size and labels.dtype == torch.uint8
+        done = parser.get_parsed_content("postprocessing")(data)
+        labels, stored = done["mask"], done["pred"]
+        assert tuple(labels.shape) == size and labels.dtype == stored.dtype == torch.uint8
+        if name.endswith(".nii.gz"):  # with this affine the file's order is what is seen, but for the axes
+            assert torch.equal(stored.as_tensor()[..., 0].T, labels)
+            np.testing.assert_allclose(stored.affine.numpy(), nibabel.load(folder / "images" / name).affine)
+        else:
+            assert torch.equal(stored.as_tensor().T, labels)
 
 
 def test_metadata_tell_the_classes_and_the_version() -> None:

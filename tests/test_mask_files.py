@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
-from common.mask_files import read_mask, write_nifti_mask
+from common.mask_files import read_mask, stored_mask, write_nifti_mask
 from common.reader import read_radiograph
 
 
@@ -119,3 +119,38 @@ def test_the_same_mask_gives_the_same_bytes(mask, tmp_path):
     first, second = (write_nifti_mask(mask, tmp_path / name, (1, 1)) for name in ("a.nii.gz", "b.nii.gz"))
     assert first.read_bytes() == second.read_bytes()
     assert gzip.decompress(first.read_bytes())[344:347] == b"n+1"
+
+
+def nifti_headers():
+    """Images of one slice with every kind of header: (name, array shape, affine, whether the header tells it)."""
+    turned = np.array([[0, -0.3, 0, 5.0], [0.1, 0, 0, -7], [0, 0, 1, 2], [0, 0, 0, 1]])
+    yield "lps", (7, 5), np.diag([-0.1, -0.2, 1, 1]), True
+    yield "ras", (7, 5, 1), np.diag([0.1, 0.2, 1, 1]), True
+    yield "turned", (7, 5, 1), turned, True
+    yield "sagittal", (1, 7, 5), np.diag([1, 0.1, 0.2, 1]), True
+    yield "identity", (7, 5), np.eye(4), True
+    yield "unknown", (7, 5), np.diag([0.1, 0.2, 1, 1]), False
+    yield "four_axes", (7, 5, 1, 1), np.diag([0.1, -0.2, 1, 1]), True
+
+
+@pytest.mark.parametrize(("name", "shape", "affine", "known"), nifti_headers(), ids=lambda value: str(value)[:9])
+def test_a_mask_in_the_order_of_its_file_is_displayed_as_the_image_is(tmp_path, name, shape, affine, known):
+    image = nibabel.Nifti1Image(np.random.default_rng(2).integers(0, 255, shape).astype(np.uint8), affine)
+    if not known:
+        image.set_sform(None, 0)
+        image.set_qform(None, 0)
+    nibabel.save(image, tmp_path / "image.nii")
+    radiograph = read_radiograph(tmp_path / "image.nii")
+    mask = (radiograph.pixels[0].numpy() * 5).astype(np.uint8)
+    stored, own = stored_mask(mask, tmp_path / "image.nii")
+    assert stored.ndim == 3 and stored.dtype == np.uint8
+    nibabel.save(nibabel.Nifti1Image(stored, own), tmp_path / "mask.nii")
+    assert np.array_equal(read_mask(tmp_path / "mask.nii"), mask)
+    if known:
+        np.testing.assert_allclose(own, affine, atol=1e-6)
+
+
+def test_a_mask_of_a_picture_is_stored_across_first(mask, tmp_path):
+    Image.fromarray(np.arange(35, dtype=np.uint8).reshape(5, 7)).save(tmp_path / "image.png")
+    stored, affine = stored_mask(mask, tmp_path / "image.png")
+    assert np.array_equal(stored.T, mask) and affine is None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .codestream import codestream_size
 from .dicom_header import PixelLayout
+from .dicom_lut import palette_colours
 from .rle import decode_rle
 from .types import RefusalError
 
@@ -60,8 +61,6 @@ def grey_values(dataset: Dataset, layout: PixelLayout) -> NDArray:
     """
     values = stored_values(dataset, layout)
     if layout.photometric == "PALETTE COLOR":
-        from .dicom_lut import palette_colours
-
         values = palette_colours(dataset, layout, values[..., 0])
     if values.dtype not in (np.uint8, np.uint16):
         raise RefusalError(f"colour of type {values.dtype}", "8 or 16 bits unsigned", "Export the image as greyscale.")

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .dicom import read_dicom
 from .formats import detect_format
+from .nifti import read_nifti
 from .raster import read_raster
 from .scaling import Float32Array
 from .types import EXPECTED_IMAGE, Radiograph, RefusalError, UnreadableRadiographError
@@ -49,14 +51,10 @@ def _read(path: Path) -> Radiograph:
     kind = detect_format(path)
     spacing, modality = None, ""
     if kind == "dicom":
-        from .dicom import read_dicom
-
         unit, spacing, modality = read_dicom(path)
     elif kind == "raster":
         unit = read_raster(path)
     else:
-        from .nifti import read_nifti
-
         unit, spacing = read_nifti(path, gzipped=kind == "nifti.gz")
     return Radiograph(_to_tensor(unit), spacing, path, modality)
 
