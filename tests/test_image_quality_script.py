@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, draw_radiographs
 from PIL import Image
+from script_module import load_script
 from transformers import Dinov2Config, Dinov2Model
 
 from common.datalists import DatasetError
@@ -22,10 +22,7 @@ SCRIPT = REPOSITORY / "scripts" / "image_quality.py"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("image_quality_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("image_quality")
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,23 @@
 """The command with all its starts, in miniature."""
 
-import importlib.util
 import json
 
 import pytest
 import torch
 from conftest import REPOSITORY, draw_radiographs
 from dental_data import TINY, write_labelled_folder
+from script_module import load_script
 
 from common.experiment import ExperimentError, read_cells
 from common.label_efficiency import Cell
 from common.networks.pixel_denoiser import PixelDenoiser
 
-SCRIPT = REPOSITORY / "scripts" / "label_efficiency.py"
 STARTS = ["none", "ddpm", "pixel_classifier", "ddpm_generated"]
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("label_efficiency_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("label_efficiency")
 
 
 @pytest.fixture

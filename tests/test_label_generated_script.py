@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import torch
 import yaml
 from conftest import REPOSITORY, draw_radiographs, randomise
 from monai.bundle import ConfigParser
+from script_module import load_script
 from test_diffusion_segmenter import make_tiny_segmenter
 from test_pixel_denoiser import TINY
 
@@ -40,10 +40,7 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("label_generated_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("label_generated")
 
 
 @pytest.fixture(scope="module")

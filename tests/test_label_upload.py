@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import socket
 import threading
@@ -15,13 +14,13 @@ from urllib.parse import parse_qs, urlsplit
 import pydicom
 import pytest
 from conftest import REPOSITORY, draw_radiographs
+from script_module import load_script
 
 from common.datalist_sources import DatasetError
 from common.http_service import HttpService, LogInError, ServiceError
 from common.label_upload import UNKNOWN_MODEL, LabelDatastore, UploadError, model_of, synthetic_images, upload_name
 from common.reader import read_radiograph
 
-SCRIPT = REPOSITORY / "scripts" / "upload_synthetic.py"
 BUNDLES = REPOSITORY / "bundles"
 COLUMNS = "image,synthetic,patient_id,strategy,seed,weights_sha256,sources,source_patient_ids,flagged"
 
@@ -129,10 +128,7 @@ def service():
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("upload_synthetic_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("upload_synthetic")
 
 
 @pytest.fixture

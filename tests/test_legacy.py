@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +13,7 @@ import fire
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from script_module import load_script
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -387,16 +386,9 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, content):
         read_legacy_state(tmp_path / "old.pt")
 
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "convert_checkpoint.py"
-
-
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("convert_checkpoint")
 
 
 @pytest.fixture

@@ -1,17 +1,12 @@
-import importlib.util
-
 import pytest
-from conftest import REPOSITORY
+from script_module import load_script
 
 from common.sharing.packaging import PackagingError
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("package_bundle_script", REPOSITORY / "scripts" / "package_bundle.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("package_bundle")
 
 
 def test_bundles_are_chosen_by_name_or_all(script):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pydicom
 import pytest
 from conftest import REPOSITORY, draw_radiographs
 from PIL import Image
+from script_module import load_script
 
 from common.datalist_sources import DatasetError
 from common.dicom_dx import DxError
@@ -27,11 +27,7 @@ FORMATS = ["grey.png", "wide.png", "rgb.png", "photo.jpg", "plate.tif", "slice.n
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("png_to_dx_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    return module
+    return load_script("png_to_dx")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ The hub is a stand-in on this machine; huggingface_hub, MONAI and our code are t
 """
 
 import base64
-import importlib.util
 import json
 import threading
 import time
@@ -15,6 +14,7 @@ import pytest
 from conftest import REPOSITORY
 from huggingface_hub import ModelCard
 from packaged import METADATA, make_packaged
+from script_module import load_script
 
 from common.command_line import run_command
 from common.fingerprint import file_sha256
@@ -209,10 +209,7 @@ def test_without_a_token_nothing_is_tried(hub, folder, monkeypatch):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("publish_bundle_script", REPOSITORY / "scripts" / "publish_bundle.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("publish_bundle")
 
 
 def run(script, *words):

@@ -1,11 +1,11 @@
 """One version everywhere, and the command that changes it everywhere or nowhere."""
 
-import importlib.util
 import json
 import shutil
 
 import pytest
 from conftest import REPOSITORY
+from script_module import load_script
 
 import common
 from common.command_line import run_command
@@ -27,10 +27,7 @@ def copy(tmp_path):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("set_version_script", REPOSITORY / "scripts" / "set_version.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("set_version")
 
 
 def run(script, copy, *words):

@@ -1,27 +1,21 @@
 """The command, in miniature: tune, score, stop, go on, pre-label."""
 
-import importlib.util
 import json
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 from PIL import Image
+from script_module import load_script
 from tiny_lungs import lung_folder, zero_shot_bundle
 
 from common.experiment import ExperimentError
 from common.zero_shot import lung_study, lung_tuning
 from common.zero_shot.lung_masks import LungMasksError
 
-SCRIPT = REPOSITORY / "scripts" / "zero_shot_lungs.py"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("zero_shot_lungs_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("zero_shot_lungs")
 
 
 @pytest.fixture(scope="module")
