@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,19 @@ def require_highdicom() -> Any:
 
 
 def write_dicom_seg(
-    mask: NDArray[np.integer], path: str | Path, classes: ClassTable, source: str | os.PathLike[str], model: str
+    mask: NDArray[np.integer],
+    path: str | Path,
+    classes: ClassTable,
+    source: str | os.PathLike[str],
+    model: str,
+    *,
+    is_annotation: bool = False,
 ) -> Path:
     """Write a mask as a binary DICOM SEG with one segment for each class, atomically.
 
     Patient and study are those of the source; series and instance are new, the same for the same mask, model and
-    source. Classes without pixels are listed as segments, too, but have no frame.
+    source, unless it is an annotation: one that is submitted again after another must not pass for the old one.
+    Classes without pixels are listed as segments, too, but have no frame.
 
     Args:
         mask: labels [H, W].
@@ -65,6 +73,7 @@ def write_dicom_seg(
         classes: the labels.
         source: DICOM file of the image, single-frame.
         model: what drew the mask, such as "dental_radiograph_segmentation 0.1.0"; at most 64 characters.
+        is_annotation: somebody has corrected or confirmed the mask; algorithm types are SEMIAUTOMATIC then.
 
     Returns:
         The path.
@@ -80,13 +89,14 @@ def write_dicom_seg(
     classes.map_mask(labels, None)
     dataset = _read_source(Path(source), labels.shape)
     identity = [str(dataset.SOPInstanceUID), model, classes.name, hashlib.sha256(labels.tobytes()).hexdigest()]
+    identity += [uuid.uuid4().hex] if is_annotation else []
     series, instance = (pydicom.uid.generate_uid(entropy_srcs=[level, *identity]) for level in ("series", "instance"))
     try:
         segmentation = highdicom.seg.Segmentation(
             source_images=[dataset],
             pixel_array=labels[None],
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=_descriptions(highdicom, classes, model),
+            segment_descriptions=_descriptions(highdicom, classes, model, is_annotation),
             series_instance_uid=series,
             series_number=SERIES_NUMBER,
             sop_instance_uid=instance,
@@ -96,7 +106,7 @@ def write_dicom_seg(
             software_versions=__version__,
             device_serial_number="none",
             content_label="SEGMENTATION",
-            series_description=f"Segmentation ({classes.name}), research only",
+            series_description=f"{'Annotation' if is_annotation else 'Segmentation'} ({classes.name}), research only",
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DicomSegError(
@@ -142,9 +152,10 @@ def _read_source(path: Path, shape: tuple[int, ...]) -> Any:
     return dataset
 
 
-def _descriptions(highdicom: Any, classes: ClassTable, model: str) -> list[Any]:
+def _descriptions(highdicom: Any, classes: ClassTable, model: str, is_annotation: bool) -> list[Any]:
     from pydicom.sr.coding import Code
 
+    kinds = highdicom.seg.SegmentAlgorithmTypeValues
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=model, family=Code("123109", "DCM", "Artificial Intelligence"), version=__version__
     )
@@ -154,7 +165,7 @@ def _descriptions(highdicom: Any, classes: ClassTable, model: str) -> list[Any]:
             segment_label=entry.name,
             segmented_property_category=Code(_CATEGORIES[entry.category][0], "SCT", _CATEGORIES[entry.category][1]),
             segmented_property_type=Code(entry.key[:16], PRIVATE_SCHEME, entry.name),
-            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_type=kinds.SEMIAUTOMATIC if is_annotation else kinds.AUTOMATIC,
             algorithm_identification=algorithm,
         )
         for label, entry in enumerate(classes.classes, start=1)

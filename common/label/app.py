@@ -22,10 +22,13 @@ from monailabel.tasks.activelearning.random import Random
 
 from .batch_infer import RadiographBatchInfer
 from .bundle import Bundle
-from .checked_datastore import NOT_FOUND, CheckedDatastore
+from .checked_archive import CheckedArchive
+from .checked_datastore import CheckedDatastore
+from .dicom_archive import DicomArchive, archive_client
+from .http_errors import NOT_FOUND
 from .infer_task import RadiographInferTask, ServedModel
 from .scoring import EpistemicScoring
-from .seg_conversion import use_own_conversions
+from .seg_conversion import use_own_conversion
 from .strategies import Epistemic
 from .train_task import RadiographTrainTask
 from .weights_store import WeightsStore
@@ -62,9 +65,8 @@ class RadiographApp(MONAILabelApp):
         )
 
     def init_datastore(self) -> Datastore:
-        """The checked folder, or MONAI Label's own datastore for a URL."""
+        """The checked folder, or for a URL the checked archive (XNAT and DSA: MONAI Label's own datastores)."""
         if self.studies.startswith(("http://", "https://")):
-            use_own_conversions(self.bundle.classes, f"{self.bundle.name} {self.bundle.version}")
             return super().init_datastore()
         return CheckedDatastore(
             self.studies,
@@ -73,6 +75,16 @@ class RadiographApp(MONAILabelApp):
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
+
+    def _init_dicomweb_datastore(self) -> Datastore:
+        """In place of MONAI Label's, which begins by downloading dcmqi."""
+        model = f"{self.bundle.name} {self.bundle.version}"
+        use_own_conversion(self.bundle.classes, model)
+        archive = DicomArchive(
+            archive_client(self.studies), settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER, self.bundle.classes
+        )
+        cache = settings.MONAI_LABEL_DATASTORE_CACHE_PATH or settings.MONAI_LABEL_DICOMWEB_CACHE_PATH
+        return CheckedArchive(archive, cache.strip(), model)
 
     def init_infers(self) -> dict[str, InferTask]:
         """One model, named as the bundle."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +11,13 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 from PIL import Image
 
-from ..errors import UserError
 from ..files import atomic_path
 from ..mask_files import write_nifti_mask
 from ..segmentation_classes import ClassTable
+from .http_errors import CONFLICT, as_http_errors, discard_upload
 from .label_checks import RefusedUploadError, check_id, check_image, check_label, check_tag
 from .locked_datastore import LockedDatastore, timestamp
 from .readable import readable_file
-
-BAD_REQUEST, NOT_FOUND, CONFLICT = 400, 404, 409
-
-
-@contextmanager
-def as_http_errors(upload: str | Path | None = None) -> Iterator[None]:
-    """Within the block, what is the client's to mend becomes an HTTP error with our message.
-
-    MONAI Label's endpoints turn every error into an empty 500, but let HTTP errors through.
-
-    Args:
-        upload: the temporary file of a refused upload, which MONAI Label removes only where all went well.
-    """
-    try:
-        yield
-    except UserError as error:
-        discard_upload(upload)
-        raise HTTPException(BAD_REQUEST, str(error)) from error
-    except (ImageNotFoundException, LabelNotFoundException) as error:
-        discard_upload(upload)
-        raise HTTPException(NOT_FOUND, error.msg) from error
-
-
-def discard_upload(path: str | Path | None) -> None:
-    """Remove a file that MONAI Label's endpoint wrote into the temporary folder; anything else stays."""
-    if path and Path(path).parent == Path(tempfile.gettempdir()) and Path(path).name.startswith("tmp"):
-        Path(path).unlink(missing_ok=True)
 
 
 class CheckedDatastore(LockedDatastore):
@@ -63,6 +33,7 @@ class CheckedDatastore(LockedDatastore):
 
     def __init__(self, datastore_path: str, classes: ClassTable, **kwargs: Any) -> None:
         self.classes = classes
+        self.left_out: dict[str, str] = {}  # images whose label `datalist` last could not give, with the reason
         super().__init__(datastore_path, **kwargs)
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:

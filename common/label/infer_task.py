@@ -16,7 +16,7 @@ from monailabel.utils.others.generic import device_list, name_to_device
 
 from ..reader import read_radiograph
 from .bundle import SWITCHES, Bundle, Pipeline
-from .checked_datastore import BAD_REQUEST, as_http_errors
+from .http_errors import BAD_REQUEST, as_http_errors
 from .label_checks import named_in_errors
 from .readable import readable_file
 from .weights_store import WeightsStore

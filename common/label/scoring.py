@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.utils.others.generic import name_to_device
@@ -19,7 +20,7 @@ from ..errors import UserError
 from ..seeding import Purpose, seeded_dropout
 from ..segmentation_classes import ClassTable
 from .bundle import Pipeline, RequestError
-from .checked_datastore import as_http_errors
+from .http_errors import BAD_REQUEST, as_http_errors
 from .infer_task import ServedModel
 from .readable import readable_file
 
@@ -123,9 +124,14 @@ class EpistemicScoring(ScoringMethod):
             try:
                 uri = datastore.get_image_uri(image)
                 entropy = score_image(pipeline, uri, self.model.bundle.classes, method, samples, seed)
-            except UserError as error:
-                _logger.warning("not scored: %s", error)
-                skipped[image] = str(error)
+            except (UserError, HTTPException) as error:
+                reason = str(error)
+                if isinstance(error, HTTPException):
+                    if error.status_code != BAD_REQUEST:  # not the image's fault
+                        raise
+                    reason = error.detail
+                _logger.warning("not scored: %s", reason)
+                skipped[image] = reason
                 continue
             scores[image] = entropy
             note = {"entropy": entropy, "weights_version": version, "method": method, "samples": samples}

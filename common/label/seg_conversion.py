@@ -1,13 +1,15 @@
-"""DICOM SEG to and from the files of MONAI Label's DICOMweb datastore, by highdicom and pydicom in place of dcmqi.
+"""Radiographs and DICOM SEG of an archive as the files that MONAI Label's clients know, and back, without dcmqi.
 
 dcmqi and pydicom-seg need a position in space, which projection radiographs do not have, and lose the label.
 """
 
 from __future__ import annotations
 
+import gzip
 import tempfile
+import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,67 +17,77 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dicom_seg import DicomSegError, write_dicom_seg
-from ..mask_files import write_nifti_mask
+from ..files import atomic_path
 from ..reader import read_radiograph
-from ..segmentation_classes import ClassTable
+from ..segmentation_classes import ClassTable, UnknownClassError
+from .http_errors import as_http_errors
 from .label_checks import check_label
 from .readable import readable_file
 
 SEG_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
+_RESULT_PREFIX, _RESULT_SECONDS = "radiograph_seg_", 600
 
 
 def read_dicom_seg(path: str | Path, classes: ClassTable) -> tuple[NDArray[np.uint8], str]:
-    """Read a SEG of one radiograph, by the names of its segments.
-
-    Args:
-        path: of the file, whoever wrote it.
-        classes: the labels; a pixel in several segments gets the largest label.
-
-    Returns:
-        Labels [H, W], and the SOPInstanceUID of the image, "" if the file does not say.
-
-    Raises:
-        DicomSegError: no SEG, a volume, or a segment that is no class.
-    """
+    """Read a SEG file of one radiograph; result and errors as of `labels_of_seg`."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
     try:
         dataset = pydicom.dcmread(path)
+    except (InvalidDicomError, OSError) as error:
+        raise DicomSegError(f"{path}: found no readable DICOM SEG ({error}); expected one of a radiograph.") from error
+    return labels_of_seg(dataset, str(path), classes)
+
+
+def labels_of_seg(dataset: Any, name: str, classes: ClassTable) -> tuple[NDArray[np.uint8], str]:
+    """Labels of a SEG of one radiograph, by the names of its segments.
+
+    Args:
+        dataset: whoever made it.
+        name: for messages.
+        classes: the labels; a pixel in several segments gets the largest label.
+
+    Returns:
+        Labels [H, W], and the SOPInstanceUID of the image, "" if the SEG does not say.
+
+    Raises:
+        DicomSegError: no SEG, a volume, or a segment that is no class.
+    """
+    try:
         if dataset.SOPClassUID != SEG_SOP_CLASS:
-            raise DicomSegError(f"{path}: found {dataset.SOPClassUID.name}; expected a DICOM SEG.")
+            raise DicomSegError(f"{name}: found {dataset.SOPClassUID.name}; expected a DICOM SEG.")
         frames = dataset.pixel_array.reshape(-1, int(dataset.Rows), int(dataset.Columns))
-        names = {int(item.SegmentNumber): str(item.SegmentLabel).strip().lower() for item in dataset.SegmentSequence}
+        names = segment_names(dataset)
         groups = dataset.PerFrameFunctionalGroupsSequence
         numbers = [int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber) for group in groups]
-    except DicomSegError:
+        labels = [classes.label_of(names[number]) for number in numbers]
+    except (DicomSegError, UnknownClassError):
         raise
-    except (InvalidDicomError, AttributeError, KeyError, IndexError, TypeError, ValueError, OSError) as error:
-        raise DicomSegError(f"{path}: found no readable DICOM SEG ({error}); expected one of a radiograph.") from error
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise DicomSegError(f"{name}: found no readable DICOM SEG ({error}); expected one of a radiograph.") from error
     if len(set(numbers)) != len(numbers):
-        raise DicomSegError(f"{path}: found several frames of one segment, a volume; expected one radiograph.")
+        raise DicomSegError(f"{name}: found several frames of one segment, a volume; expected one radiograph.")
     mask = np.zeros(frames.shape[1:], np.uint8)
-    labels = [classes.label_of(names[number]) for number in numbers]
     for place in np.argsort(labels, kind="stable"):
         mask[frames[place] > 0] = labels[place]
     return mask, _referenced(dataset)
 
 
-def seg_file(
-    source: str | Path,
-    label: str | Path,
-    classes: ClassTable,
-    model: str,
-    segments: Sequence[Mapping[str, Any]] | None = None,
-) -> Path:
-    """Turn a label as a client sends it into a SEG of its image, in the temporary folder; the caller removes it.
+def segment_names(dataset: Any) -> dict[int, str]:
+    """Names of a SEG's segments by their numbers, in lower case as the class table has them."""
+    segments = dataset.get("SegmentSequence") or []
+    return {int(item.SegmentNumber): str(item.SegmentLabel).strip().lower() for item in segments}
+
+
+def seg_file(source: str | Path, label: str | Path, classes: ClassTable, model: str) -> Path:
+    """Turn a mask of the model into a SEG of its image, in the temporary folder; the caller removes it.
 
     Args:
         source: DICOM file of the image, or the folder that holds it alone.
-        label: PNG, NIfTI or NRRD.
+        label: PNG, NIfTI or NRRD; its values are labels.
         classes: the labels.
         model: what drew it.
-        segments: `label_info` of the client, see `label_checks.slicer_labels`.
 
     Raises:
         UnreadableRadiographError: the folder holds a series of several files.
@@ -84,55 +96,60 @@ def seg_file(
     """
     with readable_file(source) as file:
         size = read_radiograph(file).pixels.shape[-2:]
-        mask = check_label(label, "label", (size[0], size[1]), classes, segments)
-        target = Path(tempfile.gettempdir()) / f"seg_{uuid.uuid4().hex}.dcm"
+        mask = check_label(label, "label", (size[0], size[1]), classes)
+        target = Path(tempfile.gettempdir()) / f"{_RESULT_PREFIX}{uuid.uuid4().hex}.dcm"
         return write_dicom_seg(mask, target, classes, file, model)
 
 
-def use_own_conversions(classes: ClassTable, model: str) -> None:
-    """Put these conversions in the place of MONAI Label's, for images and labels of a DICOMweb archive.
+def use_own_conversion(classes: ClassTable, model: str) -> None:
+    """Put `seg_file` in the place of MONAI Label's conversion, for inference with `output=dicom_seg`.
 
     Args:
         classes: the labels.
         model: name and version, for the SEG.
     """
-    import monailabel.datastore.dicom as dicom
-    import monailabel.datastore.utils.convert as convert
     import monailabel.endpoints.infer as infer
 
-    def nifti_to_dicom_seg(series_dir: str, label: str, label_info: Any, *_: Any, **__: Any) -> str:
-        segments = [entry for entry in label_info or [] if isinstance(entry, dict) and "name" in entry]
-        return str(seg_file(series_dir, label, classes, model, segments or None))
+    def nifti_to_dicom_seg(series_dir: str, label: str, *_: Any, **__: Any) -> str:
+        # The mask is our own: what `label_info` of the client says of its values does not matter.
+        with as_http_errors():
+            _remove_old_results()
+            return str(seg_file(series_dir, label, classes, model))
 
-    def dicom_to_nifti(series_dir: str, is_seg: bool = False) -> str:
-        return str(_seg_to_nifti(series_dir, classes) if is_seg else _image_to_nifti(series_dir))
-
-    replacements: dict[str, Callable] = {"nifti_to_dicom_seg": nifti_to_dicom_seg, "dicom_to_nifti": dicom_to_nifti}
-    for module in (convert, dicom, infer):
-        for name, function in replacements.items():
-            if hasattr(module, name):
-                setattr(module, name, function)
+    infer.nifti_to_dicom_seg = nifti_to_dicom_seg
 
 
-def _image_to_nifti(series: str | Path) -> Path:
-    """The radiograph as every other part of the project sees it: bone bright, windowed, with its spacing."""
+def _remove_old_results() -> None:
+    """The endpoint leaves what it has sent; after ten minutes nobody is reading it any more."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_RESULT_PREFIX}*.dcm"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _RESULT_SECONDS:
+                path.unlink()
+
+
+def image_to_nifti(source: str | Path, path: Path) -> Path:
+    """Write a radiograph as every other part of the project sees it: bone bright, windowed, with its spacing.
+
+    As float32 in [0, 1], which the reader takes as it is; integers it would stretch a second time.
+
+    Args:
+        source: DICOM file, or the folder that holds it alone.
+        path: ends in .nii.gz.
+
+    Raises:
+        UnreadableRadiographError: there is no radiograph in it.
+    """
     from nibabel.nifti1 import Nifti1Image
 
-    with readable_file(series) as file:
+    with readable_file(source) as file:
         radiograph = read_radiograph(file)
-    values = (radiograph.pixels[0].numpy() * 65535).round().astype(np.uint16)
+    values = radiograph.pixels[0].numpy().astype(np.float32)
     row, column = radiograph.spacing_mm or (1.0, 1.0)
     image = Nifti1Image(values.T[..., None], np.diag([-column, -row, 1.0, 1.0]))
     image.header["xyzt_units"] = 2 if radiograph.spacing_mm else 0
-    target = Path(tempfile.gettempdir()) / f"image_{uuid.uuid4().hex}.nii.gz"
-    image.to_filename(target)
-    return target
-
-
-def _seg_to_nifti(series: str | Path, classes: ClassTable) -> Path:
-    with readable_file(series) as file:
-        mask, _ = read_dicom_seg(file, classes)
-    return write_nifti_mask(mask, Path(tempfile.gettempdir()) / f"label_{uuid.uuid4().hex}.nii.gz", None)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+    return path
 
 
 def _referenced(dataset: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from .checked_datastore import as_http_errors
+from .http_errors import as_http_errors
 from .scoring import EpistemicScoring, known_score
 
 SCORED_AT_ONCE = 8  # images, where nothing was scored by the weights that are served: seconds on a CPU

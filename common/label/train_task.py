@@ -16,8 +16,9 @@ from monailabel.utils.others.generic import name_to_device
 
 from ..errors import UserError
 from .bundle import Bundle
-from .checked_datastore import as_http_errors
+from .checked_datastore import CheckedDatastore
 from .fine_tuning import FineTuningRequest, as_json, fine_tune, measure
+from .http_errors import as_http_errors
 from .label_checks import RefusedUploadError, check_image, check_label
 from .readable import readable_file
 from .split import hold_out
@@ -128,8 +129,9 @@ class RadiographTrainTask(TrainTask):
 
     def _labelled(self, datastore: Datastore, files: ExitStack) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
         """Images with readable final labels by name, as files that train.yaml reads, and why others are left out."""
-        items, left_out = {}, {}
-        for item in datastore.datalist():
+        listed = datastore.datalist()
+        items, left_out = {}, dict(datastore.left_out) if isinstance(datastore, CheckedDatastore) else {}
+        for item in listed:
             name = Path(item["image"]).name
             try:
                 size = check_image(item["image"], name).pixels.shape[-2:]

@@ -65,8 +65,8 @@ def truth_folder(studies: Path) -> Path:
     return studies.with_name(f"{studies.name}_truth")
 
 
-def app_client(studies: Path | str, **conf: Any):
-    """FastAPI's test client of a fresh app."""
+def app_client(studies: Path | str, sessions: Path | None = None, **conf: Any):
+    """FastAPI's test client of a fresh app; sessions are kept beside a folder of studies unless told otherwise."""
     from fastapi.testclient import TestClient
     from monailabel.config import settings
     from monailabel.interfaces.utils.app import clear_cache
@@ -77,7 +77,7 @@ def app_client(studies: Path | str, **conf: Any):
     settings.MONAI_LABEL_AUTO_UPDATE_SCORING = False
     settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD = False
     settings.MONAI_LABEL_DATASTORE_FILE_EXT = PATTERNS
-    settings.MONAI_LABEL_SESSION_PATH = f"{studies}_sessions"
+    settings.MONAI_LABEL_SESSION_PATH = str(sessions or f"{studies}_sessions")
     clear_cache()
     from monailabel.app import app
 

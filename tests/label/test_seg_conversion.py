@@ -1,16 +1,19 @@
-import shutil
+import os
+import tempfile
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 import torch
+from fastapi import HTTPException
 from PIL import Image
 
 from common.dicom_seg import write_dicom_seg
 from common.errors import UserError
-from common.label.seg_conversion import read_dicom_seg, seg_file, use_own_conversions
-from common.mask_files import read_mask
+from common.label.seg_conversion import image_to_nifti, read_dicom_seg, seg_file, use_own_conversion
+from common.reader import read_radiograph
 from common.segmentation_classes import CARIES, GROUPED
 from common.synthetic_dicom import write_synthetic_dicom
 
@@ -49,20 +52,42 @@ def test_other_files_and_other_classes_are_refused(series, mask, tmp_path):
         read_dicom_seg(tmp_path / "seg.dcm", CARIES)
 
 
-def test_the_datastore_converts_by_these(series, mask, tmp_path):
-    import monailabel.datastore.dicom as dicom
+def test_a_radiograph_as_nifti_is_read_as_the_dicom_file_is(series, tmp_path):
+    own = read_radiograph(series / "one.dcm")
+    converted = read_radiograph(image_to_nifti(series, tmp_path / "image.nii.gz"))
+    assert torch.equal(converted.pixels, own.pixels)
+    np.testing.assert_allclose(converted.spacing_mm, (0.2, 0.1), rtol=1e-6)
+    assert nibabel.load(tmp_path / "image.nii.gz").shape == (30, 20, 1)
+
+
+def test_inference_with_dicom_seg_converts_by_this(series, mask, tmp_path, monkeypatch):
     import monailabel.endpoints.infer as infer
 
-    use_own_conversions(GROUPED, "model 1")
-    image = nibabel.load(dicom.dicom_to_nifti(str(series)))
-    assert image.shape == (30, 20, 1)
-    np.testing.assert_allclose(image.header.get_zooms()[:2], (0.1, 0.2), rtol=1e-6)
-
+    monkeypatch.setattr(infer, "nifti_to_dicom_seg", None)  # so that it is put back afterwards
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    use_own_conversion(GROUPED, "model 1")
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(mask[None]), str(tmp_path / "label.nrrd"))
-    segmentation = infer.nifti_to_dicom_seg(str(series), str(tmp_path / "label.nrrd"), None, use_itk=True)
-    (tmp_path / "seg").mkdir()
-    shutil.move(segmentation, tmp_path / "seg")
-    assert np.array_equal(read_mask(dicom.dicom_to_nifti(str(tmp_path / "seg"), is_seg=True)), mask)
+    first = infer.nifti_to_dicom_seg(str(series), str(tmp_path / "label.nrrd"), [{"name": "other"}], use_itk=True)
+    assert np.array_equal(read_dicom_seg(first, GROUPED)[0], mask)
+    os.utime(first, (0, 0))
+    second = infer.nifti_to_dicom_seg(str(series), str(tmp_path / "label.nrrd"), None, use_itk=True)
+    assert [str(path) for path in tmp_path.glob("*.dcm")] == [second]
+    with pytest.raises(HTTPException, match="found no such file"):
+        infer.nifti_to_dicom_seg(str(series), str(series / "one.dcm").replace("one", "none"), None)
+
+
+def test_an_annotation_says_that_somebody_looked_at_it_and_is_a_new_one_each_time(series, mask, tmp_path):
+    drawn = [write_dicom_seg(mask, tmp_path / f"{n}.dcm", GROUPED, series / "one.dcm", "model 1") for n in range(2)]
+    submitted = [
+        write_dicom_seg(mask, tmp_path / f"{n}.dcm", GROUPED, series / "one.dcm", "model 1", is_annotation=True)
+        for n in (2, 3)
+    ]
+    one, other = (pydicom.dcmread(path) for path in drawn)
+    assert one.SOPInstanceUID == other.SOPInstanceUID
+    assert {segment.SegmentAlgorithmType for segment in one.SegmentSequence} == {"AUTOMATIC"}
+    one, other = (pydicom.dcmread(path) for path in submitted)
+    assert one.SOPInstanceUID != other.SOPInstanceUID and one.SeriesInstanceUID != other.SeriesInstanceUID
+    assert {segment.SegmentAlgorithmType for segment in one.SegmentSequence} == {"SEMIAUTOMATIC"}
 
 
 def test_a_label_of_another_size_becomes_no_seg(series, tmp_path):

@@ -1,125 +1,29 @@
 """A real server process, MONAI Label's own client, and the loop of labelling against it."""
 
-import csv
 import os
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 import time
-import urllib.request
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from label_data import BUNDLE, MODEL, REPOSITORY, dice, truth_folder
-from monai.bundle import ConfigParser
-from PIL import Image
+from label_data import MODEL, REPOSITORY, truth_folder
+from label_server import (
+    DENTAL_MODEL,
+    START_SECONDS,
+    client_of,
+    infer_labels,
+    kill_tree,
+    label_and_train,
+    mean_dice,
+    real_radiographs,
+    serving,
+    unlabelled_bundle,
+)
 
 from common.label.weights_store import WeightsStore
-from common.mask_files import read_mask
-from common.networks.diffusion_segmenter import take_pretrained
-from common.segmentation_classes import GROUPED
-
-START_SECONDS, TRAIN_SECONDS = 300, 400
-DENTAL_MODEL = "dental_radiograph_segmentation"
 
 pytestmark = pytest.mark.slow
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-@contextmanager
-def serving(studies, log, *options):
-    """Start scripts/serve_label.sh in a process group of its own; give its address; kill all of it at the end."""
-    port = free_port()
-    command = ["bash", str(REPOSITORY / "scripts" / "serve_label.sh"), str(studies), "--port", str(port), *options]
-    environment = {**os.environ, "LABEL_VENV": sys.prefix, "OMP_NUM_THREADS": "1"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, preexec_fn=os.setpgrp
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_up(process, address, log)
-        yield address, process
-    finally:
-        kill_group(process)
-
-
-def kill_group(process):
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(30)
-
-
-def wait_until_up(process, address, log):
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            urllib.request.urlopen(f"{address}/info/", timeout=30).read()
-            return
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(log.read_text()[-3000:])
-
-
-def client_of(address, folder):
-    from monailabel.client import MONAILabelClient
-
-    folder.mkdir(exist_ok=True)
-    return MONAILabelClient(address, tmpdir=str(folder))
-
-
-def wait_for_training(client):
-    deadline = time.monotonic() + TRAIN_SECONDS
-    while time.monotonic() < deadline:
-        status = client.train_status()
-        if status["status"] not in ("SUBMITTED", "RUNNING"):
-            return status
-        time.sleep(0.5)
-    raise AssertionError(client.train_status())
-
-
-def infer_labels(client, image, model):
-    path, params = client.infer(model, image, {})
-    mask = np.asarray(Image.open(path))
-    Path(path).unlink()
-    return mask, params
-
-
-def label_and_train(client, model, truth, **training):
-    """The loop of an annotator: five times the next sample, its mask, a label; then train.
-
-    Returns:
-        Mean Dice over all images against their true masks before and after, and the training's status.
-    """
-    assert client.info()["models"][model]["dimension"] == 2
-    before = mean_dice(client, model, truth)
-    labelled = []
-    for _ in range(5):
-        image = client.next_sample("epistemic", {})["id"]
-        assert image not in labelled
-        assert infer_labels(client, image, model)[0].shape == np.asarray(Image.open(truth[image])).shape
-        client.save_label(image, str(truth[image]))
-        labelled.append(image)
-    client.train_start(model, training)
-    status = wait_for_training(client)
-    assert status["status"] == "DONE", status
-    return before, mean_dice(client, model, truth), status
-
-
-def mean_dice(client, model, truth):
-    found = [dice(infer_labels(client, image, model)[0], np.asarray(Image.open(path))) for image, path in truth.items()]
-    return float(np.mean(found))
 
 
 def test_the_loop_on_phantoms_and_a_kill_in_the_middle(tiny_bundle, studies, tmp_path):
@@ -146,29 +50,16 @@ def test_the_loop_on_phantoms_and_a_kill_in_the_middle(tiny_bundle, studies, tmp
         assert mean_dice(client, MODEL, truth) == pytest.approx(after)
 
 
-def kill_tree(process):
-    """Kill the server first, as a crash would, then what it had started."""
-    import psutil
-
-    children = psutil.Process(process.pid).children(recursive=True)
-    for one in [psutil.Process(process.pid), *children]:
-        one.kill()
-
-
 @pytest.mark.shared
 def test_the_loop_on_real_radiographs_from_the_first_labels(tmp_path, shared_data):
     """From the pre-trained U-Net, whose last convolution has seen no label: the shipped weights have seen hundreds."""
     bundle = unlabelled_bundle(tmp_path / DENTAL_MODEL)
-    studies, labels = tmp_path / "studies", tmp_path / "labels"
+    studies = tmp_path / "studies"
     studies.mkdir()
-    labels.mkdir()
     truth = {}
-    for row in held_out_rows(shared_data / "dental", 8):
-        image = shared_data / "dental" / row["image"]
-        (studies / image.name).write_bytes(image.read_bytes())
-        mask = GROUPED.map_mask(read_mask(shared_data / "dental" / row["mask"]), "periapical").astype(np.uint8)
-        truth[image.stem] = labels / f"{image.stem}.png"
-        Image.fromarray(mask).save(truth[image.stem])
+    for image, label in real_radiographs(shared_data / "dental", 8, tmp_path / "labels"):
+        shutil.copy(image, studies)
+        truth[image.stem] = label
     options = ["--conf", "bundle_dir", str(bundle), "--conf", "weights_dir", str(tmp_path / "weights")]
     with serving(studies, tmp_path / "server.log", *options) as (address, _):
         client = client_of(address, tmp_path / "client")
@@ -176,25 +67,6 @@ def test_the_loop_on_real_radiographs_from_the_first_labels(tmp_path, shared_dat
         before, after, status = label_and_train(client, DENTAL_MODEL, truth, **training)
     print(f"mean Dice {before:.4f} before, {after:.4f} after training on 5 labels")
     assert after > before + 0.1, status["details"]
-
-
-def unlabelled_bundle(folder):
-    """The dental bundle before its fine-tuning."""
-    shutil.copytree(BUNDLE / "configs", folder / "configs")
-    (folder / "models").mkdir()
-    parser = ConfigParser()
-    parser.read_config(str(BUNDLE / "configs" / "inference.yaml"))
-    network = parser.get_parsed_content("network_def")
-    take_pretrained(network, BUNDLE / "models" / "denoiser.pt")
-    torch.save(network.state_dict(), folder / "models" / "model.pt")
-    return folder
-
-
-def held_out_rows(folder, count):
-    """Periapical radiographs that the shipped weights were not trained on."""
-    with (folder / "manifest.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["set"] == "periapical" and row["split"] == "val"]
-    return rows[:count]
 
 
 @pytest.mark.parametrize(
