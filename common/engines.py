@@ -7,6 +7,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, SupervisedTrainer
+from monai.handlers import CheckpointLoader
 from torch import nn
 
 from .checkpoint import TrainingCheckpoint, save_atomically
@@ -21,6 +22,7 @@ class ResumableTrainer(SupervisedTrainer):
 
     A checkpoint is written after every epoch (after that epoch's validation) and every `checkpoint_every_steps`.
     Because order, augmentation and noise are functions of the step, the resumed run equals the uninterrupted one.
+    With a CheckpointLoader among its handlers, as MONAI Label adds one, a run starts from what that loads instead.
 
     Args:
         checkpoint: what to save and where.
@@ -45,13 +47,14 @@ class ResumableTrainer(SupervisedTrainer):
         self.checkpoint = checkpoint
         self.sampler = sampler
         self.validator = validator
+        self.starts_anew = any(isinstance(one, CheckpointLoader) for one in kwargs.get("train_handlers") or ())
         self.add_event_handler(Events.ITERATION_COMPLETED(every=checkpoint_every_steps), self._save_within_epoch)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._validate_last)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
     def run(self) -> None:  # type: ignore[override]
         """Train to `max_epochs`, from the checkpoint if there is one; do nothing if that is already reached."""
-        if self.checkpoint.exists():
+        if self.checkpoint.exists() and not self.starts_anew:
             progress = self.checkpoint.load(self.state.device)
             self.state.iteration = progress["iteration"]
             self.state.epoch = progress["iteration"] // self.state.epoch_length

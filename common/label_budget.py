@@ -25,6 +25,7 @@ def labelled_radiographs(
     limit: int | None = None,
     label_budget: int | None = None,
     budget_seed: int = 0,
+    mask_values: str | None = None,
 ) -> list[dict[str, str]]:
     """List the radiographs of one split that have a mask, image and mask both readable.
 
@@ -42,6 +43,7 @@ def labelled_radiographs(
         limit: images at most.
         label_budget: so many of them, see `within_budget`; None takes all.
         budget_seed: which ones.
+        mask_values: said of every item that does not say it itself, for `LoadMaskd`.
 
     Returns:
         Items of `radiograph_items`, with the mask's path under "label" too, as transforms and MONAI Label name it.
@@ -71,7 +73,10 @@ def labelled_radiographs(
         keep=keep,
     )
     chosen = items if label_budget is None else within_budget(items, label_budget, budget_seed)
-    return [{**item, "label": item["mask"]} for item in chosen]
+    labelled = [{**item, "label": item["mask"]} for item in chosen]
+    if mask_values is None:
+        return labelled
+    return [{**item, "mask_values": item.get("mask_values") or mask_values} for item in labelled]
 
 
 def within_budget(items: Sequence[dict[str, str]], label_budget: int, budget_seed: int) -> list[dict[str, str]]:

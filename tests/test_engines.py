@@ -5,7 +5,7 @@ import torch
 from conftest import make_tiny_codec
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
-from monai.handlers import IgniteMetricHandler, LrScheduleHandler, ValidationHandler, from_engine
+from monai.handlers import CheckpointLoader, IgniteMetricHandler, LrScheduleHandler, ValidationHandler, from_engine
 from monai.networks.nets import PatchDiscriminator
 from resuming import Killed, assert_equal_states, state_of
 from torch.utils.data import DataLoader
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 PHANTOMS = [{"image": draw_chest_phantom(32, 32, seed=seed)} for seed in range(7)]
 
 
-def make_trainer(folder, max_epochs=4, kill_at=None, seed=0, checkpoint_every_steps=3):
+def make_trainer(folder, max_epochs=4, kill_at=None, seed=0, checkpoint_every_steps=3, start=None):
     """A whole training: codec, critic, EMA, schedule, validation; 4 steps an epoch."""
     torch.manual_seed(seed)
     codec = make_tiny_codec(seed)
@@ -71,6 +71,7 @@ def make_trainer(folder, max_epochs=4, kill_at=None, seed=0, checkpoint_every_st
         losses[engine.state.iteration] = output["l1"]
         return output
 
+    loaders = [CheckpointLoader(str(start), {"model": codec}, strict=False)] if start else []
     trainer = ResumableTrainer(
         checkpoint=TrainingCheckpoint(folder / "last.pt", objects, {"seed": seed, "num_items": len(PHANTOMS)}),
         checkpoint_every_steps=checkpoint_every_steps,
@@ -85,6 +86,7 @@ def make_trainer(folder, max_epochs=4, kill_at=None, seed=0, checkpoint_every_st
         iteration_update=update,
         decollate=False,
         train_handlers=[
+            *loaders,
             LrScheduleHandler(scheduler, epoch_level=False, print_lr=False),
             ValidationHandler(2, evaluator),
         ],
@@ -150,6 +152,20 @@ def test_a_run_with_another_seed_does_not_resume(tmp_path):
     make_trainer(tmp_path, max_epochs=1)[0].run()
     with pytest.raises(CheckpointMismatchError, match="seed: 0 there, 1 now"):
         make_trainer(tmp_path, seed=1)[0].run()
+
+
+def test_weights_that_a_handler_loads_are_the_start_whatever_was_trained_before(tmp_path):
+    start = make_tiny_codec(seed=5)
+    torch.save(start.state_dict(), tmp_path / "shipped.pt")
+    make_trainer(tmp_path, max_epochs=1)[0].run()
+    again, losses = make_trainer(tmp_path, max_epochs=1, seed=1, start=tmp_path / "shipped.pt")
+    codec, found = again.checkpoint.objects["network"], []
+    again.add_event_handler(
+        Events.ITERATION_STARTED(once=1), lambda: found.append([p.detach().clone() for p in codec.parameters()])
+    )
+    again.run()
+    assert sorted(losses) == [1, 2, 3, 4]
+    assert all(torch.equal(*pair) for pair in zip(found[0], start.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,17 @@ def test_items_have_their_mask_as_label_and_patients_are_in_one_split(tmp_path):
     assert all(item["label"] == item["mask"] and item["label"].endswith("png") for item in train)
     assert not {item["patient_id"] for item in train} & {item["patient_id"] for item in val}
     assert len(listed(tmp_path, label_budget=2)) == 2
+    assert not any("mask_values" in item for item in train)
+
+
+def test_what_the_mask_values_are_is_said_of_every_item_that_does_not_say_it(tmp_path):
+    write_labelled_folder(tmp_path / "data", 4)
+    manifest = tmp_path / "data" / "manifest.csv"
+    header, *rows = manifest.read_text().split()
+    values = ["labels", "", "", ""]
+    manifest.write_text("\n".join([f"{header},mask_values", *map(",".join, zip(rows, values, strict=True))]))
+    found = listed(tmp_path, mask_values="periapical")
+    assert [item["mask_values"] for item in found] == ["labels", "periapical"]
 
 
 def test_a_damaged_mask_is_skipped_and_reported_and_an_image_without_mask_left_out(tmp_path):
