@@ -85,14 +85,12 @@ def grid(variants: Mapping[str, Sequence[str]], seeds: Sequence[int], unconditio
         unconditional: train a denoiser without context too, once per seed, with the first encoder's store.
     """
     first = next(iter(variants))
-    without = [UNCONDITIONAL] if unconditional else []
-    trained = [
-        Cell(variant, encoder, seed)
-        for seed in seeds
-        for encoder, names in variants.items()
-        for variant in [*(without if encoder == first else []), *names]
-    ]
-    return [*(Cell(name, first) for name in BASELINES), *trained]
+    found = [Cell(name, first) for name in BASELINES]
+    for seed in seeds:
+        found += [Cell(variant, encoder, seed) for encoder, names in variants.items() for variant in names]
+        if unconditional:
+            found.append(Cell(UNCONDITIONAL, first, seed))
+    return found
 
 
 @dataclass(frozen=True)
