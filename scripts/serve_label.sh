@@ -5,10 +5,12 @@
 #   bash scripts/serve_label.sh --pacs http://127.0.0.1:8042/dicom-web [the same options]
 #
 # Labels and an index are written into STUDIES, fine-tuned weights and logs below scripts/monailabel_app (not in git;
-# --conf weights_dir DIR puts the weights elsewhere). Any MONAI_LABEL_* variable that is set already is left as it is.
+# --conf weights_dir DIR puts the weights elsewhere). Labels of an archive are stored in it as DICOM SEG, and its images
+# are cached in ~/.cache/monailabel or MONAI_LABEL_DATASTORE_CACHE_PATH. MONAI_LABEL_DICOMWEB_USERNAME and _PASSWORD are
+# sent to it. Any MONAI_LABEL_* variable that is set already is left as it is.
 set -euo pipefail
 
-usage() { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 fail() {
   echo "serve_label.sh: $1" >&2
   exit 2
@@ -60,9 +62,10 @@ make_label_environment
 suffixes='"*.png","*.PNG","*.jpg","*.JPG","*.jpeg","*.JPEG","*.tif","*.tiff","*.dcm","*.DCM","*.nii.gz","*.nii","*.nrrd"'
 export MONAI_LABEL_DATASTORE_FILE_EXT="${MONAI_LABEL_DATASTORE_FILE_EXT:-[$suffixes]}"
 export MONAI_LABEL_DICOMWEB_SEARCH_FILTER="${MONAI_LABEL_DICOMWEB_SEARCH_FILTER:-{\"Modality\":\"DX\"\}}"
-export MONAI_LABEL_DICOMWEB_CACHE_EXPIRY="${MONAI_LABEL_DICOMWEB_CACHE_EXPIRY:-1}" # s; 2 h would offer labelled images again
 export MONAI_LABEL_AUTO_UPDATE_SCORING="${MONAI_LABEL_AUTO_UPDATE_SCORING:-false}" # a new process after every sample
 export MONAI_LABEL_TRACKING_ENABLED="${MONAI_LABEL_TRACKING_ENABLED:-false}"       # MLflow
+no_proxy="127.0.0.1,localhost,::1,${no_proxy:-${NO_PROXY:-}}" # an archive on this machine is behind no proxy
+export no_proxy NO_PROXY="$no_proxy"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 case $host in
