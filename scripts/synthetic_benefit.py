@@ -1,0 +1,133 @@
+"""Does synthetic data help? Train classifiers on few real radiographs, with and without synthetic ones, and compare.
+
+python scripts/synthetic_benefit.py ../shared/data/cxr --output_dir OUT --where "{'source': 'kermany'}"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.command_line import run_command
+from common.experiment import Experiment, ExperimentError
+from common.synthetic_benefit.densenet import TrainingSettings
+from common.synthetic_benefit.pool import load_generator
+from common.synthetic_benefit.regimes import REAL_REGIMES, STRATEGIES, SYNTHETIC_REGIMES, grid
+from common.synthetic_benefit.report import write_report
+from common.synthetic_benefit.study import CLASSIFIERS, Study, labelled_split
+
+BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
+REGIMES = (*REAL_REGIMES, *SYNTHETIC_REGIMES)
+QUICK_SIZES, QUICK_RATIOS, QUICK_SEEDS, QUICK_INFERENCE_STEPS, QUICK_STEPS = (12,), (1,), (0, 1), 2, 4
+QUICK_IMAGE_SIZE, QUICK_TEST_IMAGES = 32, 6  # px; of a class
+
+
+def synthetic_benefit(
+    dataset_dir: str,
+    *,
+    output_dir: str,
+    work_dir: str | None = None,
+    where: Mapping[str, Any] | None = None,
+    sizes: Sequence[int] = (50, 100, 500, 1000),
+    ratios: Sequence[int] = (1, 5, 10, 50),
+    strategies: Sequence[str] = STRATEGIES,
+    regimes: Sequence[str] = REGIMES,
+    classifiers: Sequence[str] = CLASSIFIERS,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    share: Sequence[int] = (0, 1),
+    num_inference_steps: int = 10,
+    guidance_scale: float = 1.0,
+    num_views: int = 4,
+    image_size: int = 64,
+    num_steps: int = 300,
+    batch_size: int = 16,
+    learning_rate: float = 1.0e-3,
+    amp: bool = True,
+    generate_only: bool = False,
+    quick: bool = False,
+    bundle_root: str = str(BUNDLE),
+    device: str | None = None,
+) -> None:
+    """Train and score every cell that OUT does not hold yet; then write the report of all that it holds.
+
+    A cell is one training on a nested, balanced subset of the training split, scored on the whole validation split.
+    A killed run goes on with the cell it was at, and with the image its generator was at. The protocol and its reasons:
+    common/synthetic_benefit/study.py.
+
+    Args:
+        dataset_dir: with a manifest.csv that has labels.
+        output_dir: of cells, JSON, table and plots; small, and free of paths and images, to be kept.
+        work_dir: of synthetic images and features; by default outputs/synthetic_benefit of the bundle.
+        where: manifest columns and the value that each must have; take one source, as label and source are confounded.
+        sizes: real images with labels, of all classes together.
+        ratios: synthetic images per real one.
+        strategies: variation, interpolation, prior, unlabelled.
+        regimes: real_unaugmented, real, mixed, synthetic, pretrained.
+        classifiers: probe, densenet.
+        seeds: of subset and training.
+        share: i, n: do every n-th cell from the i-th on; so n processes share the work.
+        num_inference_steps: of the generator.
+        guidance_scale: of the generator; 1 is none, and costs half.
+        num_views: changed views of a real image for the probe.
+        image_size: px that the DenseNet sees.
+        num_steps: of a DenseNet's training, whatever it is trained on.
+        batch_size: of it.
+        learning_rate: of it.
+        amp: bfloat16 where the hardware has it; False for the same result on other hardware.
+        generate_only: make the images that the cells need, and stop; the share is then of the images.
+        quick: one small subset, one ratio, two seeds and a few steps, to see whether everything works; no figure of it
+            means anything.
+        bundle_root: of the latent diffusion bundle.
+        device: such as cpu; None takes a GPU where there is one.
+    """
+    if quick:
+        sizes, ratios, seeds = QUICK_SIZES, QUICK_RATIOS, QUICK_SEEDS
+        num_inference_steps, num_steps, image_size = QUICK_INFERENCE_STEPS, QUICK_STEPS, QUICK_IMAGE_SIZE
+    for name, given, known in (
+        ("strategies", strategies, STRATEGIES),
+        ("regimes", regimes, REGIMES),
+        ("classifiers", classifiers, CLASSIFIERS),
+    ):
+        check_names(name, given, known)
+    for name, numbers, least in (("sizes", sizes, 1), ("ratios", ratios, 1), ("seeds", seeds, 0)):
+        check_numbers(name, numbers, least)
+    cells = grid(classifiers, regimes, strategies, ratios, sizes, seeds)
+    train, test, classes = labelled_split(dataset_dir, where, QUICK_TEST_IMAGES if quick else None)
+    generator = load_generator(bundle_root, num_inference_steps, guidance_scale, amp, device)
+    training = TrainingSettings(image_size, num_steps, batch_size, learning_rate, amp=amp)
+    work_dir = work_dir or str(Path(bundle_root) / "outputs" / "synthetic_benefit")
+    study = Study(train, test, classes, generator, work_dir, training, num_views, amp)
+    if generate_only:
+        study.make_images(cells, (share[0], share[1]))
+        return
+    settings = {**study.settings(), "where": where, "quick": quick}
+    Experiment(output_dir, settings, study).run(cells, (share[0], share[1]))
+    write_report(output_dir)
+
+
+def check_names(name: str, given: Any, known: Sequence[str]) -> None:
+    """Refuse what is not a list of known names.
+
+    Raises:
+        ExperimentError: says what was found.
+    """
+    unknown = [given] if isinstance(given, str) else [each for each in given if each not in known]
+    if unknown:
+        raise ExperimentError(f"--{name}: found {given!r}; expected a list such as [{known[0]}], of {', '.join(known)}")
+
+
+def check_numbers(name: str, given: Any, least: int) -> None:
+    """Refuse what is not a list of integers of at least `least`.
+
+    Raises:
+        ExperimentError: says what was found.
+    """
+    if not isinstance(given, list | tuple) or not all(type(each) is int and each >= least for each in given):
+        raise ExperimentError(
+            f"--{name}: found {given!r}; expected a list of integers from {least} on, such as [50,100]"
+        )
+
+
+if __name__ == "__main__":
+    run_command(synthetic_benefit)

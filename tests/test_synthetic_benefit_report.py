@@ -1,0 +1,77 @@
+"""The report of the experiment: means, paired differences, corrected p, table and plots."""
+
+import json
+
+import pytest
+
+from common.experiment import QUICK_WARNING, Experiment
+from common.synthetic_benefit.regimes import Cell, grid
+from common.synthetic_benefit.report import holm, markdown, plot_series, rows, write_report
+
+SETTINGS = {"classes": ["a", "b"], "num_test_images": 9, "num_test_patients": 8, "quick": True}
+REGIMES = ["real_unaugmented", "real", "mixed"]
+
+
+def auc(cell):
+    gain = {"real": 0.0, "real_unaugmented": -0.05, "mixed": 0.02 * cell.ratio}[cell.regime]
+    return 0.7 + gain + 0.01 * cell.seed + (0.001 * cell.seed**2 if cell.regime == "mixed" else 0.0)
+
+
+def results():
+    cells = grid(["probe", "densenet"], REGIMES, ["variation", "unlabelled"], [1, 5], [50, 100], [0, 1, 2])
+    cells = [cell for cell in cells if not (cell.size == 100 and cell.ratio == 5)]
+    return [
+        (
+            cell,
+            {"auc": auc(cell), "pseudo_label_accuracy": 0.9} if cell.strategy == "unlabelled" else {"auc": auc(cell)},
+        )
+        for cell in cells
+    ]
+
+
+def test_differences_are_paired_by_seed_with_the_baseline_of_classifier_and_size():
+    found = rows(results())
+    row = next(r for r in found if (r["classifier"], r["regime"], r["ratio"], r["size"]) == ("probe", "mixed", 5, 50))
+    assert row["gain"]["mean"] == pytest.approx(0.1 + 0.005 / 3) and row["gain"]["n"] == 3
+    assert row["gain"]["p"] < row["gain"]["p_holm"] < 0.01
+    baseline = next(r for r in found if r["regime"] == "real")
+    assert "gain" not in baseline and baseline["mean"] == pytest.approx(0.71)
+    pseudo = [r["pseudo_label_accuracy"]["mean"] for r in found if r["strategy"] == "unlabelled"]
+    assert pseudo == pytest.approx([0.9] * 6)
+
+
+def test_a_seed_without_baseline_is_left_out_of_the_difference():
+    cells = [(cell, result) for cell, result in results() if not (cell.regime == "real" and cell.seed == 2)]
+    row = next(r for r in rows(cells) if r["regime"] == "mixed")
+    assert row["n"] == 3 and row["gain"]["n"] == 2
+
+
+def test_holm_corrects_step_by_step():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.6]) == pytest.approx([1.0, 1.0]) and holm([]) == []
+
+
+def test_the_plot_takes_the_largest_ratio_that_all_sizes_have():
+    series = plot_series(rows(results()), "probe")
+    assert list(series)[:2] == ["real only, no augmentation", "real only (baseline)"]
+    assert [x for x, _, _ in series["real + variation 1:1"]] == [50, 100]
+
+
+def test_the_report_is_written_from_what_is_there(tmp_path):
+    values = dict(results())
+    Experiment(tmp_path, SETTINGS, values.__getitem__).run(list(values))
+    report = write_report(tmp_path)
+    text = (tmp_path / "synthetic_benefit.md").read_text()
+    assert text == QUICK_WARNING + markdown(json.loads((tmp_path / "synthetic_benefit.json").read_text()))
+    assert "| real only (baseline) | 0.710 ± 0.010 | 0.710 ± 0.010 |" in text
+    assert "| real + variation 1:5 | 0.812 ± 0.012 (+0.102*, p 0.0001) |  |" in text
+    assert report["rows"][0]["classifier"] == "densenet"
+    for name in ("probe", "densenet"):
+        assert (tmp_path / f"synthetic_benefit_{name}.png").stat().st_size > 1000
+
+
+def test_what_no_other_seed_has_shows_its_number(tmp_path):
+    cells = [(cell, result) for cell, result in results() if cell.seed == 0 or cell.regime == "real"]
+    text = markdown({"settings": SETTINGS, "rows": rows(cells)})
+    assert "| real + variation 1:1 | 0.720, n = 1 (+0.020) |" in text
+    assert Cell("probe", "real", "none", 0, 50, 0) in dict(cells)
