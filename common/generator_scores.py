@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
 
+from .amp import autocast
 from .copy_detection import SPACES, CopyFeatures, CopyReference
 from .copy_features import CopyFeatureNetwork
 from .datalists import assert_disjoint_patients
@@ -43,12 +46,15 @@ class GeneratorScores:
     Args:
         train_items: dicts with "image" and "patient_id": what the generators were trained on.
         val_items: the same of other patients: the sources.
+        real_cls_tokens: of the judge, for "train" and "val", [number of items, D], as a `LatentStore` keeps them; so no
+            real image is encoded again.
         judge: encoder of FD-DINO, of cosines and of the search for copies; not necessarily the one that conditions.
         inception_path: weights for FD-Inception; None leaves it out.
-        cache_dir: of features of real images.
+        cache_dir: of Inception's features of real images.
         image_size: px of all images.
         batch_size: images at a time.
         seed: of the halves.
+        amp: whether the judge's tokens of real images were made in bfloat16; those of fakes are made alike.
         device: of the networks.
 
     Raises:
@@ -59,12 +65,14 @@ class GeneratorScores:
         self,
         train_items: Sequence[Mapping[str, Any]],
         val_items: Sequence[Mapping[str, Any]],
+        real_cls_tokens: Mapping[str, Tensor],
         judge: DinoEncoder,
         inception_path: str | None,
         cache_dir: str | Path,
         image_size: int,
         batch_size: int,
         seed: int,
+        amp: bool,
         device: torch.device,
     ) -> None:
         if image_size < MS_SSIM_MIN_SIZE:
@@ -73,16 +81,17 @@ class GeneratorScores:
             )
         assert_disjoint_patients(training=train_items, held_out=val_items)
         self.train_items, self.val_items = list(train_items), list(val_items)
+        self.real_cls_tokens = {split: real_cls_tokens[split].float() for split in ("train", "val")}
+        self.amp, self.device = amp, device
         self.network = CopyFeatureNetwork(judge, PICTURE_SIZE)
         self.image_size, self.batch_size = image_size, batch_size
         self.quality = ImageQuality(seed=seed, progress=False)
         self.halves = split_halves([item["patient_id"] for item in val_items], seed)
-        copy = FeatureExtractor("copy", self.network, f"{judge.image_size}, {PICTURE_SIZE}")
-        extractors = [copy, *([build_extractor("inception", inception_path)] if inception_path else [])]
-        self.features = {
-            extractor.name: ImageFeatures(extractor, cache_dir, image_size, batch_size, device)
-            for extractor in extractors
-        }
+        copy = FeatureExtractor("copy", self.network)
+        self.features = {"copy": ImageFeatures(copy, None, image_size, batch_size, device)}
+        if inception_path:
+            inception = build_extractor("inception", inception_path)
+            self.features["inception"] = ImageFeatures(inception, cache_dir, image_size, batch_size, device)
 
     def real(self) -> dict[str, Any]:
         """The floor: real images against real images of other patients; each one's "source" is another real image."""
@@ -137,28 +146,28 @@ class GeneratorScores:
 
     @cached_property
     def _real_copy(self) -> CopyFeatures:
-        return self.network.unpack(self._of_files("copy", self.val_items))
+        return CopyFeatures(self.real_cls_tokens["val"], small_pictures(self._sources))
 
     @cached_property
     def _real_inception(self) -> Features:
-        return self._of_files("inception", self.val_items)
-
-    @cached_property
-    def _reference(self) -> CopyReference:
-        train = self.network.unpack(self._of_files("copy", self.train_items))
-        return CopyReference().fit(train, self._real_copy, [item["patient_id"] for item in self.train_items])
-
-    def _of_files(self, name: str, items: Sequence[Mapping[str, Any]]) -> Features:
-        found = self.features[name].of_files([str(item["image"]) for item in items])
+        found = self.features["inception"].of_files([str(item["image"]) for item in self.val_items])
         if found.problems:
             path, reason = found.problems[0]
             raise GeneratorScoresError(f"{path}: {reason}; expected all images of the store to be readable still")
         return found.features
 
+    @cached_property
+    def _reference(self) -> CopyReference:
+        bar = tqdm(self.train_items, desc="training images", unit="image", dynamic_ncols=True)
+        pictures = torch.cat([small_pictures(load_square(item["image"], self.image_size)[None]) for item in bar])
+        train = CopyFeatures(self.real_cls_tokens["train"], pictures)
+        return CopyReference().fit(train, self._real_copy, [item["patient_id"] for item in self.train_items])
+
     # ---- figures -----------------------------------------------------------------------------------------------------
 
     def _encode(self, name: str, images: Tensor) -> Features:
-        return self.features[name].of_batches(images.split(self.batch_size))
+        with autocast(self.device, self.amp and name == "copy"):
+            return self.features[name].of_batches(images.split(self.batch_size))
 
     def _distances(self, name: str, fake: Features) -> dict[str, float]:
         """Of both halves; `fake` [N, D] may be the real ones, for the floor."""
@@ -184,3 +193,8 @@ class GeneratorScores:
         found["copies_source"] = float(check.copies_source.mean())
         found["flagged"] = float(check.is_flagged.mean())
         return {**found, "num_copies": int(check.is_copy.sum()), "verdict": check.verdict.level}
+
+
+def small_pictures(images: Tensor) -> Tensor:
+    """What is compared for copies beside tokens: images [N, 1, H, W], made small as `CopyFeatureNetwork` does it."""
+    return F.adaptive_avg_pool2d(images.float(), PICTURE_SIZE)

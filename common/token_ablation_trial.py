@@ -52,7 +52,7 @@ class Trial:
 
     Args:
         training: of the denoisers.
-        judge: encoder that all are scored by.
+        judge: name of the encoder that all are scored by, one of the training's.
         inception_path: weights for FD-Inception, or None.
         sampling: how images are drawn.
         device: of the networks.
@@ -61,7 +61,7 @@ class Trial:
     def __init__(
         self,
         training: DenoiserTraining,
-        judge: DinoEncoder,
+        judge: str,
         inception_path: str | None,
         sampling: Sampling,
         device: torch.device,
@@ -85,18 +85,20 @@ class Trial:
 
     @cached_property
     def _scores(self) -> GeneratorScores:
-        """Images are the same in the stores of all encoders."""
-        store, _ = self.training.store_and_codec(next(iter(self.training.encoders)))
-        train, val = ([store.items[row] for row in store.indices(split)] for split in ("train", "val"))
+        """From the judge's store; images are the same in all stores."""
+        store, _ = self.training.store_and_codec(self.judge)
+        rows = {split: store.indices(split) for split in ("train", "val")}
         return GeneratorScores(
-            train,
-            val,
-            self.judge,
+            [store.items[row] for row in rows["train"]],
+            [store.items[row] for row in rows["val"]],
+            {split: store.tokens(rows[split])["cls_token"] for split in rows},
+            DinoEncoder(self.training.encoders[self.judge], store.made_with["encoder_image_size"]),
             self.inception_path,
             self.training.work_dir / "features",
             store.made_with["image_size"],
             self.sampling.batch_size,
             STORE_SEED,
+            self.sampling.amp,
             self.device,
         )
 

@@ -13,14 +13,14 @@ import torch
 
 from common.command_line import run_command
 from common.experiment import Experiment, ExperimentError
-from common.fingerprint import file_sha256, network_sha256
-from common.networks.dino import DinoEncoder
+from common.fingerprint import file_sha256
 from common.token_ablation import DenoiserTraining, grid, token_variants
 from common.token_ablation_report import MAX_ENCODERS, write_report
 from common.token_ablation_trial import Sampling, Trial
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
 ENCODER = "dinov2_vits14"  # of the bundle's models
+JUDGE = "judge"  # its name beside the encoders'
 QUICK_IMAGES, QUICK_SAMPLING_STEPS = 24, 4
 
 
@@ -42,8 +42,8 @@ def token_ablation(
     image_size: int = 192,
     num_inference_steps: int = 10,
     guidance_scale: float = 1.5,
-    num_diverse_sources: int = 24,
-    num_diverse: int = 3,
+    num_diverse_sources: int = 32,
+    num_diverse: int = 2,
     judge: str | None = None,
     inception_path: str | None = None,
     bundle_root: str = str(BUNDLE),
@@ -77,7 +77,8 @@ def token_ablation(
         guidance_scale: of the sampler.
         num_diverse_sources: sources of which several variations are compared with each other.
         num_diverse: variations of each.
-        judge: encoder of FD-DINO, cosines and the check for copies, the same for all; by default the bundle's own.
+        judge: encoder of FD-DINO, cosines and the check for copies, the same for all; None takes the first of
+            `encoders`, whose store has the tokens of the real images already.
         inception_path: weights for FD-Inception; None leaves it out.
         bundle_root: of the latent diffusion bundle.
         share: i, n: do every n-th cell from the i-th on; so n processes share the work once the stores are made.
@@ -99,8 +100,10 @@ def token_ablation(
     }
     num_images = {"train": num_train, "val": num_val}
     work_dir = work_dir or str(Path(bundle_root) / "outputs" / "token_ablation")
+    conditioning = list(encoders)
+    encoders = encoders if judge is None else {**encoders, JUDGE: judge}
     training = DenoiserTraining(bundle_root, dataset_dir, work_dir, encoders, patch_grids, num_images, overrides)
-    judging = DinoEncoder(judge or f"{bundle_root}/models/{ENCODER}")
+    judge_name = conditioning[0] if judge is None else JUDGE
     sampling = Sampling(
         num_inference_steps,
         guidance_scale,
@@ -118,15 +121,15 @@ def token_ablation(
         "batch_size": batch_size,
         "overrides": {key: value for key, value in overrides.items() if not key.endswith(("_path", "_dir"))},
         **sampling.settings(),
-        "judge_sha256": network_sha256(judging),
+        "judge_sha256": training.facts(judge_name).sha256,
         "inception_sha256": file_sha256(inception_path) if inception_path else None,
         "quick": quick,
     }
-    variants = {name: token_variants(training.facts(name).num_register_tokens, patch_grids) for name in encoders}
+    variants = {name: token_variants(training.facts(name).num_register_tokens, patch_grids) for name in conditioning}
     experiment = Experiment(
         output_dir,
         settings,
-        Trial(training, judging, inception_path, sampling, device),
+        Trial(training, judge_name, inception_path, sampling, device),
         describe=lambda cell: {"encoder_sha256": training.facts(cell.encoder).sha256},
     )
     experiment.run(grid(variants, seeds, unconditional), (share[0], share[1]))

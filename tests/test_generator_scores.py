@@ -5,7 +5,8 @@ import torch
 from conftest import draw_radiographs
 from tiny_ablation import SIZE
 
-from common.generator_scores import FIGURES, GeneratorScores, GeneratorScoresError
+from common.copy_features import CopyFeatureNetwork
+from common.generator_scores import FIGURES, PICTURE_SIZE, GeneratorScores, GeneratorScoresError, small_pictures
 from common.networks.dino import DinoEncoder
 from common.transforms import load_square
 
@@ -23,9 +24,17 @@ def items(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scores(items, tiny_dino, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("features")
-    return GeneratorScores(*items, DinoEncoder(tiny_dino, 56), None, cache, SIZE, 8, 0, CPU)
+def judge(items, tiny_dino):
+    """The judge, and what it makes of real images."""
+    encoder = DinoEncoder(tiny_dino, 56)
+    return {
+        name: encoder(pictures(part)).cls_token for name, part in zip(("train", "val"), items, strict=True)
+    }, encoder
+
+
+@pytest.fixture(scope="module")
+def scores(items, judge, tmp_path_factory):
+    return GeneratorScores(*items, *judge, None, tmp_path_factory.mktemp("cache"), SIZE, 8, 0, False, CPU)
 
 
 def pictures(items):
@@ -64,8 +73,16 @@ def test_noise_is_far_from_everything(scores, items):
     assert found["ms_ssim_to_source"] < near["ms_ssim_to_source"]
 
 
-def test_what_cannot_be_scored_is_told(scores, items, tiny_dino, tmp_path):
+def test_small_pictures_are_those_of_the_privacy_check(items, judge):
+    images = pictures(items[0][:2])
+    with torch.inference_mode():
+        copy = CopyFeatureNetwork(judge[1], PICTURE_SIZE)
+        expected = copy.unpack(copy(images).numpy())
+    assert torch.equal(small_pictures(images), expected.pictures)
+
+
+def test_what_cannot_be_scored_is_told(scores, items, judge, tmp_path):
     with pytest.raises(GeneratorScoresError, match=f"one per source, {NUM_VAL}"):
         scores.score(pictures(items[1][:2]))
     with pytest.raises(GeneratorScoresError, match="at least 176"):
-        GeneratorScores(*items, DinoEncoder(tiny_dino, 56), None, tmp_path, 128, 8, 0, CPU)
+        GeneratorScores(*items, *judge, None, tmp_path, 128, 8, 0, False, CPU)

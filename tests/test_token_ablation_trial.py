@@ -2,7 +2,6 @@ import pytest
 import torch
 from tiny_ablation import tiny_training
 
-from common.networks.dino import DinoEncoder
 from common.token_ablation import CLS, UNCONDITIONAL, Cell
 from common.token_ablation_trial import Sampling, Trial
 
@@ -13,7 +12,7 @@ SAMPLING = Sampling(2, 1.5, num_diverse_sources=2, num_diverse=2, batch_size=2, 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory, tiny_dino):
     training = tiny_training(tmp_path_factory.mktemp("trial"), tiny_dino)
-    return Trial(training, DinoEncoder(tiny_dino, 56), None, SAMPLING, CPU)
+    return Trial(training, "tiny", None, SAMPLING, CPU)
 
 
 def drawn(trial, cell, tokens_times=1.0):
