@@ -141,11 +141,12 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def _budget(report: Mapping[str, Any]) -> str:
-    settings, trained = report["settings"], [row for row in report["rows"] if "num_steps" in row["figures"]]
+    settings, overrides = report["settings"], report["settings"]["overrides"]
+    trained = [row for row in report["rows"] if "num_steps" in row["figures"]]
     steps, sizes = ({row["figures"][key]["mean"] for row in trained} for key in ("num_steps", "num_parameters"))
     text = (
         f"Every row trained alike: {' / '.join(f'{number:.0f}' for number in sorted(steps))} steps of "
-        f"{settings['batch_size']} images of {settings['image_size']} px, "
+        f"{overrides['batch_size']} images of {overrides['image_size']} px, "
         f"{min(sizes, default=0):,.0f} to {max(sizes, default=0):,.0f} parameters. "
     )
     return text + (

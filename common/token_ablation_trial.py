@@ -39,7 +39,7 @@ class Sampling:
     guidance_scale: float
     num_diverse_sources: int
     num_diverse: int
-    batch_size: int
+    batch_size: int = 32
     amp: bool = True
 
     def settings(self) -> dict[str, Any]:

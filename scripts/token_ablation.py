@@ -85,55 +85,62 @@ def token_ablation(
         overrides: further ids of train.yaml, such as {amp: False}.
         quick: a few images, one pass and one seed, to see whether everything works; no figure of it means anything.
     """
-    encoders = {ENCODER: f"{bundle_root}/models/{ENCODER}"} if encoders is None else encoders
-    if not isinstance(encoders, Mapping) or not 1 <= len(encoders) <= MAX_ENCODERS:
-        raise ExperimentError(
-            f"--encoders: found {encoders!r}; expected \"{{'name': 'PATH'}}\", quotes and all, of 1 to {MAX_ENCODERS}"
-        )
     if quick:
         seeds, max_epochs, num_inference_steps = seeds[:1], 1, QUICK_SAMPLING_STEPS
         num_train = num_val = QUICK_IMAGES
-    overrides = {
-        **(overrides or {}),
-        **training_overrides(max_epochs, batch_size, learning_rate, channels),
-        "image_size": image_size,
-    }
-    num_images = {"train": num_train, "val": num_val}
-    work_dir = work_dir or str(Path(bundle_root) / "outputs" / "token_ablation")
-    conditioning = list(encoders)
-    encoders = encoders if judge is None else {**encoders, JUDGE: judge}
-    training = DenoiserTraining(bundle_root, dataset_dir, work_dir, encoders, patch_grids, num_images, overrides)
-    judge_name = conditioning[0] if judge is None else JUDGE
-    sampling = Sampling(
-        num_inference_steps,
-        guidance_scale,
-        num_diverse_sources,
-        num_diverse,
-        batch_size=32,
-        amp=overrides.get("amp", True),
+    named = checked_encoders(encoders, bundle_root)
+    judge_name = next(iter(named)) if judge is None else JUDGE
+    training = DenoiserTraining(
+        bundle_root,
+        dataset_dir,
+        work_dir or str(Path(bundle_root) / "outputs" / "token_ablation"),
+        named if judge is None else {**named, JUDGE: judge},
+        patch_grids,
+        {"train": num_train, "val": num_val},
+        {
+            **training_overrides(max_epochs, batch_size, learning_rate, channels),
+            **(overrides or {}),
+            "image_size": image_size,
+        },
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sampling = Sampling(
+        num_inference_steps, guidance_scale, num_diverse_sources, num_diverse, amp=training.overrides.get("amp", True)
+    )
     settings = {
         "dataset": Path(dataset_dir).name,
-        "num_images": num_images,
-        "image_size": image_size,
-        "max_epochs": max_epochs,
-        "batch_size": batch_size,
-        "overrides": {key: value for key, value in overrides.items() if not key.endswith(("_path", "_dir"))},
+        "num_images": training.num_images,
+        "overrides": {key: value for key, value in training.overrides.items() if not key.endswith("_path")},
         **sampling.settings(),
         "judge_sha256": training.facts(judge_name).sha256,
         "inception_sha256": file_sha256(inception_path) if inception_path else None,
         "quick": quick,
     }
-    variants = {name: token_variants(training.facts(name).num_register_tokens, patch_grids) for name in conditioning}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     experiment = Experiment(
         output_dir,
         settings,
         Trial(training, judge_name, inception_path, sampling, device),
         describe=lambda cell: {"encoder_sha256": training.facts(cell.encoder).sha256},
     )
+    variants = {name: token_variants(training.facts(name).num_register_tokens, patch_grids) for name in named}
     experiment.run(grid(variants, seeds, unconditional), (share[0], share[1]))
     write_report(output_dir)
+
+
+def checked_encoders(encoders: Mapping[str, str] | None, bundle_root: str) -> dict[str, str]:
+    """The encoders to condition on, by default the bundle's own.
+
+    Raises:
+        ExperimentError: not a mapping, as fire makes of unquoted text, or too many to be drawn.
+    """
+    if encoders is None:
+        return {ENCODER: f"{bundle_root}/models/{ENCODER}"}
+    if not isinstance(encoders, Mapping) or not 1 <= len(encoders) <= MAX_ENCODERS or JUDGE in encoders:
+        raise ExperimentError(
+            f"--encoders: found {encoders!r}; expected \"{{'name': 'PATH'}}\", quotes and all, 1 to {MAX_ENCODERS} of "
+            f"them, none called {JUDGE}"
+        )
+    return dict(encoders)
 
 
 def training_overrides(

@@ -7,7 +7,8 @@ from common.experiment import QUICK_WARNING, Experiment, NoResultsError
 from common.token_ablation import Cell, grid
 from common.token_ablation_report import PANEL, label, markdown, rows, write_report
 
-SETTINGS = {"batch_size": 16, "image_size": 192, "num_inference_steps": 10, "guidance_scale": 1.5, "quick": True}
+OVERRIDES = {"batch_size": 16, "image_size": 192}
+SETTINGS = {"overrides": OVERRIDES, "num_inference_steps": 10, "guidance_scale": 1.5, "quick": True}
 VALUES = {"unconditional": 4.0, "cls": 3.0, "cls_registers": 2.5, "cls_grid2": 2.0, "cls_grid4": 1.5}
 
 
