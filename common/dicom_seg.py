@@ -65,7 +65,7 @@ def write_dicom_seg(
 
     Patient and study are those of the source; series and instance are new, the same for the same mask, model and
     source, unless it is an annotation: one that is submitted again after another must not pass for the old one.
-    Classes without pixels are listed as segments, too, but have no frame.
+    Classes without pixels are segments, too, each with its empty frame: without one OHIF shows no segment at all.
 
     Args:
         mask: labels [H, W].
@@ -105,6 +105,7 @@ def write_dicom_seg(
             manufacturer_model_name=model,
             software_versions=__version__,
             device_serial_number="none",
+            omit_empty_frames=False,
             content_label="SEGMENTATION",
             series_description=f"{'Annotation' if is_annotation else 'Segmentation'} ({classes.name}), research only",
         )

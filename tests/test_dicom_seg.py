@@ -71,6 +71,7 @@ def test_a_projection_image_gets_its_segments(mask, source, tmp_path):
         image.SOPInstanceUID
     )
     frames = seg.pixel_array.reshape(-1, *mask.shape)
+    assert len(frames) == 5 and not frames.any((1, 2)).all()  # OHIF needs a frame of every segment
     found = np.zeros_like(mask)
     for frame, group in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
         found[frame > 0] = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
