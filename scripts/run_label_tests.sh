@@ -5,4 +5,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/label_environment.sh
 make_label_environment
 
-exec "$label_python" -m pytest tests/label "$@"
+# Two at a time, a thread each: servers and archives that start are waited for, so one alone takes nearly twice as long.
+OMP_NUM_THREADS=1 exec "$label_python" -m pytest tests/label -n "${TEST_WORKERS:-2}" --dist loadfile "$@"

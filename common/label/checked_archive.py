@@ -58,6 +58,7 @@ class CheckedArchive(CheckedDatastore):
         """Numbers of images and labels."""
         with as_http_errors():
             images, labels = self.archive.images(), self._labelled()
+        self.reload()
         tags = {tag: len(self._datastore.filter_by_tag(tag)) for tag in self._datastore.tags() - {FINAL}}
         return {"total": len(images), "completed": len(labels), "label_tags": {**tags, FINAL: len(labels)}}
 
@@ -96,10 +97,16 @@ class CheckedArchive(CheckedDatastore):
             HTTPException: 400 if it cannot be read, 502 if the archive gives no usable answer.
         """
         if label_tag != FINAL:
+            self.reload()  # batch inference is another process
             return super().get_label_uri(label_id, label_tag)
         with as_http_errors():
             found = self._labelled().get(label_id)
             return str(self._label_file(*found)) if found else ""
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """What is noted of a label."""
+        self.reload()
+        return super().get_label_info(label_id, label_tag)
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """Paths of all "image"s with final "label"s; `left_out` says of which images they cannot be read.

@@ -29,7 +29,7 @@ from .seg_conversion import labels_of_seg, segment_names
 TIMEOUT_S = 60.0  # without an answer; the clients of MONAI Label wait as long
 PIXEL_DATA = "7FE00010"
 
-_UID = re.compile(r"[0-9.]{1,64}")
+_UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")  # becomes the name of a file
 _logger = logging.getLogger(__name__)
 
 
@@ -96,7 +96,7 @@ class DicomArchive:
         for image in found:
             if image.count > 1:
                 _logger.warning("%s: not offered, a series of %d files", image.series, image.count)
-        return {image.series: image for image in found if image.count == 1}
+        return {image.series: image for image in found if image.count == 1 and _UID.fullmatch(image.series)}
 
     def image(self, image_id: str) -> StoredImage | None:
         """One series by its id, or None if there is none or if it is no image.
@@ -116,13 +116,14 @@ class DicomArchive:
             UnreadableRadiographError: the series holds several files.
             ArchiveError: it gives no usable answer.
         """
-        datasets = []
-        if image.count == 1:
+        datasets, count = [], image.count
+        if count == 1:
             with self._asking():
                 datasets = self._client.retrieve_series(image.study, image.series)
-        if len(datasets) != 1:
+            count = len(datasets)
+        if count != 1:
             raise UnreadableRadiographError(
-                image.series, f"a series of {image.count} files", "one radiograph in a series", "Store each in its own."
+                image.series, f"a series of {count} files", "one radiograph in a series", "Store each in its own."
             )
         datasets[0].save_as(path)
 
@@ -226,7 +227,7 @@ def archive_client(url: str) -> DICOMwebClient:
     else:
         session = create_session_from_user_pass(user, password) if user and password else create_session()
     for scheme in ("http://", "https://"):
-        session.mount(scheme, _PatientAdapter())
+        session.mount(scheme, _TimedAdapter())
     client = DICOMwebClientX(
         url=url,
         session=session,
@@ -238,7 +239,7 @@ def archive_client(url: str) -> DICOMwebClient:
     return client
 
 
-class _PatientAdapter(HTTPAdapter):
+class _TimedAdapter(HTTPAdapter):
     """Requests without a time limit would wait for ever, and the whole server with them."""
 
     def send(self, request: Any, **kwargs: Any) -> Any:

@@ -7,13 +7,15 @@ import highdicom
 import numpy as np
 import pytest
 import SimpleITK
-from label_data import APP, MODEL, SIZE, app_client, dice, infer, save_label, truth_folder, upload
+from label_data import MODEL, SIZE, app_client, dice, infer, save_label, truth_folder, upload
 from orthanc import make_dx, running_orthanc
 from PIL import Image
 from pydicom import dcmread
 from pydicom.uid import CTImageStorage, generate_uid
 
 from common.dicom_seg import write_dicom_seg
+from common.label.checked_archive import CheckedArchive
+from common.label.dicom_archive import DicomArchive, archive_client
 from common.mask_files import read_mask
 from common.segmentation_classes import CARIES, GROUPED
 
@@ -103,7 +105,6 @@ def test_only_radiographs_are_offered_and_each_only_until_it_has_a_label(client,
     assert sorted(offered) == sorted(truth)
     assert next_image(client) is None
     assert client.get("/info/").json()["datastore"]["completed"] == 8
-    assert not (APP / "bin").exists(), "MONAI Label has looked for dcmqi"
 
 
 def test_masks_are_those_of_the_dicom_file_itself(client, truth, tmp_path):
@@ -172,7 +173,7 @@ def test_bad_labels_are_refused_and_change_nothing(client, orthanc, truth, tmp_p
     assert "found mask values [9]" in save_label(client, image, tmp_path / "unknown.png", 400)
     assert "found text" in save_label(client, image, tmp_path / "text.png", 400)
     assert "label tag" in save_label(client, image, truth[image], 400, tag="../final")
-    for name in ("1.2.3", "*", "tooth_0", "../cache", str(orthanc.segmentations()[0].SeriesInstanceUID)):
+    for name in ("1.2.3", "*", "..", "tooth_0", "../cache", str(orthanc.segmentations()[0].SeriesInstanceUID)):
         assert "not found" in save_label(client, name, truth[image], 404)
         assert "found no" in infer(client, name, expect=404)
     assert "storing DICOM in the archive" in upload(client, "new", truth[image], 405)
@@ -276,3 +277,11 @@ def test_batch_inference_keeps_drafts_in_the_cache_and_out_of_the_archive(client
     draft = client.get("/datastore/label", params={"label": image, "tag": "original"}).content
     mask = as_mask(infer(client, image)[0], tmp_path / "mask.nii.gz")
     assert np.array_equal(as_mask(draft, tmp_path / "draft.nii.gz"), mask)
+
+    # Requests that are not awaited run in a process of their own, on a datastore of its own.
+    archive = DicomArchive(archive_client(orthanc.url), {"Modality": "DX"}, GROUPED)
+    CheckedArchive(archive, tmp_path / "cache", "m").save_label(image, str(truth[image]), "original", {"from": "other"})
+    draft = client.get("/datastore/label", params={"label": image, "tag": "original"}).content
+    assert np.array_equal(as_mask(draft, tmp_path / "draft.nii.gz"), read_mask(truth[image]))
+    info = client.get("/datastore/label/info", params={"label": image, "tag": "original"}).json()
+    assert info["from"] == "other"

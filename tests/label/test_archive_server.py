@@ -25,6 +25,7 @@ from common.label.weights_store import WeightsStore
 from common.mask_files import read_mask
 from common.segmentation_classes import GROUPED
 
+# A proxy that is not there: MONAI Label's own datastore for archives downloads dcmqi when it starts.
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 
 pytestmark = pytest.mark.slow
