@@ -198,10 +198,12 @@ def test_monai_label_gets_a_mask_from_the_ids_that_it_reads(folder: Path) -> Non
     assert isinstance(parser["network_def"], dict) and "dropout" in parser["network_def"]
     network = parser.get_parsed_content("network")
     for name, size in SIZES.items():
-        data = parser.get_parsed_content("preprocessing")({"image": str(folder / "images" / name)})
+        data = parser.get_parsed_content("preprocessing")(
+            {"image": str(folder / "images" / name), "mask": "of a manifest"}
+        )
         data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], network)[0].detach()
         done = parser.get_parsed_content("postprocessing")(data)
-        labels, stored = done["mask"], done["pred"]
+        labels, stored = done["pred_displayed"], done["pred"]
         assert tuple(labels.shape) == size and labels.dtype == stored.dtype == torch.uint8
         if name.endswith(".nii.gz"):  # with this affine the file's order is what is seen, but for the axes
             assert torch.equal(stored.as_tensor()[..., 0].T, labels)

@@ -107,7 +107,7 @@ class Pipeline:
             with torch.no_grad():
                 logits = inferer(item["image"][None].to(self.device), self.network)
             item = postprocessing({**item, "pred": logits[0]})
-            return np.ascontiguousarray(item["mask"].as_subclass(torch.Tensor).cpu().numpy().astype(np.uint8))
+            return np.ascontiguousarray(item["pred_displayed"].as_subclass(torch.Tensor).cpu().numpy().astype(np.uint8))
 
     def sample_probabilities(self, path: str | Path, run: Callable[[Tensor, nn.Module], Tensor]) -> Tensor:
         """Class probabilities at the network's size, the padding cut off.
