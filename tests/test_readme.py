@@ -13,7 +13,11 @@ from common.label_efficiency_report import markdown as label_efficiency_tables
 from common.segmentation_report import markdown_table as segmentation_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("bundles/*/docs/README.md"))]
+DOCUMENTS = [
+    REPOSITORY / "README.md",
+    *sorted(REPOSITORY.glob("bundles/*/docs/README.md")),
+    REPOSITORY / "bundles" / "dental_radiograph_segmentation" / "docs" / "monai_label.md",
+]
 RUN_ARGUMENTS = {"config_file", "bundle_root", "meta_file", "args_file"}
 OWN_PATHS = re.compile(r"(?:bundles|scripts|tests|common)/[\w./-]+")
 
@@ -44,6 +48,15 @@ def test_every_override_is_a_key_of_its_config(document):
         keys = {key.split("#")[0].split("::")[0] for file in files for key in load_file(REPOSITORY / file)}
         given = {key.split("#")[0] for key in re.findall(r"--([\w#]+)", line.split("monai.bundle run", 1)[1])}
         assert given <= keys | RUN_ARGUMENTS, line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_link_to_a_file_leads_to_one(document):
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"https?:|#", link)]
+    assert links
+    for link in links:
+        assert (document.parent / link.split("#")[0]).exists(), link
 
 
 def test_the_tables_are_those_of_the_evaluation_that_ships():
