@@ -119,7 +119,7 @@ class GeneratorScores:
             `ms_ssim_between_variations` (lower is more diverse), `ms_ssim_to_source`, `cosine_to_source`. Of the
             privacy check: shares `own_source_nearest_<space>` (nearer to its source than to any training image),
             `copies_source`, `flagged` (near-copies of a training image), probabilities `nearer_than_held_out_<space>`,
-            `num_copies` and `verdict`.
+            `num_copies`, `verdict`, and `num_leaked_sources`, pictures of the training set, which are left out of it.
 
         Raises:
             GeneratorScoresError: another number of images than of sources.
@@ -184,9 +184,11 @@ class GeneratorScores:
         return float(torch.cat([ms_ssim(image, reference) for image, reference in pairs]).mean())
 
     def _copying(self, copy: CopyFeatures) -> dict[str, Any]:
-        own = [(len(self.train_items) + row,) for row in range(len(copy))]
-        check = self._reference.check(copy, own)
-        found: dict[str, Any] = {}
+        """Without sources that are training pictures too, under another patient: that theirs are copies is no news."""
+        leaked = {row for row, _ in self._reference.leaks}
+        rows = [row for row in range(len(copy)) if row not in leaked]
+        check = self._reference.check(copy[rows], [(len(self.train_items) + row,) for row in rows])
+        found: dict[str, Any] = {"num_leaked_sources": len(leaked)}
         for space in SPACES:
             found[f"own_source_nearest_{space}"] = float(check.spaces[space].nearest_is_own_source.mean())
             found[f"nearer_than_held_out_{space}"] = check.comparison[space]["distance"][0]

@@ -66,6 +66,18 @@ def test_copies_of_training_images_are_nearer_than_new_patients(scores, items):
     assert found["own_source_nearest_pixels"] == 0 and "ms_ssim_between_variations" not in found
 
 
+def test_a_source_that_is_a_training_picture_is_no_copy(items, judge, tmp_path):
+    """Under another patient's name."""
+    train, val = items[0], items[1] * 3  # with too few held-out images it could be chance
+    tokens = {"train": judge[0]["train"], "val": judge[0]["val"].repeat(3, 1)}
+    tokens["val"][4] = tokens["train"][3]
+    leaking = [{**item, "image": train[3]["image"]} if row == 4 else item for row, item in enumerate(val)]
+    scores = GeneratorScores(train, leaking, tokens, judge[1], None, tmp_path, SIZE, 8, 0, False, CPU)
+    found = scores.score(pictures(leaking))
+    assert found["num_leaked_sources"] == 1 and found["num_copies"] == 0
+    assert found["own_source_nearest_pixels"] == 1
+
+
 def test_noise_is_far_from_everything(scores, items):
     noise = torch.rand(NUM_VAL, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     found, near = scores.score(noise), scores.score((pictures(items[1]) + 0.05 * noise).clamp(0, 1))
