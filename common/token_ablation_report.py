@@ -60,8 +60,8 @@ NOTES = (
     "training image. Near-copies of training: share that is flagged by the privacy check, of which at most 1 % is "
     "expected. Nearer to training: probability that an image is nearer to its nearest training image than a held-out "
     "image is to its own; 0.5 is the distance that new patients keep. The sources of the unconditional denoiser, which "
-    "never saw a token, are those of the same number: what chance gives. Sources that are training pictures too, listed "
-    "under another patient, are left out of these columns.",
+    "never saw a token, are those of the same number: what chance gives. Sources that are training pictures too, "
+    "listed under another patient, are left out of these columns.",
 )
 
 
