@@ -31,9 +31,9 @@ QUALITY = {
     "num_tokens": ("tokens", 0),
     "val_loss": ("validation loss ↓", 4),
     "dino_fd": ("FD-DINO ↓", 1),
-    "dino_fd_over_floor": ("× floor", 2),
+    "dino_fd_over_floor": ("× floor, DINO", 2),
     "inception_fd": ("FD-Inception ↓", 1),
-    "inception_fd_over_floor": ("× floor", 2),
+    "inception_fd_over_floor": ("× floor, Inception", 2),
     "dino_precision": ("precision ↑", 2),
     "dino_recall": ("recall ↑", 2),
     "ms_ssim_between_variations": ("MS-SSIM between variations ↓", 3),
@@ -208,9 +208,5 @@ def _panel(
         else:
             series[row["encoder"] or label(UNCONDITIONAL)].append((place[row["variant"]], value["mean"], value["sd"]))
     heading = (QUALITY.get(key) or CLOSENESS[key])[0].removesuffix(" ↓")
-    title = f"{heading.replace('× floor', 'FD over that of real halves')}{_features(key)}"
+    title = heading.replace("× floor", "FD over that of real halves")
     return dict(series), "conditioning", title, "", {x: label(name) for name, x in place.items()}, PANEL
-
-
-def _features(key: str) -> str:
-    return {"dino_fd_over_floor": ", DINO", "inception_fd_over_floor": ", Inception"}.get(key, "")
