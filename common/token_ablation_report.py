@@ -198,7 +198,7 @@ def _panel(
     variants = sorted({row["variant"] for row in found if row["variant"] not in BASELINES}, key=_place)
     place = {variant: float(2**number) for number, variant in enumerate(variants)}
     series: dict[str, list[tuple[float, float, float | None]]] = defaultdict(list)
-    for row in found:
+    for row in sorted(found, key=lambda row: row["variant"] in BASELINES):  # an encoder has one colour in all panels
         value = row["figures"].get(key)
         if value is None:
             continue
@@ -209,4 +209,5 @@ def _panel(
             series[row["encoder"] or label(UNCONDITIONAL)].append((place[row["variant"]], value["mean"], value["sd"]))
     heading = (QUALITY.get(key) or CLOSENESS[key])[0].removesuffix(" ↓")
     title = heading.replace("× floor", "FD over that of real halves")
-    return dict(series), "conditioning", title, "", {x: label(name) for name, x in place.items()}, PANEL
+    ticks = {x: label(name).replace("×", "x") for name, x in place.items()}  # which Pillow's font lacks
+    return dict(series), "conditioning", title, "", ticks, PANEL
