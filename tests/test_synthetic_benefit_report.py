@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from conftest import REPOSITORY
 
-from common.experiment import QUICK_WARNING, Experiment
+from common.experiment import QUICK_WARNING, Experiment, read_cells
 from common.synthetic_benefit.regimes import Cell, grid
 from common.synthetic_benefit.report import holm, markdown, plot_series, rows, write_report
 
+SHIPPED = REPOSITORY / "bundles" / "cxr_dino_latent_diffusion" / "docs" / "synthetic_benefit"
 SETTINGS = {"classes": ["a", "b"], "num_test_images": 9, "num_test_patients": 8, "quick": True}
 REGIMES = ["real_unaugmented", "real", "mixed"]
 
@@ -75,3 +77,13 @@ def test_what_no_other_seed_has_shows_its_number(tmp_path):
     text = markdown({"settings": SETTINGS, "rows": rows(cells)})
     assert "| real + variation 1:1 | 0.720, n = 1 (+0.020) |" in text
     assert Cell("probe", "real", "none", 0, 50, 0) in dict(cells)
+
+
+def test_the_tables_that_ship_are_those_of_the_cells_that_ship():
+    report = json.loads((SHIPPED / "synthetic_benefit.json").read_text())
+    cells = read_cells(SHIPPED, Cell)
+    assert report["rows"] == rows(cells) and not report["settings"]["quick"]
+    assert (SHIPPED / "synthetic_benefit.md").read_text() == markdown(report)
+    assert {path.suffix for path in SHIPPED.rglob("*") if path.is_file()} == {".json", ".md", ".png"}
+    for cell, result in cells:
+        assert result["num_synthetic"] == cell.ratio * cell.size and result["num_real"] == cell.size

@@ -137,10 +137,10 @@ def markdown(report: Mapping[str, Any]) -> str:
         "baseline (real only, plain augmentation), paired by seed, with p of the t-test; * where p stays under 0.05 "
         "after Holm's correction for all differences of the column; n is the number of seeds where some are missing.\n"
     )
+    usual = max(row["n"] for row in report["rows"])
     for classifier in dict.fromkeys(row["classifier"] for row in report["rows"]):
         own = [row for row in report["rows"] if row["classifier"] == classifier]
         sizes = sorted({row["size"] for row in own})
-        usual = max(row["n"] for row in own)
         text += f"\n{TITLES.get(classifier, classifier)}, labelled images:\n\n"
         text += "| trained on | " + " | ".join(map(str, sizes)) + " |\n|---|" + "---:|" * len(sizes) + "\n"
         by_name: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
