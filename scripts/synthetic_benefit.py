@@ -19,8 +19,8 @@ from common.synthetic_benefit.study import CLASSIFIERS, Study, labelled_split
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
 REGIMES = (*REAL_REGIMES, *SYNTHETIC_REGIMES)
-QUICK_SIZES, QUICK_RATIOS, QUICK_SEEDS, QUICK_INFERENCE_STEPS, QUICK_STEPS = (12,), (1,), (0, 1), 2, 4
-QUICK_IMAGE_SIZE, QUICK_TEST_IMAGES = 32, 6  # px; of a class
+QUICK_SIZES, QUICK_RATIOS, QUICK_SEEDS, QUICK_INFERENCE_STEPS, QUICK_STEPS = (6,), (1,), (0,), 2, 2
+QUICK_IMAGE_SIZE, QUICK_VIEWS, QUICK_TEST_IMAGES = 32, 1, 3  # px; of an image; of a class
 
 
 def synthetic_benefit(
@@ -76,14 +76,15 @@ def synthetic_benefit(
         learning_rate: of it.
         amp: bfloat16 where the hardware has it; False for the same result on other hardware.
         generate_only: make the images that the cells need, and stop; the share is then of the images.
-        quick: one small subset, one ratio, two seeds and a few steps, to see whether everything works; no figure of it
+        quick: one small subset, one ratio, one seed and a few steps, to see whether everything works; no figure of it
             means anything.
         bundle_root: of the latent diffusion bundle.
         device: such as cpu; None takes a GPU where there is one.
     """
     if quick:
         sizes, ratios, seeds = QUICK_SIZES, QUICK_RATIOS, QUICK_SEEDS
-        num_inference_steps, num_steps, image_size = QUICK_INFERENCE_STEPS, QUICK_STEPS, QUICK_IMAGE_SIZE
+        num_inference_steps, num_steps = QUICK_INFERENCE_STEPS, QUICK_STEPS
+        image_size, num_views = QUICK_IMAGE_SIZE, QUICK_VIEWS
     for name, given, known in (
         ("strategies", strategies, STRATEGIES),
         ("regimes", regimes, REGIMES),
