@@ -24,8 +24,11 @@ class CopyFeatureNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode a batch."""
-        picture = F.adaptive_avg_pool2d(image.float(), self.picture_size).flatten(1)
-        return torch.cat([self.encoder(image).cls_token.float(), picture], dim=1)
+        return torch.cat([self.encoder(image).cls_token.float(), self.pictures(image).flatten(1)], dim=1)
+
+    def pictures(self, image: Tensor) -> Tensor:
+        """The small pictures [B, 1, s, s] alone, for whom the tokens are known."""
+        return F.adaptive_avg_pool2d(image.float(), self.picture_size)
 
     def unpack(self, features: Floats) -> CopyFeatures:
         """The two parts of features [N, D + s²]."""

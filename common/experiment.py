@@ -139,24 +139,26 @@ def settle(path: Path, settings: Mapping[str, Any]) -> None:
         raise ExperimentError(f"{path.parent} holds an experiment with {pairs}; give another output_dir")
 
 
-def experiment_report(output_dir: str | Path, device: torch.device, **content: Any) -> dict[str, Any]:
-    """What every report begins with: the settings of the folder and the provenance of the figures."""
-    settings = read_json(Path(output_dir) / SETTINGS_NAME)
-    return {"settings": settings, "provenance": provenance(device), **content}
-
-
-def write_experiment_report(output_dir: str | Path, stem: str, report: Mapping[str, Any], tables: str) -> str:
-    """Write `<stem>.json` and `<stem>.md`, each whole or not at all; return the text of the second.
+def write_experiment_report(
+    output_dir: str | Path,
+    stem: str,
+    tables: Callable[[Mapping[str, Any]], str],
+    device: torch.device,
+    **content: Any,
+) -> dict[str, Any]:
+    """Write `<stem>.json` and `<stem>.md`, each whole or not at all; return what the first holds.
 
     Args:
         output_dir: of the experiment.
         stem: of the files' names.
-        report: of `experiment_report`; one whose settings say `quick` is marked as such in the text.
-        tables: the text.
+        tables: the report to the text; where the settings say `quick`, a warning goes before it.
+        device: that the figures were made on.
+        **content: of the report, beside the settings of the folder and the provenance.
     """
     folder = Path(output_dir)
-    text = (QUICK_WARNING if report["settings"].get("quick") else "") + tables
+    settings = read_json(folder / SETTINGS_NAME)
+    report = {"settings": settings, "provenance": provenance(device), **content}
     write_json(folder / f"{stem}.json", report)
     with atomic_path(folder / f"{stem}.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return text
+        temporary.write_text((QUICK_WARNING if settings.get("quick") else "") + tables(report), encoding="utf-8")
+    return report

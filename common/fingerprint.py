@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -28,6 +29,11 @@ def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(stream)
+
+
+def json_sha256(content: Any) -> str:
+    """SHA-256 of plain settings, whatever the order of their keys; what JSON cannot hold counts as its text."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _slow(stream: BinaryIO) -> str:  # Python 3.10 has no file_digest

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from .amp import autocast
@@ -146,7 +145,7 @@ class GeneratorScores:
 
     @cached_property
     def _real_copy(self) -> CopyFeatures:
-        return CopyFeatures(self.real_cls_tokens["val"], small_pictures(self._sources))
+        return CopyFeatures(self.real_cls_tokens["val"], self.network.pictures(self._sources))
 
     @cached_property
     def _real_inception(self) -> Features:
@@ -159,7 +158,7 @@ class GeneratorScores:
     @cached_property
     def _reference(self) -> CopyReference:
         bar = tqdm(self.train_items, desc="training images", unit="image", dynamic_ncols=True)
-        pictures = torch.cat([small_pictures(load_square(item["image"], self.image_size)[None]) for item in bar])
+        pictures = torch.cat([self.network.pictures(load_square(item["image"], self.image_size)[None]) for item in bar])
         train = CopyFeatures(self.real_cls_tokens["train"], pictures)
         return CopyReference().fit(train, self._real_copy, [item["patient_id"] for item in self.train_items])
 
@@ -195,8 +194,3 @@ class GeneratorScores:
         found["copies_source"] = float(check.copies_source.mean())
         found["flagged"] = float(check.is_flagged.mean())
         return {**found, "num_copies": int(check.is_copy.sum()), "verdict": check.verdict.level}
-
-
-def small_pictures(images: Tensor) -> Tensor:
-    """What is compared for copies beside tokens: images [N, 1, H, W], made small as `CopyFeatureNetwork` does it."""
-    return F.adaptive_avg_pool2d(images.float(), PICTURE_SIZE)

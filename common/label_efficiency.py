@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from monai.bundle import ConfigWorkflow
 from torch import nn
 
 from .checkpoint import save_atomically
-from .fingerprint import file_sha256
+from .fingerprint import file_sha256, json_sha256
 from .networks.weights import load_weights
 from .seeding import derive_seed
 
@@ -105,7 +103,6 @@ class FineTuning:
             "_target_": "common.label_efficiency.mixed",
             "labelled": labelled,
             "extra": [dict(item) for item in extra],
-            "mask_values": "@mask_values",
         }
         # Scoring at the images' own size follows; the one validation at the end selects nothing.
         workflow.parser["validate::dataset::data"] = "$@train::dataset::data[:1]"
@@ -124,8 +121,8 @@ class FineTuning:
         """Folder of a cell's training; another one for other settings or other weights to start from."""
         start = self.pretrained[cell.method]
         start = file_sha256(start) if Path(start).is_file() else start
-        settings = json.dumps([self.dataset_dir, self.num_steps, self.overrides, start], sort_keys=True, default=str)
-        return self.output_dir / "runs" / f"{cell.name}_{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+        settings = [self.dataset_dir, self.num_steps, self.overrides, start]
+        return self.output_dir / "runs" / f"{cell.name}_{json_sha256(settings)[:8]}"
 
     def workflow(self, cell: Cell, pretrained: str, run_dir: Path) -> ConfigWorkflow:
         """The bundle's train.yaml for a cell, not yet initialised."""
@@ -149,21 +146,15 @@ class FineTuning:
         )
 
 
-def mixed(
-    labelled: Sequence[Mapping[str, str]], extra: Sequence[Mapping[str, str]], mask_values: str
-) -> list[dict[str, str]]:
+def mixed(labelled: Sequence[Mapping[str, str]], extra: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """Items of which half are labelled ones, repeated as need be, and half extra ones; without extra as given.
 
     Args:
-        labelled: items of the data set.
-        extra: items of another one, with "image", "label" and their own "mask_values", see `LoadMaskd`.
-        mask_values: of the labelled ones.
+        labelled: items of the data set, with "image", "label" and "mask_values", see `LoadMaskd`.
+        extra: the same of another one.
     """
     if not extra:
         return [dict(item) for item in labelled]
-    found = []
-    for index, item in enumerate(extra):
-        own = labelled[index % len(labelled)]
-        found.append({"image": own["image"], "label": own["label"], "mask_values": mask_values})
-        found.append({"image": item["image"], "label": item["label"], "mask_values": item["mask_values"]})
-    return found
+    pairs = [(labelled[index % len(labelled)], item) for index, item in enumerate(extra)]
+    # A batch may hold both kinds, and so has only what both have.
+    return [{key: item[key] for key in ("image", "label", "mask_values")} for pair in pairs for item in pair]

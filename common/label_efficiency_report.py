@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from .error_bar_plot import write_error_bar_plot
-from .experiment import experiment_report, read_cells, write_experiment_report
+from .experiment import read_cells, write_experiment_report
 from .label_efficiency import Cell
-from .seed_statistics import mean_sd, paired_difference, percent
+from .seed_statistics import by_seed, mean_sd, paired_difference, percent
 
 BASELINE = "none"
 HEADLINE = "mean_pooled_iou"  # mIoU as the segmentation literature has it
@@ -31,7 +31,7 @@ LABELS = {
 Values = dict[int, float]  # by seed
 
 
-def write_report(output_dir: str | Path) -> dict[str, Any]:
+def write_report(output_dir: str | Path, device: torch.device) -> dict[str, Any]:
     """Write label_efficiency.json, .md and .png of all cells that a folder holds, atomically; return the JSON.
 
     Raises:
@@ -40,13 +40,14 @@ def write_report(output_dir: str | Path) -> dict[str, Any]:
     folder = Path(output_dir)
     cells = read_cells(folder, Cell)
     usual = min(cell.timestep for cell, _ in cells)
-    report = experiment_report(
+    report = write_experiment_report(
         folder,
-        torch.device("cpu"),
+        REPORT_STEM,
+        markdown,
+        device,
         rows=rows([(cell, result) for cell, result in cells if cell.timestep == usual]),
         timesteps=timestep_rows(cells),
     )
-    write_experiment_report(folder, REPORT_STEM, report, markdown(report))
     series: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for row in report["rows"]:
         point = (row["label_budget"], 100 * row["mean"], 100 * (row["sd"] or 0.0))
@@ -72,7 +73,7 @@ def rows(cells: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[dict[str, Any]
     for method, budget in sorted(by_row, key=lambda key: (order.get(key[0], len(order)), key)):
         values = by_row[method, budget]
         row: dict[str, Any] = {"method": method, "label_budget": budget, **mean_sd(values.values())}
-        row["by_seed"] = {str(seed): value for seed, value in sorted(values.items())}
+        row["by_seed"] = by_seed(values)
         row["mean_dice"] = statistics.fmean(dice[method, budget])
         baseline = by_row.get((BASELINE, budget), {})
         row["gain"] = paired_difference(values, baseline)

@@ -61,7 +61,7 @@ class LoadMaskd(MapTransform):
             MaskError: a file that is no mask, a mask of another size than its image, or a value without a label.
         """
         item = dict(data)
-        mask_values = item.get("mask_values", self.mask_values)
+        mask_values = item.get("mask_values") or self.mask_values
         size = tuple(item[self.image_key].shape[-2:])
         for key in self.keys:
             path = str(item[key])

@@ -37,6 +37,11 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     return {**found, "p": p if math.isfinite(p) else None}
 
 
+def by_seed(values: Mapping[int, float]) -> dict[str, float]:
+    """The values of all seeds, in order, as JSON can hold them."""
+    return {str(seed): value for seed, value in sorted(values.items())}
+
+
 def percent(value: Mapping[str, Any] | None, sign: str = "") -> str:
     """`mean_sd` of fractions as a table's cell in percent, "" for none; sign "+" writes the sign of positive ones."""
     if not value or value["mean"] is None:

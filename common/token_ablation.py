@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from monai.bundle import ConfigWorkflow
 from .checkpoint import save_atomically
 from .conditioning import TokenSelection
 from .experiment import ExperimentError
-from .fingerprint import network_sha256
+from .fingerprint import json_sha256, network_sha256
 from .latent_store import LatentStore
 from .networks.dino import DinoEncoder
 from .networks.latent_codec import LatentCodec
@@ -238,11 +236,15 @@ class DenoiserTraining:
 
     def run_dir(self, cell: Cell) -> Path:
         """Folder of a cell's training; another one for other settings."""
-        return self.work_dir / "runs" / f"{cell.name}_{_digest([*self._store_settings(cell.encoder), self.overrides])}"
+        return (
+            self.work_dir
+            / "runs"
+            / f"{cell.name}_{json_sha256([*self._store_settings(cell.encoder), self.overrides])[:8]}"
+        )
 
     def store_dir(self, encoder: str) -> Path:
         """Folder of an encoder's store; another one for other images."""
-        return self.work_dir / "stores" / f"{encoder}_{_digest(self._store_settings(encoder))}"
+        return self.work_dir / "stores" / f"{encoder}_{json_sha256(self._store_settings(encoder))[:8]}"
 
     def _store_settings(self, encoder: str) -> list[Any]:
         size = self.overrides.get("image_size")
@@ -279,7 +281,3 @@ class DenoiserTraining:
         workflow.parser["cache::items::num_images"] = self.num_images
         workflow.parser["cache::settings::num_images"] = self.num_images
         return workflow
-
-
-def _digest(settings: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from .error_bar_plot import COLOURS, ErrorBarPlot
-from .experiment import experiment_report, read_cells, write_experiment_report
+from .experiment import read_cells, write_experiment_report
 from .files import atomic_path
-from .seed_statistics import mean_sd, paired_difference
+from .seed_statistics import by_seed, mean_sd, paired_difference
 from .token_ablation import BASELINES, CLS, CLS_GRID, CLS_REGISTERS, REAL, RECONSTRUCTION, UNCONDITIONAL, Cell
 
 REPORT_STEM = "token_ablation"
@@ -65,15 +65,15 @@ NOTES = (
 )
 
 
-def write_report(output_dir: str | Path) -> dict[str, Any]:
+def write_report(output_dir: str | Path, device: torch.device) -> dict[str, Any]:
     """Write token_ablation.json, .md and .png of all cells that a folder holds, atomically; return the JSON.
 
     Raises:
         NoResultsError: there are none.
     """
     folder = Path(output_dir)
-    report = experiment_report(folder, torch.device("cpu"), rows=rows(read_cells(folder, Cell)))
-    write_experiment_report(folder, REPORT_STEM, report, markdown(report))
+    found = rows(read_cells(folder, Cell))
+    report = write_experiment_report(folder, REPORT_STEM, markdown, device, rows=found)
     with atomic_path(folder / f"{REPORT_STEM}.png") as temporary:
         plot(report["rows"]).save(temporary, format="PNG", optimize=True)
     return report
@@ -94,7 +94,7 @@ def rows(cells: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[dict[str, Any]
         row: dict[str, Any] = {"encoder": encoder, "variant": variant, "seeds": sorted(results)}
         row["verdicts"] = {str(seed): result["verdict"] for seed, result in results.items() if "verdict" in result}
         row["figures"] = {key: mean_sd(values.values()) for key, values in _figures(results).items()}
-        row["figures_by_seed"] = {key: _plain(values) for key, values in _figures(results).items()}
+        row["figures_by_seed"] = {key: by_seed(values) for key, values in _figures(results).items()}
         reference = _figures(grouped.get((encoder, CLS), {}))
         if encoder and variant != CLS:
             row["to_cls"] = {
@@ -112,10 +112,6 @@ def _figures(results: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[int, fl
             if isinstance(value, int | float):
                 found[key][seed] = float(value)
     return found
-
-
-def _plain(values: Mapping[int, float]) -> dict[str, float]:
-    return {str(seed): value for seed, value in sorted(values.items())}
 
 
 def _place(variant: str) -> tuple[int, int]:

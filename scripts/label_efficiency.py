@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.inferers import SimpleInferer
 from monai.transforms import Compose
 from torch import nn
@@ -127,7 +128,8 @@ def label_efficiency(
 
     experiment = Experiment(output_dir, settings, do, describe=lambda cell: start_of(starts[cell.method]))
     experiment.run(grid(list(starts), budgets, seeds, timesteps), (share[0], share[1]))
-    write_report(output_dir)
+    # train.yaml takes a GPU where there is one
+    write_report(output_dir, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def start_of(pretrained: str) -> dict[str, Any]:

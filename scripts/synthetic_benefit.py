@@ -104,7 +104,7 @@ def synthetic_benefit(
         return
     settings = {**study.settings(), "where": where, "quick": quick}
     Experiment(output_dir, settings, study).run(cells, (share[0], share[1]))
-    write_report(output_dir)
+    write_report(output_dir, study.device)
 
 
 def check_names(name: str, given: Any, known: Sequence[str]) -> None:

@@ -124,7 +124,7 @@ def token_ablation(
     )
     variants = {name: token_variants(training.facts(name).num_register_tokens, patch_grids) for name in named}
     experiment.run(grid(variants, seeds, unconditional), (share[0], share[1]))
-    write_report(output_dir)
+    write_report(output_dir, device)
 
 
 def checked_encoders(encoders: Mapping[str, str] | None, bundle_root: str) -> dict[str, str]:

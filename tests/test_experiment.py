@@ -9,7 +9,6 @@ from common.experiment import (
     Experiment,
     ExperimentError,
     NoResultsError,
-    experiment_report,
     read_cells,
     settle,
     write_experiment_report,
@@ -75,9 +74,11 @@ def test_a_folder_without_results_says_so(tmp_path):
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_report_has_settings_and_provenance_and_says_when_it_means_nothing(tmp_path, quick):
     Experiment(tmp_path, {"quick": quick}, lambda cell: {}).run(CELLS)
-    report = experiment_report(tmp_path, torch.device("cpu"), rows=[1])
-    text = write_experiment_report(tmp_path, "found", report, "| table |\n")
-    assert text == (tmp_path / "found.md").read_text() == (QUICK_WARNING if quick else "") + "| table |\n"
+    report = write_experiment_report(
+        tmp_path, "found", lambda report: f"{report['rows']}\n", torch.device("cpu"), rows=[1]
+    )
+    assert (tmp_path / "found.md").read_text() == (QUICK_WARNING if quick else "") + "[1]\n"
     written = json.loads((tmp_path / "found.json").read_text())
+    assert written == report
     assert written["settings"] == {"quick": quick} and written["rows"] == [1]
     assert {"command", "date", "device", "git"} <= written["provenance"].keys()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.fingerprint import file_sha256, network_sha256
+from common.fingerprint import file_sha256, json_sha256, network_sha256
 
 
 def make_network(width=3):
@@ -67,3 +67,8 @@ def test_a_file_has_the_hash_that_sha256sum_gives(tmp_path, monkeypatch):
     monkeypatch.delattr(hashlib, "file_digest", raising=False)  # as in Python 3.10
     assert file_sha256(tmp_path / "abc") == expected
     assert file_sha256(tmp_path / "long") == at_once == hashlib.sha256(bytes(3 << 20) + b"end").hexdigest()
+
+
+def test_settings_count_whatever_the_order_of_their_keys(tmp_path):
+    assert json_sha256({"a": 1, "b": [tmp_path]}) == json_sha256({"b": [str(tmp_path)], "a": 1})
+    assert json_sha256({"a": 1}) != json_sha256({"a": 2}) != json_sha256([{"a": 2}])

@@ -5,8 +5,7 @@ import torch
 from conftest import draw_radiographs
 from tiny_ablation import SIZE
 
-from common.copy_features import CopyFeatureNetwork
-from common.generator_scores import FIGURES, PICTURE_SIZE, GeneratorScores, GeneratorScoresError, small_pictures
+from common.generator_scores import FIGURES, GeneratorScores, GeneratorScoresError
 from common.networks.dino import DinoEncoder
 from common.transforms import load_square
 
@@ -83,14 +82,6 @@ def test_noise_is_far_from_everything(scores, items):
     found, near = scores.score(noise), scores.score((pictures(items[1]) + 0.05 * noise).clamp(0, 1))
     assert found["dino_fd_over_floor"] > 2 * near["dino_fd_over_floor"]
     assert found["ms_ssim_to_source"] < near["ms_ssim_to_source"]
-
-
-def test_small_pictures_are_those_of_the_privacy_check(items, judge):
-    images = pictures(items[0][:2])
-    with torch.inference_mode():
-        copy = CopyFeatureNetwork(judge[1], PICTURE_SIZE)
-        expected = copy.unpack(copy(images).numpy())
-    assert torch.equal(small_pictures(images), expected.pictures)
 
 
 def test_what_cannot_be_scored_is_told(scores, items, judge, tmp_path):

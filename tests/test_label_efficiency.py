@@ -10,14 +10,16 @@ from common.label_efficiency_report import labels_needed, markdown, rows, write_
 
 
 def test_half_of_the_mixed_items_are_labelled_ones_and_each_kind_has_its_own_mask_values():
-    labelled = [{"image": name, "label": f"{name}.png", "patient_id": name} for name in "ab"]
+    labelled = [
+        {"image": name, "label": f"{name}.png", "mask_values": "periapical", "patient_id": name} for name in "ab"
+    ]
     extra = [{"image": str(number), "label": "m.png", "mask_values": "labels"} for number in range(5)]
-    items = mixed(labelled, extra, "periapical")
+    items = mixed(labelled, extra)
     assert [item["image"] for item in items[::2]] == ["a", "b", "a", "b", "a"]
     assert [item["image"] for item in items[1::2]] == ["0", "1", "2", "3", "4"]
     assert [item["mask_values"] for item in items[:2]] == ["periapical", "labels"]
     assert len({frozenset(item) for item in items}) == 1  # a batch may hold both kinds
-    assert mixed(labelled, [], "periapical") == labelled
+    assert mixed(labelled, []) == labelled
 
 
 def test_members_of_an_ensemble_share_the_subset_and_nothing_else_that_is_random():
@@ -97,7 +99,7 @@ def test_the_report_is_written_from_what_is_there(tmp_path):
 
     cells = grid(["none", "ddpm"], [1, 10], [0, 1]) + grid(["ddpm"], [20], [0], [1, 50])
     Experiment(tmp_path, {"num_steps": 2, "quick": True}, do).run(cells)
-    write_report(tmp_path)
+    write_report(tmp_path, torch.device("cpu"))
     report = json.loads((tmp_path / "label_efficiency.json").read_text())
     text = (tmp_path / "label_efficiency.md").read_text()
     assert "| DDPM | 30.0 ± 14.1 | 50.0 ± 0.0 | 25.0 |" in text

@@ -64,6 +64,7 @@ def test_an_item_may_say_itself_what_its_mask_values_are(tmp_path):
     item, _ = write_pair(tmp_path, mask=np.full((6, 9), 5))
     assert load(item)["label"].unique().tolist() == [2]  # 5 of the periapical set is a canal
     assert load({**item, "mask_values": "labels"})["label"].unique().tolist() == [5]
+    assert load({**item, "mask_values": ""}, "labels")["label"].unique().tolist() == [5]  # an empty cell of a manifest
     assert load({**item, "mask_values": "periapical"}, "labels")["label"].unique().tolist() == [2]
 
 

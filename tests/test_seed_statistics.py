@@ -1,7 +1,7 @@
 import pytest
 from scipy import stats
 
-from common.seed_statistics import mean_sd, paired_difference, percent
+from common.seed_statistics import by_seed, mean_sd, paired_difference, percent
 
 
 def test_mean_and_spread_of_none_one_and_several():
@@ -28,3 +28,7 @@ def test_percent_cells():
     assert percent(mean_sd([0.123])) == "12.3"
     assert percent(mean_sd([0.1, 0.2]), "+") == "+15.0 ± 7.1"
     assert percent(mean_sd([-0.1]), "+") == "-10.0"
+
+
+def test_seeds_are_in_order_and_text():
+    assert list(by_seed({10: 0.1, 2: 0.2}).items()) == [("2", 0.2), ("10", 0.1)]

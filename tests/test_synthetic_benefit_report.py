@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from conftest import REPOSITORY
 
 from common.experiment import QUICK_WARNING, Experiment, read_cells
@@ -62,7 +63,7 @@ def test_the_plot_takes_the_largest_ratio_that_all_sizes_have():
 def test_the_report_is_written_from_what_is_there(tmp_path):
     values = dict(results())
     Experiment(tmp_path, SETTINGS, values.__getitem__).run(list(values))
-    report = write_report(tmp_path)
+    report = write_report(tmp_path, torch.device("cpu"))
     text = (tmp_path / "synthetic_benefit.md").read_text()
     assert text == QUICK_WARNING + markdown(json.loads((tmp_path / "synthetic_benefit.json").read_text()))
     assert "| real only (baseline) | 0.710 ± 0.010 | 0.710 ± 0.010 |" in text

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from common.experiment import QUICK_WARNING, Experiment, NoResultsError
@@ -31,7 +32,7 @@ def folder(tmp_path):
 
 
 def test_rows_are_over_seeds_and_differences_are_paired(folder):
-    report = write_report(folder)
+    report = write_report(folder, torch.device("cpu"))
     found = {(row["encoder"], row["variant"]): row for row in report["rows"]}
     assert [row["variant"] for row in report["rows"][:3]] == ["real", "reconstruction", "unconditional"]
     assert [row["variant"] for row in report["rows"][3:7]] == list(VALUES)[1:]
@@ -45,7 +46,7 @@ def test_rows_are_over_seeds_and_differences_are_paired(folder):
 
 
 def test_the_report_is_marked_as_quick_and_says_the_budget(folder):
-    report = write_report(folder)
+    report = write_report(folder, torch.device("cpu"))
     text = (folder / "token_ablation.md").read_text()
     assert text.startswith(QUICK_WARNING) and text == QUICK_WARNING + markdown(report)
     assert "| vits | CLS + 4 × 4 | 2 |" in text and "1.55 ± 0.07" in text and "-1.50" in text
@@ -59,11 +60,14 @@ def test_the_report_is_marked_as_quick_and_says_the_budget(folder):
 def test_variants_of_as_many_tokens_stand_beside_each_other(tmp_path):
     """CLS + 4 registers and CLS + 2 × 2 are 5 tokens both."""
     Experiment(tmp_path, SETTINGS, result).run([Cell("cls_registers", "a"), Cell("cls_grid2", "a")])
-    assert [row["variant"] for row in write_report(tmp_path)["rows"]] == ["cls_registers", "cls_grid2"]
+    assert [row["variant"] for row in write_report(tmp_path, torch.device("cpu"))["rows"]] == [
+        "cls_registers",
+        "cls_grid2",
+    ]
 
 
 def test_labels_and_nothing_to_report(tmp_path):
     assert label("cls_grid4") == "CLS + 4 × 4" and label("cls_registers") == "CLS + registers"
     assert rows([]) == []
     with pytest.raises(NoResultsError):
-        write_report(tmp_path)
+        write_report(tmp_path, torch.device("cpu"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from tqdm import tqdm
 from ..amp import autocast
 from ..conditioning import TokenScaler, TokenSelection, named_tokens
 from ..embedding_strategies import Interpolation, Prior, SampleRequest, Strategy, Variation
-from ..fingerprint import network_sha256
+from ..fingerprint import json_sha256, network_sha256
 from ..image_features import FeatureExtractor, ImageFeatures
 from ..image_sampler import ImageSampler
 from ..image_writer import write_png
@@ -117,7 +115,7 @@ class SyntheticPool:
         self.amp = amp
         self._prior: TokenSampler | None = None
         settings = self._settings()
-        self.folder = Path(root) / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = Path(root) / json_sha256(settings)[:16]
 
     def path(self, recipe: Recipe) -> Path:
         """Of an image; `make` puts it there."""

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..error_bar_plot import Point, write_error_bar_plot
-from ..experiment import experiment_report, read_cells, write_experiment_report
-from ..seed_statistics import mean_sd, paired_difference
+from ..experiment import read_cells, write_experiment_report
+from ..seed_statistics import by_seed, mean_sd, paired_difference
 from .regimes import (
     MIXED,
     NO_STRATEGY,
@@ -45,15 +45,15 @@ Key = tuple[str, str, str, int, int]  # classifier, regime, strategy, ratio, siz
 Values = dict[int, float]  # by seed
 
 
-def write_report(output_dir: str | Path) -> dict[str, Any]:
+def write_report(output_dir: str | Path, device: torch.device) -> dict[str, Any]:
     """Write synthetic_benefit.json, .md and a .png per classifier of all cells that a folder holds; return the JSON.
 
     Raises:
         NoResultsError: there are none.
     """
     folder = Path(output_dir)
-    report = experiment_report(folder, torch.device("cpu"), rows=rows(read_cells(folder, Cell)))
-    write_experiment_report(folder, REPORT_STEM, report, markdown(report))
+    found = rows(read_cells(folder, Cell))
+    report = write_experiment_report(folder, REPORT_STEM, markdown, device, rows=found)
     for classifier in sorted({row["classifier"] for row in report["rows"]}):
         write_error_bar_plot(
             plot_series(report["rows"], classifier),
@@ -82,7 +82,7 @@ def rows(cells: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[dict[str, Any]
     for key in sorted(by_row, key=_order):
         row: dict[str, Any] = dict(zip(("classifier", "regime", "strategy", "ratio", "size"), key, strict=True))
         row |= mean_sd(by_row[key].values())
-        row["by_seed"] = {str(seed): value for seed, value in sorted(by_row[key].items())}
+        row["by_seed"] = by_seed(by_row[key])
         if row["regime"] != REAL:
             baseline = by_row.get((row["classifier"], REAL, NO_STRATEGY, 0, row["size"]), {})
             row["gain"] = paired_difference(by_row[key], baseline)

@@ -30,8 +30,6 @@ Choices of the protocol, after DiNO-Diffusion (arXiv 2407.11594, section 2.4), a
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +39,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..datalists import assert_disjoint_patients, radiograph_items
-from ..fingerprint import file_sha256
+from ..fingerprint import file_sha256, json_sha256
 from .densenet import DenseNetClassifier, TrainingSettings
 from .examples import Examples
 from .features import ProbeFeatures
@@ -179,4 +177,4 @@ class Study:
 def data_sha256(items: Sequence[Item]) -> str:
     """Which images, by file name, with which patients and labels; whatever folder they are in."""
     rows = [[Path(item["image"]).name, item["patient_id"], item["label"]] for item in items]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return json_sha256(rows)

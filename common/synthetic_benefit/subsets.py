@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def draw_order(items: Sequence[Item], classes: Sequence[str], seed: int) -> list
             order.append(item)
 
 
-def _patients_in_order(items: Sequence[Item], name: str, seed: int):
+def _patients_in_order(items: Sequence[Item], name: str, seed: int) -> Iterator[Item]:
     """One image of each patient who has any of this class, in random order; an iterator, so that a turn goes on."""
     generator = np.random.default_rng(seed)
     by_patient: dict[str, list[Item]] = {}

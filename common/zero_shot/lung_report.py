@@ -16,6 +16,7 @@ from ..files import atomic_path, write_json
 from ..mask_files import read_mask
 from ..mask_sheet import mask_tiles
 from ..reader import read_radiograph
+from ..seed_statistics import mean_sd
 from ..segmentation_classes import ClassTable, SegmentationClass
 from .lung_masks import LungCase
 
@@ -37,7 +38,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[
     for source in sorted({result["source"] for result in results}):
         groups[source] = [result for result in results if result["source"] == source]
     return {
-        group: {method: _mean_sd([member["dice"][method] for member in members]) for method in LABELS}
+        group: {method: mean_sd([member["dice"][method] for member in members]) for method in LABELS}
         for group, members in groups.items()
     }
 
@@ -105,11 +106,6 @@ def write_overlays(
         rows.append(mask_tiles(pixels, [found, cases[index].truth().astype(np.int64)], table))
         captions.append(f"{label}: Dice {results[index]['dice'][HEADLINE]:.3f}, {cases[index].name}")
     save_contact_sheet(rows, path, ["radiograph", "zero-shot", "reference"], captions)
-
-
-def _mean_sd(values: Sequence[float]) -> dict[str, float | int | None]:
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "sd": sd, "n": len(values)}
 
 
 def _cell(value: Mapping[str, Any]) -> str:
