@@ -9,7 +9,7 @@ from typing import Any
 from .files import atomic_path, write_json
 
 STEM = "privacy_summary"
-PRIVATE_SETTINGS = ("generated_dir",)  # where it lies is nobody's business
+PRIVATE_SETTINGS = ("generated_dir",)  # a path of one machine
 
 
 def summary(report: Mapping[str, Any]) -> dict[str, Any]:
