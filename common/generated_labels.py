@@ -21,17 +21,17 @@ from .segmentation_classes import ClassTable
 from .transforms import LoadRadiographd
 
 GENERATED = "ddpm_generated"  # the method's name
+ENSEMBLE = "ddpm"  # that of the fine-tunings which label
 
 
 class GeneratedLabels:
     """Fine-tune a cell on its labelled images and on generated ones, half of the draws each.
 
     Args:
-        fine_tuning: for bundle, data and settings; its `pretrained` names the denoiser's weights.
+        fine_tuning: for bundle, data and settings; its `pretrained` names the denoiser's weights, for the ensemble too.
         generated: folder that generate.yaml wrote.
         image_size: H, W that images are made to fit.
         classes: the labels.
-        start: method of the ensemble.
         num_members: of the ensemble, fine-tunings that differ in their seed alone.
         keep_share: of the generated images, those on which the members agree most.
     """
@@ -42,21 +42,19 @@ class GeneratedLabels:
         generated: str,
         image_size: tuple[int, int],
         classes: ClassTable,
-        start: str = "ddpm",
         num_members: int = 2,
         keep_share: float = 0.5,
     ) -> None:
         self.fine_tuning = fine_tuning
         self.images = load_images(generated, image_size)
         self.classes = classes
-        self.start = start
         self.num_members = num_members
         self.keep_share = keep_share
 
     def __call__(self, cell: Cell) -> nn.Module:
         """Return the network."""
         # As the grid's cells without generated images: where those were trained, their networks are taken.
-        alone = replace(cell, method=self.start)
+        alone = replace(cell, method=ENSEMBLE)
         members = [self.fine_tuning(replace(alone, member=number)) for number in range(self.num_members)]
         found = pseudo_label(members, self.images)
         kept = select_by_agreement(found.scores, self.keep_share)

@@ -18,7 +18,7 @@ from common.command_line import run_command
 from common.dataset import RadiographDataset
 from common.experiment import Experiment, ExperimentError
 from common.fingerprint import file_sha256
-from common.generated_labels import GENERATED, GeneratedLabels
+from common.generated_labels import ENSEMBLE, GENERATED, GeneratedLabels
 from common.label_budget import labelled_radiographs
 from common.label_efficiency import Cell, FineTuning, grid
 from common.label_efficiency_report import write_report
@@ -90,6 +90,7 @@ def label_efficiency(
     limit = QUICK_IMAGES if quick else None
     if GENERATED in starts and generated is None:
         raise ExperimentError(f"--starts names {GENERATED}; give the folder of generated radiographs by --generated")
+    pretrained = with_ensemble(starts)
     if quick:
         budgets, seeds, num_steps = QUICK_BUDGETS, QUICK_SEEDS, QUICK_STEPS
     work_dir = work_dir or str(Path(bundle_root) / "outputs" / "label_efficiency")
@@ -113,7 +114,7 @@ def label_efficiency(
         "overrides": overrides,
         "quick": quick,
     }
-    fine_tuning = FineTuning(bundle_root, dataset_dir, work_dir, starts, num_steps, overrides)
+    fine_tuning = FineTuning(bundle_root, dataset_dir, work_dir, pretrained, num_steps, overrides)
     special: dict[str, Callable[[Cell], nn.Module]] = {
         CLASSIFIER: PixelClassifying(fine_tuning, max_steps=CLASSIFIER_QUICK_STEPS if quick else CLASSIFIER_STEPS)
     }
@@ -130,6 +131,22 @@ def label_efficiency(
     experiment.run(grid(list(starts), budgets, seeds, timesteps), (share[0], share[1]))
     # train.yaml takes a GPU where there is one
     write_report(output_dir, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def with_ensemble(starts: Mapping[str, str]) -> dict[str, str]:
+    """Starts, and that of the ensemble which labels generated radiographs: the same weights.
+
+    Raises:
+        ExperimentError: the two are given and differ.
+    """
+    if GENERATED not in starts:
+        return dict(starts)
+    found = starts.get(ENSEMBLE, starts[GENERATED])
+    if found != starts[GENERATED]:
+        raise ExperimentError(
+            f"--starts: {ENSEMBLE} is {found!r} and {GENERATED} {starts[GENERATED]!r}; give both the same weights"
+        )
+    return {**starts, ENSEMBLE: found}
 
 
 def start_of(pretrained: str) -> dict[str, Any]:

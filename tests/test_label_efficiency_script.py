@@ -31,11 +31,17 @@ def data(tmp_path):
     return tmp_path
 
 
+def weights_by_start(folder, starts):
+    if isinstance(starts, dict):
+        return starts
+    return {name: "none" if name == "none" else str(folder / "denoiser.pt") for name in starts}
+
+
 def run(script, folder, starts=STARTS, **options):
     options = {
         "output_dir": str(folder / "out"),
         "work_dir": str(folder / "work"),
-        "starts": {name: "none" if name == "none" else str(folder / "denoiser.pt") for name in starts},
+        "starts": weights_by_start(folder, starts),
         "bundle_root": str(REPOSITORY / "bundles" / "dental_radiograph_segmentation"),
         "generated": str(folder / "generated"),
         "image_size": (48, 72),
@@ -64,11 +70,18 @@ def test_all_starts_are_measured_and_reported_and_a_second_run_does_nothing(scri
     assert stamps == {path: path.stat().st_mtime_ns for path in (data / "out" / "cells").iterdir()}
 
 
+def test_generated_labels_need_no_other_start(script):
+    assert script.with_ensemble({"ddpm_generated": "a.pt"}) == {"ddpm_generated": "a.pt", "ddpm": "a.pt"}
+    assert script.with_ensemble({"none": "none"}) == {"none": "none"}
+
+
 def test_what_cannot_be_run_is_told_before_any_work(script, data):
     with pytest.raises(ExperimentError, match="quotes and all"):
         script.label_efficiency(str(data / "data"), output_dir=str(data / "out"), starts="{none: a/b.pt}")
     with pytest.raises(ExperimentError, match="give the folder of generated radiographs"):
         run(script, data, generated=None)
+    with pytest.raises(ExperimentError, match="give both the same weights"):
+        run(script, data, starts={"ddpm": "a.pt", "ddpm_generated": "b.pt"})
     assert not (data / "out").exists()
     run(script, data, starts=["none"])
     with pytest.raises(ExperimentError, match="learning_rate"):
