@@ -12,13 +12,13 @@ import torch
 from tqdm import tqdm
 
 from common.command_line import run_command
-from common.experiment import settle
+from common.experiment import SETTINGS_NAME, settle
 from common.files import read_json, result_name, write_json
 from common.fingerprint import file_sha256, network_sha256
 from common.readability import readable_radiographs
 from common.reader import read_radiograph
 from common.zero_shot.lung_masks import LungMasksError, lung_cases
-from common.zero_shot.lung_report import write_overlays, write_report
+from common.zero_shot.lung_report import STEM, write_overlays, write_report
 from common.zero_shot.lung_study import Study, write_mask
 from common.zero_shot.lung_tuning import Tuned
 from common.zero_shot.lungs import ZeroShotLungs
@@ -35,6 +35,7 @@ def zero_shot_lungs(
     data: str,
     *,
     output_dir: str,
+    work_dir: str | None = None,
     masks: str = "lung_masks.csv",
     tune: bool = False,
     segment: bool = False,
@@ -48,12 +49,14 @@ def zero_shot_lungs(
 ) -> None:
     """Score zero-shot lungs on the validation split, or write lung masks for a folder.
 
-    The same command again goes on where it was stopped. Scoring writes OUT/zero_shot_lungs.json and .md, which show no
-    patient, and OUT/overlays.png, OUT/masks, OUT/images and OUT/cache, which do.
+    The same command again goes on where it was stopped. Scoring writes zero_shot_lungs.json, .md and .png to OUT, and
+    to WORK overlays.png (best, median and worst) and the masks, which show patients.
 
     Args:
         data: folder of radiographs; for scoring with the list of masks in it.
-        output_dir: of all results.
+        output_dir: of JSON, table and plot, small, without names or images of patients, to be kept; with `segment` of
+            the masks.
+        work_dir: of overlays, masks and Dice of each image; by default outputs/zero_shot_lungs of the bundle.
         masks: CSV with the columns image, mask_file, source, split (train or val).
         tune: search hyperparameters on training masks, where OUT holds no tuned.json yet; without it those of OUT or
             else those that the bundle ships are taken.
@@ -74,7 +77,8 @@ def zero_shot_lungs(
         return
     if quick:
         num_tuning_images, limit, rounds = QUICK_TRAIN, QUICK_VAL, 1
-    study = Study(networks, out, seed)
+    work = Path(work_dir or Path(bundle_root) / "outputs" / "zero_shot_lungs")
+    study = Study(networks, work, seed)
     cases = lung_cases(data, masks, "val")[:limit]
     weights = {"network_sha256": network_sha256(networks.attention.denoiser), "seed": seed, "quick": quick}
     if tune and not (out / TUNED).is_file():
@@ -84,11 +88,12 @@ def zero_shot_lungs(
     tuned_path = find_tuned(out, bundle_root)
     content = read_json(tuned_path)
     tuning = content.pop("tuning")
-    settle(out / "settings.json", {**weights, "tuned_sha256": file_sha256(tuned_path)})
+    for folder in (out, work):
+        settle(folder / SETTINGS_NAME, {**weights, "tuned_sha256": file_sha256(tuned_path)})
     results = study.score(cases, Tuned.from_plain(content))
-    write_report(out, results, cases, tuning, quick)
-    write_overlays(out / "overlays.png", results, cases, [study.mask_path(case) for case in cases])
-    print((out / "zero_shot_lungs.md").read_text(encoding="utf-8"))
+    write_report(out, results, cases, tuning, networks.attention.device)
+    write_overlays(work / "overlays.png", results, cases, [study.mask_path(case) for case in cases])
+    print((out / f"{STEM}.md").read_text(encoding="utf-8"))
 
 
 def find_tuned(out: Path, bundle_root: str) -> Path:

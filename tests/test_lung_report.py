@@ -1,9 +1,13 @@
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
+from common.experiment import QUICK_WARNING
+from common.files import write_json
 from common.zero_shot.lung_masks import LungCase
-from common.zero_shot.lung_report import LABELS, examples, summarise, write_report
+from common.zero_shot.lung_report import LABELS, examples, plot_series, summarise, write_report
 
 TUNING = {"num_images": 3}
 
@@ -23,19 +27,32 @@ def test_means_are_taken_overall_and_per_source():
     assert summary["ward"]["otsu"] == {"mean": 0.9, "sd": None, "n": 1}
 
 
+def write(folder, results, cases, quick=False):
+    write_json(folder / "settings.json", {"quick": quick})
+    return write_report(folder, results, cases, TUNING, torch.device("cpu"))
+
+
 def test_the_table_has_every_method_the_definition_and_the_command(tmp_path):
-    report = write_report(tmp_path, [result(0.5), result(0.7, "ward")], [case("clinic"), case("ward")], TUNING, False)
+    report = write(tmp_path, [result(0.5), result(0.7, "ward")], [case("clinic"), case("ward")])
     text = (tmp_path / "zero_shot_lungs.md").read_text()
     assert all(label in text for label in LABELS.values())
     assert "0.600 ± 0.141" in text and "clinic: visible lung; ward: visible lung" in text and "40 segments" in text
-    assert report["provenance"]["command"] in text and "Quick" not in text
-    for file in tmp_path.iterdir():
-        assert "patient_7" not in file.read_text()
+    assert report["provenance"]["command"] in text and QUICK_WARNING not in text
+    for file in ("zero_shot_lungs.md", "zero_shot_lungs.json"):
+        assert "patient_7" not in (tmp_path / file).read_text()
 
 
 def test_a_quick_run_says_so(tmp_path):
-    write_report(tmp_path, [result(0.5)], [case("clinic")], TUNING, True)
-    assert "Quick run" in (tmp_path / "zero_shot_lungs.md").read_text()
+    write(tmp_path, [result(0.5)], [case("clinic")], quick=True)
+    assert (tmp_path / "zero_shot_lungs.md").read_text().startswith(QUICK_WARNING)
+
+
+def test_the_plot_has_a_point_per_method_and_source(tmp_path):
+    report = write(tmp_path, [result(0.5), result(0.7), result(0.9, "ward")], [case("clinic")] * 3)
+    series = plot_series(report["summary"])
+    assert list(series) == list(LABELS.values())
+    assert series[LABELS["otsu"]][2] == (4.0, 0.9, None) and series[LABELS["otsu"]][0][:2] == (1.0, pytest.approx(0.7))
+    assert Image.open(tmp_path / "zero_shot_lungs.png").size == (1200, 800)
 
 
 def test_examples_are_best_median_and_worst_and_none_twice():

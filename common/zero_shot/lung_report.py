@@ -1,4 +1,4 @@
-"""Table, JSON and overlays of a study of zero-shot lungs."""
+"""Table, plot, JSON and overlays of a study of zero-shot lungs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ..contact_sheet import save_contact_sheet
-from ..evaluation_report import provenance
-from ..files import atomic_path, write_json
+from ..error_bar_plot import Point, write_error_bar_plot
+from ..experiment import write_experiment_report
 from ..mask_files import read_mask
 from ..mask_sheet import mask_tiles
 from ..reader import read_radiograph
@@ -53,34 +53,57 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     notes = [f"Masks of reference: {'; '.join(report['mask_definitions'])}."]
     notes.append(f"DiffSeg leaves {report['mean_segments']['diffseg']:.0f} segments per image on average.")
-    if report["quick"]:
-        notes.insert(0, "**Quick run: no figure of it means anything.**")
     command, date = report["provenance"]["command"], report["provenance"]["date"]
     notes.append(f"`{command}`, {date[:10]}, tuned on {report['tuning']['num_images']} training images.")
     return "\n".join([*lines, "", *notes, ""])
 
 
 def write_report(
-    output_dir: Path,
+    output_dir: str | Path,
     results: Sequence[Mapping[str, Any]],
     cases: Sequence[LungCase],
     tuning: Mapping[str, Any],
-    quick: bool,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Write zero_shot_lungs.json and .md, which name no file of a patient; return the JSON."""
+    """Write zero_shot_lungs.json, .md and .png, which name and show no patient; return the JSON.
+
+    Args:
+        output_dir: with the study's settings.
+        results: of each case.
+        cases: in the same order.
+        tuning: where the hyperparameters come from.
+        device: that the figures were made on.
+    """
     methods = results[0]["segments"]
-    report: dict[str, Any] = {
-        "quick": quick,
-        "summary": summarise(results),
-        "mask_definitions": sorted({f"{case.source}: {case.definition or 'not said'}" for case in cases}),
-        "mean_segments": {name: statistics.fmean(r["segments"][name] for r in results) for name in methods},
-        "tuning": dict(tuning),
-        "provenance": provenance(torch.device("cpu")),
-    }
-    write_json(output_dir / f"{STEM}.json", report)
-    with atomic_path(output_dir / f"{STEM}.md") as temporary:
-        temporary.write_text(markdown(report), encoding="utf-8")
+    report = write_experiment_report(
+        output_dir,
+        STEM,
+        markdown,
+        device,
+        summary=summarise(results),
+        mask_definitions=sorted({f"{case.source}: {case.definition or 'not said'}" for case in cases}),
+        mean_segments={name: statistics.fmean(r["segments"][name] for r in results) for name in methods},
+        tuning=dict(tuning),
+    )
+    groups = report["summary"]
+    write_error_bar_plot(
+        plot_series(groups),
+        Path(output_dir) / f"{STEM}.png",
+        x_title="held-out radiographs, by source",
+        y_title="Dice",
+        x_labels={2.0**place: f"{name} (n = {groups[name][HEADLINE]['n']})" for place, name in enumerate(groups)},
+    )
     return report
+
+
+def plot_series(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, list[Point]]:
+    """Points of each method; the plot's axis doubles, so the groups stand at powers of two."""
+    return {
+        label: [
+            (2.0**place, group[method]["mean"], group[method]["sd"]) for place, group in enumerate(summary.values())
+        ]
+        for method, label in LABELS.items()
+    }
 
 
 def examples(results: Sequence[Mapping[str, Any]], count: int) -> list[tuple[str, int]]:

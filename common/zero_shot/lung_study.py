@@ -28,16 +28,16 @@ SCORED = ("diffseg", "diffseg_picked_by_dice", "posed_prior", "kmeans", "otsu", 
 
 @dataclass(frozen=True)
 class Study:
-    """A study in a folder.
+    """A study, with a folder to work in.
 
     Attributes:
         networks: of the bundle.
-        output_dir: of cache, masks and results.
+        work_dir: of what is read off and found in each image, which is data of patients.
         seed: of the training subset, noise and k-means.
     """
 
     networks: Networks
-    output_dir: Path
+    work_dir: Path
     seed: int = 0
 
     def tune(self, cases: Sequence[LungCase], num_images: int, rounds: int) -> tuple[Tuned, dict[str, Any]]:
@@ -65,7 +65,7 @@ class Study:
         """Dice of every method for every case, at the image's own size; what is done already is read."""
         results = []
         for case in tqdm(cases, desc="held-out images", unit="image", dynamic_ncols=True):
-            path = self.output_dir / "images" / f"{case.name}.json"
+            path = self.work_dir / "images" / f"{case.name}.json"
             if not path.is_file():
                 write_json(path, self._score_one(case, tuned))
             results.append(read_json(path))
@@ -73,7 +73,7 @@ class Study:
 
     def mask_path(self, case: LungCase) -> Path:
         """Of the lungs that DiffSeg found without ground truth."""
-        return self.output_dir / "masks" / f"{case.name}.png"
+        return self.work_dir / "masks" / f"{case.name}.png"
 
     def _score_one(self, case: LungCase, tuned: Tuned) -> dict[str, Any]:
         truth = case.truth()
@@ -98,7 +98,7 @@ class Study:
         return {"name": case.name, "source": case.source, "dice": scores, "segments": counts}
 
     def _look_cached(self, case: LungCase) -> Seen:
-        path = self.output_dir / "cache" / f"{case.name}.pt"
+        path = self.work_dir / "cache" / f"{case.name}.pt"
         if path.is_file():
             kept = torch.load(path, map_location="cpu", weights_only=True)
             layers = {timestep: [layer.float() for layer in kept["layers"][timestep]] for timestep in kept["layers"]}
