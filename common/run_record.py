@@ -24,6 +24,7 @@ from .files import atomic_path
 RECORD_NAME = "run_record.json"
 CONFIG_STEM = "resolved_config"
 GIT_TIMEOUT_SECONDS = 10
+BUT_RESULTS = ":(top,exclude,glob)bundles/*/docs/**"  # a pathspec
 
 
 def write_run_record(output_dir: str, seed: int | None = None) -> None:
@@ -85,11 +86,12 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit of the checkout that holds this code and whether it was modified; None when it is not in one.
 
     An installed copy may lie inside some other repository (a virtual environment in a checkout): only a repository
-    that tracks this very code counts.
+    that tracks this very code counts. The docs of bundles do not: results are written there, and would else say of
+    themselves that they were made by other code than the commit's.
     """
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
-    commit, status = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
+    commit, status = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--", ":/", BUT_RESULTS)
     return {"commit": commit, "is_dirty": bool(status)} if commit else None
 
 

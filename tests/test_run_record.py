@@ -133,6 +133,13 @@ def test_git_state(tmp_path: Path) -> None:
     git("add", ".")
     git("commit", "-q", "-m", "one")
     assert git_state(package) == {"commit": git("rev-parse", "HEAD"), "is_dirty": False}
+    results = package.parent / "bundles" / "tiny" / "docs" / "results"
+    results.mkdir(parents=True)
+    (results / "figures.json").write_text("{}")
+    assert git_state(package)["is_dirty"] is False, "a result"
+    (results.parents[1] / "configs.yaml").write_text("")
+    assert git_state(package)["is_dirty"] is True, "not a result"
+    (results.parents[1] / "configs.yaml").unlink()
     (package / "__init__.py").write_text("changed = 1\n")
     assert git_state(package) == {"commit": git("rev-parse", "HEAD"), "is_dirty": True}
 
