@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import run_command
-from common.experiment import Experiment, ExperimentError
+from common.experiment import Experiment, check_names, check_numbers
 from common.synthetic_benefit.densenet import TrainingSettings
 from common.synthetic_benefit.pool import load_generator
 from common.synthetic_benefit.regimes import REAL_REGIMES, STRATEGIES, SYNTHETIC_REGIMES, grid
@@ -105,29 +105,6 @@ def synthetic_benefit(
     settings = {**study.settings(), "where": where, "quick": quick}
     Experiment(output_dir, settings, study).run(cells, (share[0], share[1]))
     write_report(output_dir, study.device)
-
-
-def check_names(name: str, given: Any, known: Sequence[str]) -> None:
-    """Refuse what is not a list of known names.
-
-    Raises:
-        ExperimentError: says what was found.
-    """
-    unknown = [given] if isinstance(given, str) else [each for each in given if each not in known]
-    if unknown:
-        raise ExperimentError(f"--{name}: found {given!r}; expected a list such as [{known[0]}], of {', '.join(known)}")
-
-
-def check_numbers(name: str, given: Any, least: int) -> None:
-    """Refuse what is not a list of integers of at least `least`.
-
-    Raises:
-        ExperimentError: says what was found.
-    """
-    if not isinstance(given, list | tuple) or not all(type(each) is int and each >= least for each in given):
-        raise ExperimentError(
-            f"--{name}: found {given!r}; expected a list of integers from {least} on, such as [50,100]"
-        )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ Choices of the protocol, after DiNO-Diffusion (arXiv 2407.11594, section 2.4), a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,7 +66,10 @@ class Classifier(Protocol):
 
 
 def labelled_split(
-    dataset_dir: str, where: Mapping[str, Any] | None, limit_per_class: int | None = None
+    dataset_dir: str,
+    where: Mapping[str, Any] | None,
+    limit_per_class: int | None = None,
+    train_limit_per_class: int | None = None,
 ) -> tuple[list[Item], list[Item], list[str]]:
     """Training images, test images (the validation split) and class names.
 
@@ -73,6 +77,7 @@ def labelled_split(
         dataset_dir: with a manifest.csv that has labels.
         where: columns and the value that each must have.
         limit_per_class: test images of a class at most.
+        train_limit_per_class: training images of a class at most.
 
     Raises:
         SubsetError: a file is in both, or labels are missing.
@@ -85,10 +90,19 @@ def labelled_split(
     both = {file_sha256(item["image"]) for item in train} & {file_sha256(item["image"]) for item in test}
     if both:
         raise SubsetError(f"data: {len(both)} files are in train and in val under other names; remove them from one")
-    chosen: list[Item] = []
-    for name in classes:
-        chosen += [item for item in test if item["label"] == name][:limit_per_class]
-    return list(train), chosen, classes
+    shown = sorted(_first_of_each(test, limit_per_class), key=lambda item: classes.index(item["label"]))
+    return _first_of_each(train, train_limit_per_class), shown, classes
+
+
+def _first_of_each(items: Sequence[Item], limit_per_class: int | None) -> list[Item]:
+    """Items in their order, of each class at most so many."""
+    seen: Counter[str] = Counter()
+    chosen = []
+    for item in items:
+        seen[item["label"]] += 1
+        if limit_per_class is None or seen[item["label"]] <= limit_per_class:
+            chosen.append(item)
+    return chosen
 
 
 class Study:

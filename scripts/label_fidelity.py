@@ -1,0 +1,85 @@
+"""Do generated images keep the label of their source? Ask judges that were trained on real images.
+
+python scripts/label_fidelity.py ../shared/data/cxr --output_dir OUT --where "{'source': 'kermany'}"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.command_line import run_command
+from common.experiment import Experiment, check_names, check_numbers
+from common.synthetic_benefit.densenet import TrainingSettings
+from common.synthetic_benefit.label_fidelity import Judge, LabelFidelity
+from common.synthetic_benefit.label_fidelity_report import write_report
+from common.synthetic_benefit.pool import load_generator
+from common.synthetic_benefit.study import CLASSIFIERS, PROBE, Study, labelled_split
+
+BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
+QUICK_INFERENCE_STEPS, QUICK_STEPS, QUICK_IMAGE_SIZE = 2, 2, 32
+QUICK_TRAIN_IMAGES, QUICK_TEST_IMAGES = 4, 3  # of a class
+
+
+def label_fidelity(
+    dataset_dir: str,
+    *,
+    output_dir: str,
+    work_dir: str | None = None,
+    where: Mapping[str, Any] | None = None,
+    judges: Sequence[str] = CLASSIFIERS,
+    seeds: Sequence[int] = (0, 1, 2),
+    num_inference_steps: int = 10,
+    guidance_scale: float = 1.0,
+    image_size: int = 64,
+    num_steps: int = 1000,
+    batch_size: int = 16,
+    learning_rate: float = 1.0e-3,
+    amp: bool = True,
+    quick: bool = False,
+    bundle_root: str = str(BUNDLE),
+    device: str | None = None,
+) -> None:
+    """Train every judge that OUT does not hold yet, show it the held-out images; then write the report of all in OUT.
+
+    A killed run goes on with the judge it was at, and with the image its generator was at. What is compared and why:
+    common/synthetic_benefit/label_fidelity.py.
+
+    Args:
+        dataset_dir: with a manifest.csv that has labels.
+        output_dir: of cells, JSON, table and plot; small, and free of paths and images, to be kept.
+        work_dir: of generated images and features; by default outputs/synthetic_benefit of the bundle.
+        where: manifest columns and the value that each must have; take one source, as label and source are confounded.
+        judges: probe, densenet.
+        seeds: of a DenseNet's training; the probe has nothing random and takes the first.
+        num_inference_steps: of the generator.
+        guidance_scale: of the generator; 1 is none, and costs half.
+        image_size: px that the DenseNet sees.
+        num_steps: of its training.
+        batch_size: of it.
+        learning_rate: of it.
+        amp: bfloat16 where the hardware has it; False for the same result on other hardware.
+        quick: a few images, steps and one seed, to see whether everything works; no figure of it means anything.
+        bundle_root: of the latent diffusion bundle.
+        device: such as cpu; None takes a GPU where there is one.
+    """
+    check_names("judges", judges, CLASSIFIERS)
+    check_numbers("seeds", seeds, 0)
+    if quick:
+        seeds, image_size = seeds[:1], QUICK_IMAGE_SIZE
+        num_inference_steps, num_steps = QUICK_INFERENCE_STEPS, QUICK_STEPS
+    limits = (QUICK_TEST_IMAGES, QUICK_TRAIN_IMAGES) if quick else (None, None)
+    train, test, classes = labelled_split(dataset_dir, where, *limits)
+    generator = load_generator(bundle_root, num_inference_steps, guidance_scale, amp, device)
+    training = TrainingSettings(image_size, num_steps, batch_size, learning_rate, amp=amp)
+    work_dir = work_dir or str(Path(bundle_root) / "outputs" / "synthetic_benefit")
+    study = Study(train, test, classes, generator, work_dir, training, num_views=0, amp=amp)
+    settings = {**study.settings(), "where": where, "quick": quick}
+    cells = [Judge(judge, seed) for judge in judges for seed in (seeds[:1] if judge == PROBE else seeds)]
+    Experiment(output_dir, settings, LabelFidelity(study, work_dir)).run(cells)
+    write_report(output_dir, study.device)
+
+
+if __name__ == "__main__":
+    run_command(label_fidelity)

@@ -1,0 +1,107 @@
+"""Judges, their report, and the command in miniature."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from script_module import load_script
+from tiny_benefit import CLASSES, benefit_bundle, labelled_folder, tiny_generator
+
+from common.experiment import QUICK_WARNING, ExperimentError
+from common.synthetic_benefit.densenet import TrainingSettings
+from common.synthetic_benefit.label_fidelity import KINDS, ORIGINAL, RECONSTRUCTION, Judge, LabelFidelity
+from common.synthetic_benefit.label_fidelity_report import LABELS, markdown, plot_series, rows
+from common.synthetic_benefit.recipes import VARIATION
+from common.synthetic_benefit.study import Study, labelled_split
+from common.transforms import load_square
+
+
+def scores(auc, same=1.0):
+    return {"auc": auc, "accuracy": auc - 0.1, "same_verdict": same}
+
+
+def result(variation):
+    return {"kinds": {ORIGINAL: scores(0.9), RECONSTRUCTION: scores(0.8, 0.7), VARIATION: scores(variation, 0.5)}}
+
+
+def test_rows_are_means_over_seeds_and_losses_are_paired():
+    found = rows(
+        [(Judge("densenet", 0), result(0.6)), (Judge("densenet", 1), result(0.7)), (Judge("probe", 0), result(0.5))]
+    )
+    assert [(row["classifier"], row["kind"]) for row in found] == [
+        (name, kind) for name in ("probe", "densenet") for kind in KINDS
+    ]
+    variation = found[-1]
+    assert variation["auc"]["mean"] == pytest.approx(0.65) and variation["auc"]["n"] == 2
+    assert variation["loss"]["mean"] == pytest.approx(-0.25) and "loss" not in found[0]
+    series = plot_series(found)
+    assert [x for x, _, _ in series["DenseNet-121 from random weights"]] == [1.0, 2.0, 4.0]
+    settings = {"classes": ["a", "b"], "num_test_images": 9, "num_test_patients": 8}
+    text = markdown({"rows": found, "settings": settings, "num_train": 70})
+    assert (
+        "0.650 ± 0.071 (-0.250)" in text and "all 70 labelled" in text and all(each in text for each in LABELS.values())
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, tiny_dino):
+    """A study whose generator is untrained: its variations cannot keep a label."""
+    root = tmp_path_factory.mktemp("fidelity")
+    labelled_folder(root / "data", 8, 4)
+    train, test, classes = labelled_split(str(root / "data"), None)
+    training = TrainingSettings(image_size=32, num_steps=2, batch_size=4, amp=False)
+    generator = tiny_generator(root / "bundle", tiny_dino)
+    return Study(train, test, classes, generator, root / "work", training, num_views=0, amp=False)
+
+
+def test_a_judge_knows_real_images_and_not_those_of_an_untrained_generator(study, tmp_path):
+    found = LabelFidelity(study, tmp_path)(Judge("probe", 0))
+    kinds = found["kinds"]
+    assert found["num_train"] == 24 and found["num_test"] == 12
+    assert kinds[ORIGINAL]["auc"] > 0.9 and kinds[ORIGINAL]["same_verdict"] == 1.0
+    assert kinds[VARIATION]["auc"] < kinds[ORIGINAL]["auc"] - 0.1 and kinds[VARIATION]["same_verdict"] < 0.9
+
+
+def test_what_judges_are_shown_is_made_once_and_belongs_to_its_source(study, tmp_path):
+    fidelity = LabelFidelity(study, tmp_path)
+    reconstructions, variations = fidelity._reconstructions(), fidelity._variations()
+    assert len(set(reconstructions)) == len(set(variations)) == len(study.test)
+    made = {path: Image.open(path) for path in (*reconstructions, *variations)}
+    assert all(image.text["Synthetic"] == "true" and image.size == (32, 32) for image in made.values())
+    codec = study.pool.generator.sampler.codec
+    with torch.no_grad():
+        expected = codec.decode(codec.encode(load_square(study.test_paths[3], 32).as_subclass(torch.Tensor)[None]))
+    assert np.array_equal(np.asarray(made[reconstructions[3]]), (expected[0, 0] * 255).round().numpy())
+    stamps = [Path(path).stat().st_mtime_ns for path in reconstructions]
+    assert fidelity._reconstructions() == reconstructions
+    assert stamps == [Path(path).stat().st_mtime_ns for path in reconstructions]
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("label_fidelity")
+
+
+def test_the_command_leaves_judges_table_and_plot_without_paths(script, tmp_path, tiny_dino):
+    benefit_bundle(tmp_path / "bundle", tiny_dino)
+    labelled_folder(tmp_path / "data", 5, 2)
+    options = {"output_dir": str(tmp_path / "out"), "work_dir": str(tmp_path / "work"), "device": "cpu"}
+    options |= {"bundle_root": str(tmp_path / "bundle"), "quick": True, "amp": False, "batch_size": 4}
+    script.label_fidelity(str(tmp_path / "data"), **options)
+    report = json.loads((tmp_path / "out" / "label_fidelity.json").read_text())
+    assert report["num_train"] == 12 and report["settings"]["num_test_images"] == 6
+    assert report["settings"]["classes"] == sorted(CLASSES)
+    text = (tmp_path / "out" / "label_fidelity.md").read_text()
+    assert text == QUICK_WARNING + markdown(report) and text.count("\n| ") == 2 * 3 + 1
+    names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert names == {"settings.json", "probe_seed0.json", "densenet_seed0.json"} | {
+        f"label_fidelity.{suffix}" for suffix in ("json", "md", "png")
+    }
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
+    script.label_fidelity(str(tmp_path / "data"), **options)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
+    with pytest.raises(ExperimentError, match="--judges: found 'probe'"):
+        script.label_fidelity(str(tmp_path / "data"), **options, judges="probe")
