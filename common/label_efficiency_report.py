@@ -16,6 +16,7 @@ from .label_efficiency import Cell
 from .seed_statistics import by_seed, mean_sd, paired_difference, percent
 
 BASELINE = "none"
+OWN_BASELINES = {"ddpm_generated": "ddpm"}  # of a method that adds to another one, that one
 HEADLINE = "mean_pooled_iou"  # mIoU as the segmentation literature has it
 REPORT_STEM = "label_efficiency"
 LABELS = {
@@ -61,7 +62,8 @@ def write_report(output_dir: str | Path, device: torch.device) -> dict[str, Any]
 def rows(cells: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """One row per method and budget: mIoU mean, sd and n over seeds, by seed, and the gain over `BASELINE`.
 
-    The gain is paired: the mean over the seeds that both have of the difference on the same subset.
+    The gain is paired: the mean over the seeds that both have of the difference on the same subset. A method that adds
+    something to another one has the gain over that, too: "own_gain".
     """
     by_row: dict[tuple[str, int], Values] = defaultdict(dict)
     dice: dict[tuple[str, int], list[float]] = defaultdict(list)
@@ -77,6 +79,8 @@ def rows(cells: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[dict[str, Any]
         row["mean_dice"] = statistics.fmean(dice[method, budget])
         baseline = by_row.get((BASELINE, budget), {})
         row["gain"] = paired_difference(values, baseline)
+        if method in OWN_BASELINES:
+            row["own_gain"] = paired_difference(values, by_row.get((OWN_BASELINES[method], budget), {}))
         found.append(row)
     return found
 
@@ -129,6 +133,11 @@ def markdown(report: Mapping[str, Any]) -> str:
         if method != BASELINE:
             gains = [found.get((method, budget), {}).get("gain") for budget in budgets]
             text += _line(LABELS.get(method, method), gains, "+")
+    for method, other in OWN_BASELINES.items():
+        if method in methods:
+            text += f"\nDifference to {LABELS[other]}, likewise\n\n" + head
+            gains = [found.get((method, budget), {}).get("own_gain") for budget in budgets]
+            text += _line(LABELS[method], gains, "+")
     text += f"\nLabels that {LABELS[BASELINE]} needs for what DDPM reaches with n\n\n"
     for budget, needed in labels_needed(report["rows"], "ddpm"):
         text += f"- {budget}: {'more than measured' if needed is None else f'{needed:.1f} ({needed / budget:.1f} ×)'}\n"

@@ -85,6 +85,17 @@ def test_gains_are_paired_by_seed():
     assert row["gain"]["n"] == 1 and row["gain"]["mean"] == pytest.approx(0.2)
 
 
+def test_what_adds_to_a_method_is_compared_with_it():
+    added = [(Cell("ddpm_generated", 10, 0), {"mean_pooled_iou": 0.46, "mean_dice": 0.5})]
+    found = rows([*results(), *added])
+    row = found[-1]
+    assert row["gain"]["mean"] == pytest.approx(0.16) and row["own_gain"]["mean"] == pytest.approx(-0.04)
+    assert all("own_gain" not in other for other in found[:-1])
+    text = markdown({"rows": found, "timesteps": []})
+    assert "Difference to DDPM, likewise" in text and "| DDPM + generated labels |  | -4.0 |" in text
+    assert "likewise" not in markdown({"rows": found[:-1], "timesteps": []})
+
+
 def test_labels_that_random_initialisation_needs():
     needed = dict(labels_needed(rows(results()), "ddpm"))
     # 0.30 lies three quarters of the way from 0.15 at 1 label to 0.35 at 10, on the logarithmic axis
