@@ -11,6 +11,10 @@ from common.evaluation_report import markdown_table
 from common.generator_evaluation import markdown
 from common.label_efficiency_report import markdown as label_efficiency_tables
 from common.segmentation_report import markdown_table as segmentation_table
+from common.synthetic_benefit.label_fidelity_report import markdown as label_fidelity_tables
+from common.synthetic_benefit.report import markdown as synthetic_benefit_tables
+from common.token_ablation_report import markdown as token_ablation_tables
+from common.zero_shot.lung_report import markdown as zero_shot_lungs_tables
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -87,6 +91,25 @@ def test_the_tables_of_the_segmenter_are_those_of_its_evaluation_and_experiment(
     report = json.loads((docs / "label_efficiency" / "label_efficiency.json").read_text())
     experiment = (docs / "label_efficiency" / "label_efficiency.md").read_text()
     assert experiment == label_efficiency_tables(report) and experiment.strip() in text
+
+
+@pytest.mark.parametrize(
+    ("stem", "tables", "quoted"),
+    [
+        ("zero_shot_lungs", zero_shot_lungs_tables, True),
+        ("synthetic_benefit", synthetic_benefit_tables, True),
+        ("label_fidelity", label_fidelity_tables, True),
+        ("token_ablation", token_ablation_tables, False),  # the README has some of its columns
+    ],
+)
+def test_the_tables_of_the_generators_experiments_are_those_of_their_json(stem, tables, quoted):
+    docs = REPOSITORY / "bundles" / "cxr_dino_latent_diffusion" / "docs"
+    report = json.loads((docs / stem / f"{stem}.json").read_text())
+    text = (docs / stem / f"{stem}.md").read_text()
+    assert text == tables(report) and not report["settings"]["quick"]
+    if quoted:
+        readme = (docs / "README.md").read_text()
+        assert [line for line in text.splitlines() if line.startswith("| ") and line not in readme] == []
 
 
 def test_shipped_texts_name_no_path_of_one_machine():
