@@ -199,7 +199,13 @@ def test_ctrl_c_says_how_to_go_on(module_folder):
     repository, folder = module_folder
     overrides = {"dataset_dir": folder / "images", "output_dir": folder / "stopped"}
     process = subprocess.Popen(
-        command("training", SMOKE, max_epochs=10**6, **overrides), cwd=repository, stderr=subprocess.PIPE, text=True
+        command("training", SMOKE, max_epochs=10**6, **overrides),
+        cwd=repository,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # tests may run behind a "  # which a shell's `&` had ignored, and tests with it", which ignores it
     )
     wait_for(folder / "stopped" / "checkpoint_last.pt", process)
     process.send_signal(signal.SIGINT)
