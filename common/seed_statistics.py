@@ -42,9 +42,14 @@ def by_seed(values: Mapping[int, float]) -> dict[str, float]:
     return {str(seed): value for seed, value in sorted(values.items())}
 
 
-def percent(value: Mapping[str, Any] | None, sign: str = "") -> str:
-    """`mean_sd` of fractions as a table's cell in percent, "" for none; sign "+" writes the sign of positive ones."""
+def fixed(value: Mapping[str, Any] | None, decimals: int, sign: str = "", factor: float = 1) -> str:
+    """`mean_sd` as a table's cell, "" for none; sign "+" writes the sign of positive ones."""
     if not value or value["mean"] is None:
         return ""
-    mean = f"{100 * value['mean']:{sign}.1f}"
-    return mean if value["sd"] is None else f"{mean} ± {100 * value['sd']:.1f}"
+    mean = f"{factor * value['mean']:{sign}.{decimals}f}"
+    return mean if value["sd"] is None else f"{mean} ± {factor * value['sd']:.{decimals}f}"
+
+
+def percent(value: Mapping[str, Any] | None, sign: str = "") -> str:
+    """`mean_sd` of fractions as a table's cell in percent, likewise."""
+    return fixed(value, 1, sign, factor=100)

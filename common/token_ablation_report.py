@@ -13,7 +13,7 @@ from PIL import Image
 from .error_bar_plot import COLOURS, ErrorBarPlot
 from .experiment import read_cells, write_experiment_report
 from .files import atomic_path
-from .seed_statistics import by_seed, mean_sd, paired_difference
+from .seed_statistics import by_seed, fixed, mean_sd, paired_difference
 from .token_ablation import BASELINES, CLS, CLS_GRID, CLS_REGISTERS, REAL, RECONSTRUCTION, UNCONDITIONAL, Cell
 
 REPORT_STEM = "token_ablation"
@@ -163,16 +163,9 @@ def _table(
         cells = [row["encoder"], label(row["variant"]), str(len(row["seeds"])) if row["encoder"] else ""]
         if row["variant"] == UNCONDITIONAL:
             cells[2] = str(len(row["seeds"]))
-        cells += [_cell(row[kind].get(key), decimals, sign) for key, (_, decimals) in used.items()]
+        cells += [fixed(row[kind].get(key), decimals, sign) for key, (_, decimals) in used.items()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(value: Mapping[str, Any] | None, decimals: int, sign: str) -> str:
-    if value is None or value["mean"] is None:
-        return ""
-    text = f"{value['mean']:{sign}.{decimals}f}"
-    return text if not value["sd"] else f"{text} ± {value['sd']:.{decimals}f}"
 
 
 def plot(found: Sequence[Mapping[str, Any]]) -> Image.Image:

@@ -1,7 +1,7 @@
 import pytest
 from scipy import stats
 
-from common.seed_statistics import by_seed, mean_sd, paired_difference, percent
+from common.seed_statistics import by_seed, fixed, mean_sd, paired_difference, percent
 
 
 def test_mean_and_spread_of_none_one_and_several():
@@ -21,6 +21,11 @@ def test_no_p_without_spread():
     assert paired_difference({0: 0.5}, {0: 0.25})["p"] is None
     assert paired_difference({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5})["p"] is None
     assert paired_difference({0: 0.5}, {1: 0.25})["n"] == 0
+
+
+def test_cells_with_decimals():
+    assert fixed(mean_sd([0.5]), 3) == "0.500" and fixed(mean_sd([1.0, 3.0]), 2, "+") == "+2.00 ± 1.41"
+    assert fixed(None, 1) == fixed(mean_sd([]), 1) == "" and fixed(mean_sd([1.0, 1.0]), 1) == "1.0 ± 0.0"
 
 
 def test_percent_cells():

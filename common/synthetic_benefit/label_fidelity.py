@@ -18,12 +18,10 @@ from tqdm import tqdm
 from ..fingerprint import file_sha256, json_sha256, network_sha256
 from ..image_writer import write_png
 from ..transforms import load_square
-from .densenet import DenseNetClassifier
-from .probe_classifier import ProbeClassifier
 from .recipes import BLOCK, VARIATION, Recipe
 from .regimes import REAL, Example
 from .scores import scores_of
-from .study import DENSENET, PROBE, Classifier, Study
+from .study import Study
 
 ORIGINAL, RECONSTRUCTION = "original", "reconstruction"
 KINDS = (ORIGINAL, RECONSTRUCTION, VARIATION)
@@ -67,7 +65,7 @@ class LabelFidelity:
         paths = {ORIGINAL: study.test_paths, RECONSTRUCTION: self._reconstructions(), VARIATION: self._variations()}
         shown = [path for kind in KINDS for path in paths[kind]]
         real = [Example(item["image"], study.classes.index(item["label"]), (item["image"],)) for item in study.train]
-        probabilities, about = self._classifier(judge.classifier, shown)(real, [], REAL, judge.seed)
+        probabilities, about = study.new_classifier(judge.classifier, shown)(real, [], REAL, judge.seed)
         parts = dict(zip(KINDS, probabilities.reshape(len(KINDS), len(study.test), -1), strict=True))
         verdicts = {kind: part.argmax(1) for kind, part in parts.items()}
         kinds = {
@@ -78,14 +76,6 @@ class LabelFidelity:
             for kind, part in parts.items()
         }
         return {"kinds": kinds, "num_train": len(real), "num_test": len(study.test), **about}
-
-    def _classifier(self, name: str, shown: list[str]) -> Classifier:
-        study = self.study
-        if name == PROBE:
-            return ProbeClassifier(study.probe.features, len(study.classes), shown)
-        if name == DENSENET:
-            return DenseNetClassifier(len(study.classes), shown, study.training, study.device)
-        raise ValueError(f"judge: expected {PROBE} or {DENSENET}, found {name!r}")
 
     def _variations(self) -> list[str]:
         """One of each held-out image, made where it is not there."""

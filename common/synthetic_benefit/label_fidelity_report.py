@@ -11,7 +11,7 @@ import torch
 
 from ..error_bar_plot import Point, write_error_bar_plot
 from ..experiment import read_cells, write_experiment_report
-from ..seed_statistics import by_seed, mean_sd, paired_difference
+from ..seed_statistics import by_seed, fixed, mean_sd, paired_difference
 from .label_fidelity import KINDS, ORIGINAL, RECONSTRUCTION, Judge
 from .recipes import VARIATION
 from .report import TITLES
@@ -73,7 +73,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     )
     for row in report["rows"]:
         loss = f" ({row['loss']['mean']:+.3f})" if "loss" in row else ""
-        auc, accuracy, same = (_cell(row[figure]) for figure in FIGURES)
+        auc, accuracy, same = (fixed(row[figure], 3) for figure in FIGURES)
         text += f"| {TITLES[row['classifier']]} | {LABELS[row['kind']]} | {auc}{loss} | {accuracy} | {same} |\n"
     return text
 
@@ -85,7 +85,3 @@ def plot_series(report_rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Poin
         place = 2.0 ** KINDS.index(row["kind"])
         series[TITLES[row["classifier"]]].append((place, row["auc"]["mean"], row["auc"]["sd"]))
     return dict(series)
-
-
-def _cell(value: Mapping[str, Any]) -> str:
-    return f"{value['mean']:.3f}" + ("" if not value["sd"] else f" ± {value['sd']:.3f}")

@@ -11,7 +11,7 @@ import torch
 
 from ..error_bar_plot import Point, write_error_bar_plot
 from ..experiment import read_cells, write_experiment_report
-from ..seed_statistics import by_seed, mean_sd, paired_difference
+from ..seed_statistics import by_seed, fixed, mean_sd, paired_difference
 from .regimes import (
     MIXED,
     NO_STRATEGY,
@@ -154,7 +154,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 def _cell(row: Mapping[str, Any] | None, usual: int) -> str:
     if row is None:
         return ""
-    text = f"{row['mean']:.3f}" + ("" if row["sd"] is None else f" ± {row['sd']:.3f}")
+    text = fixed(row, 3)
     if row["n"] != usual:
         text += f", n = {row['n']}"
     gain = row.get("gain")

@@ -138,10 +138,10 @@ class Study:
         self.test_labels = np.array([self.classes.index(item["label"]) for item in test])
         self.test_paths = [item["image"] for item in test]
         features = ProbeFeatures(tokens, generator.encoder.hidden_size, num_views)
-        self.probe = ProbeClassifier(features, len(classes), self.test_paths)
+        self.probe = ProbeClassifier(features, len(classes), self.test_paths)  # which also labels what has no label
         self.examples = Examples(train, classes, self.pool, self.probe)
         self._true_labels = {item["image"]: self.classes.index(item["label"]) for item in train}
-        self._densenet: DenseNetClassifier | None = None
+        self._classifiers: dict[str, Classifier] = {PROBE: self.probe}
 
     def __call__(self, cell: Cell) -> dict[str, Any]:
         """Train and score one cell."""
@@ -178,14 +178,18 @@ class Study:
             "training": self.training.plain(),
         }
 
-    def _classifier(self, name: str) -> Classifier:
+    def new_classifier(self, name: str, paths: Sequence[str]) -> Classifier:
+        """A classifier that predicts the images of `paths`, which it keeps in memory."""
         if name == PROBE:
-            return self.probe
+            return ProbeClassifier(self.probe.features, len(self.classes), paths)
         if name == DENSENET:
-            if self._densenet is None:
-                self._densenet = DenseNetClassifier(len(self.classes), self.test_paths, self.training, self.device)
-            return self._densenet
+            return DenseNetClassifier(len(self.classes), paths, self.training, self.device)
         raise ValueError(f"classifier: expected one of {', '.join(CLASSIFIERS)}, found {name!r}")
+
+    def _classifier(self, name: str) -> Classifier:
+        if name not in self._classifiers:
+            self._classifiers[name] = self.new_classifier(name, self.test_paths)
+        return self._classifiers[name]
 
 
 def data_sha256(items: Sequence[Item]) -> str:

@@ -16,7 +16,7 @@ from ..experiment import write_experiment_report
 from ..mask_files import read_mask
 from ..mask_sheet import mask_tiles
 from ..reader import read_radiograph
-from ..seed_statistics import mean_sd
+from ..seed_statistics import fixed, mean_sd
 from ..segmentation_classes import ClassTable, SegmentationClass
 from .lung_masks import LungCase
 
@@ -49,7 +49,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     heading = [f"{group} (n = {methods[HEADLINE]['n']})" for group, methods in groups.items()]
     lines = ["| Dice, mean ± sd | " + " | ".join(heading) + " |", "|---|" + "---:|" * len(heading)]
     for method, label in LABELS.items():
-        cells = [_cell(methods[method]) for methods in groups.values()]
+        cells = [fixed(methods[method], 3) for methods in groups.values()]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     notes = [f"Masks of reference: {'; '.join(report['mask_definitions'])}."]
     notes.append(f"DiffSeg leaves {report['mean_segments']['diffseg']:.0f} segments per image on average.")
@@ -129,7 +129,3 @@ def write_overlays(
         rows.append(mask_tiles(pixels, [found, cases[index].truth().astype(np.int64)], table))
         captions.append(f"{label}: Dice {results[index]['dice'][HEADLINE]:.3f}, {cases[index].name}")
     save_contact_sheet(rows, path, ["radiograph", "zero-shot", "reference"], captions)
-
-
-def _cell(value: Mapping[str, Any]) -> str:
-    return f"{value['mean']:.3f}" + (f" ± {value['sd']:.3f}" if value["sd"] is not None else "")
