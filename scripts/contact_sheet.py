@@ -12,10 +12,10 @@ import torch
 
 from common.command_line import run_command
 from common.contact_sheet import save_contact_sheet
+from common.data.transforms import load_square
 from common.errors import UserError
-from common.generation import read_generated
-from common.generation_manifest import several
-from common.transforms import load_square
+from common.generation.folder_generation import read_generated
+from common.generation.generation_manifest import several
 
 
 class SheetError(UserError, ValueError):

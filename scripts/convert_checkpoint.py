@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from common.checkpoint import save_atomically
 from common.command_line import run_command
 from common.files import atomic_path
 from common.networks.legacy import (
@@ -24,6 +23,7 @@ from common.networks.legacy import (
     read_legacy_state,
     verify_against_generative,
 )
+from common.training.checkpoint import save_atomically
 
 
 def convert_checkpoint(

@@ -14,14 +14,14 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
 from common.command_line import run_command
-from common.phantom import draw_chest_phantom
+from common.data.phantom import draw_chest_phantom
 
 _DICOM_SHAPE = (480, 400)
 _PIXEL_SPACING_MM = 0.8
 
 _SOURCE = """# Where these images come from
 
-Drawn by code (`common/phantom.py`); they show no patient and carry the repository's licence. Draw them again with
+Drawn by code (`common/data/phantom.py`); they show no patient and carry the repository's licence. Draw them again with
 
     python scripts/draw_samples.py --output_dir {output_dir} --count {count} --size {size} --seed {seed}
 

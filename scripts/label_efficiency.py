@@ -15,18 +15,18 @@ from monai.transforms import Compose
 from torch import nn
 
 from common.command_line import run_command
-from common.dataset import RadiographDataset
-from common.experiment import Experiment, ExperimentError
+from common.data.dataset import RadiographDataset
+from common.experiments.experiment import Experiment, ExperimentError
+from common.experiments.generated_labels import ENSEMBLE, GENERATED, GeneratedLabels
+from common.experiments.label_budget import labelled_radiographs
+from common.experiments.label_efficiency import Cell, FineTuning, grid
+from common.experiments.label_efficiency_report import write_report
+from common.experiments.pixel_classifying import CLASSIFIER, PixelClassifying
 from common.fingerprint import file_sha256
-from common.generated_labels import ENSEMBLE, GENERATED, GeneratedLabels
-from common.label_budget import labelled_radiographs
-from common.label_efficiency import Cell, FineTuning, grid
-from common.label_efficiency_report import write_report
-from common.mask_transforms import LoadMaskd, LoadSpacedRadiographd, PadResized
-from common.pixel_classifying import CLASSIFIER, PixelClassifying
-from common.segmentation_classes import ClassTable, class_table
-from common.segmentation_evaluation import segment_and_score
-from common.segmentation_metrics import summarise_scores
+from common.segmentation.mask_transforms import LoadMaskd, LoadSpacedRadiographd, PadResized
+from common.segmentation.segmentation_classes import ClassTable, class_table
+from common.segmentation.segmentation_evaluation import segment_and_score
+from common.segmentation.segmentation_metrics import summarise_scores
 
 BUNDLE = Path("bundles") / "dental_radiograph_segmentation"
 QUICK_BUDGETS, QUICK_SEEDS, QUICK_STEPS, QUICK_IMAGES = (1, 5), (0,), 5, 8

@@ -15,14 +15,14 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
-from common.checkpoint import half_precision, save_atomically
 from common.command_line import run_command
+from common.data.phantom import draw_chest_phantom
 from common.networks.diffusion_segmenter import DiffusionSegmenter
 from common.networks.embedding_prior import EmbeddingPrior
 from common.networks.latent_codec import LatentCodec
 from common.networks.latent_denoiser import LatentDenoiser
 from common.networks.pixel_denoiser import PixelDenoiser
-from common.phantom import draw_chest_phantom
+from common.training.checkpoint import half_precision, save_atomically
 
 TIMESTEPS = (100.0, 500.0, 900.0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import run_command
-from common.experiment import Experiment, check_names, check_numbers
+from common.experiments.experiment import Experiment, check_names, check_numbers
 from common.synthetic_benefit.densenet import TrainingSettings
 from common.synthetic_benefit.pool import load_generator
 from common.synthetic_benefit.regimes import REAL_REGIMES, STRATEGIES, SYNTHETIC_REGIMES, grid

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from common.command_line import run_command
-from common.experiment import Experiment, ExperimentError
+from common.experiments.experiment import Experiment, ExperimentError
+from common.experiments.token_ablation import DenoiserTraining, grid, token_variants
+from common.experiments.token_ablation_report import MAX_ENCODERS, write_report
+from common.experiments.token_ablation_trial import Sampling, Trial
 from common.fingerprint import file_sha256
-from common.token_ablation import DenoiserTraining, grid, token_variants
-from common.token_ablation_report import MAX_ENCODERS, write_report
-from common.token_ablation_trial import Sampling, Trial
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
 ENCODER = "dinov2_vits14"  # of the bundle's models

@@ -12,10 +12,10 @@ import torch
 from tqdm import tqdm
 
 from common.command_line import run_command
-from common.experiment import SETTINGS_NAME, settle
+from common.data.readability import readable_radiographs
+from common.experiments.experiment import SETTINGS_NAME, settle
 from common.files import read_json, result_name, write_json
 from common.fingerprint import file_sha256, network_sha256
-from common.readability import readable_radiographs
 from common.reader import read_radiograph
 from common.zero_shot.lung_masks import LungMasksError, lung_cases
 from common.zero_shot.lung_report import STEM, write_overlays, write_report

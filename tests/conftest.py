@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from privacy_folders import copy_feature_cache, privacy_check, real_phantoms  # noqa: F401 - fixtures
 
-from common.latent_store import LatentStore
+from common.data.latent_store import LatentStore
+from common.data.phantom import draw_chest_phantom
 from common.networks.latent_codec import LatentCodec
 from common.networks.latent_denoiser import LatentDenoiser
-from common.phantom import draw_chest_phantom
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

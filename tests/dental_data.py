@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.phantom import draw_chest_phantom
+from common.data.phantom import draw_chest_phantom
 
 # A network that trains in seconds; the sizes that smoke.yaml and smoke_pretrain.yaml set.
 TINY = {"channels": [8, 16, 16], "attention_levels": [False, False, True], "num_head_channels": 8, "norm_num_groups": 8}

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from common.generation_manifest import GenerationManifest, ManifestRow
-from common.image_writer import stored_values
-from common.phantom import draw_chest_phantom
-from common.privacy_report import PrivacyCheck
+from common.data.phantom import draw_chest_phantom
+from common.generation.generation_manifest import GenerationManifest, ManifestRow
+from common.generation.image_writer import stored_values
+from common.privacy.privacy_report import PrivacyCheck
 
 SIZE = 64
 NUM_TRAIN, NUM_HELD_OUT = 45, 40

@@ -4,8 +4,8 @@ import pytest
 import torch
 from monai.handlers import LrScheduleHandler, ValidationHandler
 
-from common.checkpoint import TrainingCheckpoint
-from common.engines import ResumableTrainer
+from common.training.checkpoint import TrainingCheckpoint
+from common.training.engines import ResumableTrainer
 
 
 class Killed(BaseException):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import make_tiny_codec, make_tiny_denoiser
 
-from common.noise_schedule import NoiseSchedule
+from common.diffusion.noise_schedule import NoiseSchedule
 from common.zero_shot.attention_maps import AttentionMapsError, SelfAttention, aggregate, fitted_size, saved_attention
 
 

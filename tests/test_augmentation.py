@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from common.augmentation import RandomAugmentation, augmented_image, augmented_pair
-from common.phantom import draw_chest_phantom
+from common.data.augmentation import RandomAugmentation, augmented_image, augmented_pair
+from common.data.phantom import draw_chest_phantom
 from common.seeding import Purpose, derive_seed
 
 NOTHING = {

@@ -5,12 +5,12 @@ import torch
 from conftest import make_tiny_codec
 from monai.networks.nets import PatchDiscriminator
 
-from common.autoencoder_step import AutoencoderStep
-from common.descent import NonFiniteLossError
-from common.ema import ExponentialMovingAverage
-from common.losses import AdversarialTerm, ReconstructionLoss
+from common.data.phantom import draw_chest_phantom
 from common.networks.latent_codec import VariationalPass
-from common.phantom import draw_chest_phantom
+from common.training.autoencoder_step import AutoencoderStep
+from common.training.descent import NonFiniteLossError
+from common.training.ema import ExponentialMovingAverage
+from common.training.losses import AdversarialTerm, ReconstructionLoss
 
 
 def make_step(codec, adv_start_step=1, patch_size=32, full_size_from_step=1, kl_weight=1e-6):

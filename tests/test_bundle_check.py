@@ -158,14 +158,17 @@ def test_a_name_of_one_word_is_one(bundle):
 @pytest.mark.slow
 def test_defects_of_code_and_weights_are_found_where_only_the_bundle_is_on_the_path(bundle):
     metadata(bundle, network_data_format=wrong_channels(bundle))
-    replace(bundle / "configs" / "evaluate.yaml", lambda t: t.replace("scripts.common.dataset.", "common.dataset.", 1))
+    replace(
+        bundle / "configs" / "evaluate.yaml",
+        lambda t: t.replace("scripts.common.data.dataset.", "common.data.dataset.", 1),
+    )
     replace(bundle / "configs" / "smoke.yaml", lambda t: t + "x:\n  _target_: scripts.common.gone.Thing\n")
     weights = (bundle / "models" / "model.pt").read_bytes()
     (bundle / "models" / "model.pt").unlink()
     (bundle / "models" / "model.pt").write_bytes(weights[: len(weights) // 2])
     found = call_isolated(".sharing.network_checks", "all_checks", bundle)
     assert len(found["targets"]) == 2, found["targets"]
-    assert "common.dataset" in found["targets"][0], "an installed package does not stand in"
+    assert "common.data.dataset" in found["targets"][0], "an installed package does not stand in"
     assert "scripts.common.gone.Thing" in found["targets"][1]
     assert "cannot be read" in found["weights"][0]
     assert found["network"] and found["trace"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from common import bundle_config, bundle_metadata, config_values
-from common.bundle_config import ConfigLoadError, check_configs, read_config
+from common.config import bundle_config, bundle_metadata, config_values
+from common.config.bundle_config import ConfigLoadError, check_configs, read_config
 
 TRAIN = """# Train something tiny.
 image_size: 64 # px
@@ -36,7 +36,7 @@ train:
 initialize:
   - "$monai.utils.set_determinism(seed=0)"
 run:
-  - _target_: common.override_check.check_overrides
+  - _target_: common.config.override_check.check_overrides
     config_name: train
   - "$print(@network_def, @train::dataloader, @train::loss, @train::order, @weights)"
 training: "%run"
@@ -50,7 +50,7 @@ network_def:
   out_channels: 1
   kernel_size: 1
 run:
-  - _target_: common.override_check.check_overrides
+  - _target_: common.config.override_check.check_overrides
     config_name: inference
   - "$print(@network_def, @image_size)"
 """
@@ -117,7 +117,7 @@ CASES = [
     ("inference.yaml", "config_name: inference", "config_name: train", "config_name 'train', not 'inference'"),
     (
         "train.yaml",
-        "  - _target_: common.override_check.check_overrides\n    config_name: train\n",
+        "  - _target_: common.config.override_check.check_overrides\n    config_name: train\n",
         "",
         "first item of 'run' must be",
     ),
@@ -132,26 +132,31 @@ CASES = [
     ("train.yaml", EXPRESSION, '"$(lambda: 1)(@network_def,', "a lambda"),
     ("train.yaml", EXPRESSION, '"$print([i for i in [1]], @network_def,', "a comprehension"),
     ("train.yaml", EXPRESSION, '"$print(i for i in [1])(@network_def,', "a comprehension"),
-    ("train.yaml", EXPRESSION, '"$common.losses.x(@network_def,', "own code inside an expression"),
+    ("train.yaml", EXPRESSION, '"$common.training.losses.x(@network_def,', "own code inside an expression"),
     ("train.yaml", EXPRESSION, '"$print(@network_def 3,', "not an expression"),
-    ("train.yaml", "weights: null", "weights: $import common.losses", "import of own code"),
+    ("train.yaml", "weights: null", "weights: $import common.training.losses", "import of own code"),
     ("train.yaml", "weights: null", "weights: $from common import losses", "import of own code"),
     ("train.yaml", "weights: null", "weights: $@image_size * 'importance'", "with 'import' and '@'"),
     (
         "train.yaml",
         '  - "$monai.utils.set_determinism(seed=0)"',
-        "  - _target_: common.override_check.check_overrides\n    config_name: train",
-        "'common.override_check.check_overrides' is needed by 'initialize'",
+        "  - _target_: common.config.override_check.check_overrides\n    config_name: train",
+        "'common.config.override_check.check_overrides' is needed by 'initialize'",
     ),
     (
         "train.yaml",
         "weights: null # none yet\n",
-        "weights: # none\n  _target_: common.override_check.check_overrides\n  config_name: train\n",
+        "weights: # none\n  _target_: common.config.override_check.check_overrides\n  config_name: train\n",
         None,
     ),
     # targets
     ("train.yaml", "torch.nn.Conv2d", "torch.nn.Conv2e", "'torch.nn.Conv2e' does not exist"),
-    ("train.yaml", "torch.nn.Conv2d", "common.losses.Nothing", "'common.losses.Nothing' does not exist"),
+    (
+        "train.yaml",
+        "torch.nn.Conv2d",
+        "common.training.losses.Nothing",
+        "'common.training.losses.Nothing' does not exist",
+    ),
     ("train.yaml", "torch.nn.Conv2d", "torch.pi", "'torch.pi' cannot be called"),
     ("train.yaml", "out_channels: 1", "out_channel: 1", "missing a required argument: 'out_channels'"),
     ("train.yaml", "kernel_size: 1", "kernel_size: 1\n  strides: 1", "unexpected keyword argument 'strides'"),

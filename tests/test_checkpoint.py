@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from common import checkpoint as checkpoint_module
-from common.checkpoint import CheckpointMismatchError, TrainingCheckpoint, half_precision, save_atomically
+from common.training import checkpoint as checkpoint_module
+from common.training.checkpoint import CheckpointMismatchError, TrainingCheckpoint, half_precision, save_atomically
 
 
 def make_checkpoint(path, network, **fingerprint):

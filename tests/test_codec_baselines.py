@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.codec_baselines import bicubic_down_up, jpeg_at_bytes
+from common.evaluation.codec_baselines import bicubic_down_up, jpeg_at_bytes
 
 
 def radiograph_like(height=96, width=64, batch=1):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from common.conditioning import (
+from common.diffusion.conditioning import (
     ConditioningError,
     ContextEncoder,
     TokenScaler,

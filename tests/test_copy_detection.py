@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.copy_detection import (
+from common.privacy.copy_detection import (
     SPACES,
     CopyDetectionError,
     CopyFeatures,

@@ -12,7 +12,7 @@ from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from common.datalists import DatasetError, assert_disjoint_patients, radiograph_items
+from common.data.datalists import DatasetError, assert_disjoint_patients, radiograph_items
 
 SPLITS = ("train", "val", "test")
 EXPECTED_VAL_SEED_0 = ["03.png", "04.png", "08.png", "10.png", "12.png", "13.png", "15.png"]

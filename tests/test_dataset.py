@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from common.dataset import RadiographDataset, StepBatchSampler
+from common.data.dataset import RadiographDataset, StepBatchSampler
 
 
 def batches(sampler, count):

@@ -8,13 +8,13 @@ from conftest import randomise
 from test_pixel_denoiser import TINY, make_tiny_pixel_denoiser
 from torch import nn
 
-from common.denoising_pretrain_step import ImageDenoisingStep, ImageDenoisingValidation
-from common.ema import ExponentialMovingAverage
+from common.data.phantom import draw_chest_phantom
+from common.diffusion.noise_schedule import NoiseSchedule
 from common.intensity import to_signed
 from common.networks.pixel_denoiser import PixelDenoiser
-from common.noise_schedule import NoiseSchedule
-from common.phantom import draw_chest_phantom
 from common.seeding import Purpose, derive_seed
+from common.training.denoising_pretrain_step import ImageDenoisingStep, ImageDenoisingValidation
+from common.training.ema import ExponentialMovingAverage
 
 CPU = torch.device("cpu")
 SCHEDULE = NoiseSchedule("cosine", "epsilon", num_train_timesteps=4000)

@@ -10,16 +10,16 @@ from resuming import assert_resumes, killable_trainer, whole_run
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
-from common.conditioning import TokenSelection
-from common.dataset import StepBatchSampler
-from common.denoising_step import DenoisingStep, DenoisingValidation, MeanError, drawn_latents, spread_uniform
-from common.descent import NonFiniteLossError
-from common.ema import ExponentialMovingAverage
-from common.engines import KeepBest
-from common.latent_store import LatentDataset
-from common.lr_schedule import ResumableWarmupCosine
+from common.data.dataset import StepBatchSampler
+from common.data.latent_store import LatentDataset
+from common.diffusion.conditioning import TokenSelection
+from common.diffusion.noise_schedule import NoiseSchedule
 from common.networks.latent_denoiser import DenoisingPass
-from common.noise_schedule import NoiseSchedule
+from common.training.denoising_step import DenoisingStep, DenoisingValidation, MeanError, drawn_latents, spread_uniform
+from common.training.descent import NonFiniteLossError
+from common.training.ema import ExponentialMovingAverage
+from common.training.engines import KeepBest
+from common.training.lr_schedule import ResumableWarmupCosine
 
 CPU = torch.device("cpu")
 SCHEDULES = {

@@ -11,7 +11,7 @@ from conftest import randomise
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
-from common.datalists import radiograph_items
+from common.data.datalists import radiograph_items
 from common.errors import root_user_error
 from common.networks.pixel_denoiser import PixelDenoiser
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.descent import NonFiniteLossError, descend
 from common.errors import UserError
+from common.training.descent import NonFiniteLossError, descend
 
 
 def make_line(weight=2.0):

@@ -12,13 +12,13 @@ from test_autoencoder_step import phantom_batch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from common.autoencoder_step import AutoencoderStep
-from common.checkpoint import TrainingCheckpoint
-from common.distributed import is_rank_zero, leave, local_device, rank, world_size
-from common.ema import ExponentialMovingAverage
-from common.latent_statistics import measure_statistics
-from common.losses import AdversarialTerm, ReconstructionLoss
+from common.diffusion.latent_statistics import measure_statistics
 from common.networks.latent_codec import VariationalPass
+from common.training.autoencoder_step import AutoencoderStep
+from common.training.checkpoint import TrainingCheckpoint
+from common.training.distributed import is_rank_zero, leave, local_device, rank, world_size
+from common.training.ema import ExponentialMovingAverage
+from common.training.losses import AdversarialTerm, ReconstructionLoss
 
 
 def three_steps(rank, world_size):

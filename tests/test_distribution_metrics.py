@@ -9,8 +9,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from common import distribution_metrics
-from common.distribution_metrics import (
+from common.evaluation import distribution_metrics
+from common.evaluation.distribution_metrics import (
     bootstrap_interval,
     frechet_distance,
     frechet_distance_extrapolated,

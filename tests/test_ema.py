@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.ema import ExponentialMovingAverage
+from common.training.ema import ExponentialMovingAverage
 
 
 def test_average_follows_the_stated_formula():

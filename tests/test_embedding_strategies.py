@@ -9,8 +9,9 @@ from test_slerp import angle
 from test_source_table import make_table
 from test_token_sampler import make_token_sampler
 
-from common.conditioning import TokenScaler
-from common.embedding_strategies import (
+from common.diffusion.conditioning import TokenScaler
+from common.diffusion.token_sampler import UnknownLabelError
+from common.generation.embedding_strategies import (
     Interpolation,
     Neighbourhood,
     Prior,
@@ -19,7 +20,6 @@ from common.embedding_strategies import (
     Variation,
     make_strategy,
 )
-from common.token_sampler import UnknownLabelError
 
 PATIENTS = ["P", "P", "Q", "R", "S", "S", "T"]
 LABELS = ["a", "a|b", "b|a", "b", "", "", ""]

@@ -10,16 +10,16 @@ from monai.networks.nets import PatchDiscriminator
 from resuming import Killed, assert_equal_states, state_of
 from torch.utils.data import DataLoader
 
-from common.autoencoder_step import AutoencoderStep
-from common.checkpoint import CheckpointMismatchError, TrainingCheckpoint
-from common.dataset import RadiographDataset, StepBatchSampler
-from common.ema import ExponentialMovingAverage
-from common.engines import KeepBest, ResumableTrainer
-from common.losses import AdversarialTerm, ReconstructionLoss
-from common.lr_schedule import ResumableWarmupCosine
+from common.data.dataset import RadiographDataset, StepBatchSampler
+from common.data.phantom import draw_chest_phantom
 from common.networks.latent_codec import VariationalPass
-from common.phantom import draw_chest_phantom
-from common.prepare_batch import image_as_label
+from common.training.autoencoder_step import AutoencoderStep
+from common.training.checkpoint import CheckpointMismatchError, TrainingCheckpoint
+from common.training.ema import ExponentialMovingAverage
+from common.training.engines import KeepBest, ResumableTrainer
+from common.training.losses import AdversarialTerm, ReconstructionLoss
+from common.training.lr_schedule import ResumableWarmupCosine
+from common.training.prepare_batch import image_as_label
 
 CPU = torch.device("cpu")
 PHANTOMS = [{"image": draw_chest_phantom(32, 32, seed=seed)} for seed in range(7)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from common.error_bar_plot import COLOURS, ErrorBarPlot, nice_ticks, write_error_bar_plot
+from common.experiments.error_bar_plot import COLOURS, ErrorBarPlot, nice_ticks, write_error_bar_plot
 
 SERIES = {
     "none": [(1, 0.1, 0.05), (2, 0.3, 0.02), (8, 0.5, 0.01)],

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from common.datalists import DatasetError
+from common.data.datalists import DatasetError
 from common.errors import UserError, root_user_error
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from common.experiment import (
+from common.experiments.experiment import (
     QUICK_WARNING,
     Experiment,
     ExperimentError,

@@ -7,9 +7,9 @@ from collections import defaultdict
 import pytest
 import torch
 
-from common.datalists import radiograph_items
-from common.generation_manifest import GenerationManifest, GenerationMismatchError, ManifestRow
-from common.image_writer import write_png
+from common.data.datalists import radiograph_items
+from common.generation.generation_manifest import GenerationManifest, GenerationMismatchError, ManifestRow
+from common.generation.image_writer import write_png
 from common.reader import read_radiograph
 
 SETTINGS = {"strategy": "variation", "weights_sha256": "3fa9", "num_inference_steps": 20, "guidance_scale": 3.0}

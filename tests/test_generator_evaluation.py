@@ -11,18 +11,18 @@ from PIL import Image
 from test_embedding_prior import correlated_tokens
 from test_token_sampler import make_token_sampler
 
-from common.generation import read_generated
-from common.generation_manifest import GenerationMismatchError
-from common.generator_evaluation import GeneratorEvaluationError, GeneratorEvaluator, markdown
-from common.image_features import ClsToken, FeatureExtractor
-from common.image_quality import ImageQuality
-from common.image_sampler import ImageSampler
-from common.metrics import ms_ssim
+from common.diffusion.image_sampler import ImageSampler
+from common.diffusion.noise_schedule import NoiseSchedule
+from common.diffusion.samplers import Sampler
+from common.evaluation.generator_evaluation import GeneratorEvaluationError, GeneratorEvaluator, markdown
+from common.evaluation.image_features import ClsToken, FeatureExtractor
+from common.evaluation.image_quality import ImageQuality
+from common.evaluation.metrics import ms_ssim
+from common.generation.folder_generation import read_generated
+from common.generation.generation_manifest import GenerationMismatchError
+from common.generation.source_table import SourceTable
 from common.networks.dino import DinoEncoder
 from common.networks.latent_codec import LatentCodec
-from common.noise_schedule import NoiseSchedule
-from common.samplers import Sampler
-from common.source_table import SourceTable
 
 CPU = torch.device("cpu")
 SIZE = 176  # the least that MS-SSIM takes

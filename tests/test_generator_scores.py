@@ -5,9 +5,9 @@ import torch
 from conftest import draw_radiographs
 from tiny_ablation import SIZE
 
-from common.generator_scores import FIGURES, GeneratorScores, GeneratorScoresError
+from common.data.transforms import load_square
+from common.evaluation.generator_scores import FIGURES, GeneratorScores, GeneratorScoresError
 from common.networks.dino import DinoEncoder
-from common.transforms import load_square
 
 NUM_TRAIN, NUM_VAL = 12, 20
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from ignite.engine import Engine
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from common.handlers import ProgressBar, ReconstructionGrid, ReconstructionWriter, scalars
+from common.training.handlers import ProgressBar, ReconstructionGrid, ReconstructionWriter, scalars
 
 
 def test_scalars_are_the_floats_of_a_step():

@@ -14,11 +14,11 @@ from PIL import Image
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
-from common.image_features import ExtractorError, FeatureExtractor, ImageFeatures, build_extractor
+from common.data.transforms import ResizeCenterCropd
+from common.evaluation.image_features import ExtractorError, FeatureExtractor, ImageFeatures, build_extractor
 from common.networks.dino import DinoEncoder
 from common.networks.weights import MissingWeightsError
 from common.reader import read_radiograph
-from common.transforms import ResizeCenterCropd
 
 
 class Tiny(nn.Module):
@@ -133,7 +133,7 @@ def test_a_damaged_entry_is_encoded_again(tmp_path, paths):
 
 def test_unreadable_files_are_reported_and_the_others_done(tmp_path, paths, caplog):
     paths[1].write_bytes(b"no image")
-    with caplog.at_level(logging.WARNING, logger="common.image_features"):
+    with caplog.at_level(logging.WARNING, logger="common.evaluation.image_features"):
         found = encoder(tmp_path, Tiny()).of_files([*paths, tmp_path / "gone.png"])
     assert found.indices == [0, 2, 3, 4, 5, 6, 7]
     assert [path for path, _ in found.problems] == [str(paths[1]), str(tmp_path / "gone.png")]

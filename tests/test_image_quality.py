@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from common.distribution_metrics import (
+from common.evaluation.distribution_metrics import (
     bootstrap_interval,
     frechet_distance,
     frechet_distance_extrapolated,
     kernel_distance,
     precision_recall_density_coverage,
 )
-from common.image_quality import ImageQuality, ImageQualityError, markdown_table, split_halves
+from common.evaluation.image_quality import ImageQuality, ImageQualityError, markdown_table, split_halves
 
 QUALITY = ImageQuality(num_resamples=12, kid_subsets=5, nearest_k=3, seed=4, progress=False)
 

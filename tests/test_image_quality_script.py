@@ -13,9 +13,9 @@ from PIL import Image
 from script_module import load_script
 from transformers import Dinov2Config, Dinov2Model
 
-from common.datalists import DatasetError
-from common.image_features import ImageFeatures
-from common.image_quality import ImageQualityError
+from common.data.datalists import DatasetError
+from common.evaluation.image_features import ImageFeatures
+from common.evaluation.image_quality import ImageQualityError
 
 SCRIPT = REPOSITORY / "scripts" / "image_quality.py"
 

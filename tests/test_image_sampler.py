@@ -2,9 +2,9 @@ import pytest
 import torch
 from conftest import make_tiny_codec, make_tiny_denoiser
 
-from common.image_sampler import ImageSampler
-from common.noise_schedule import NoiseSchedule
-from common.samplers import Sampler
+from common.diffusion.image_sampler import ImageSampler
+from common.diffusion.noise_schedule import NoiseSchedule
+from common.diffusion.samplers import Sampler
 
 CPU = torch.device("cpu")
 SEEDS = [11, 5, 8, 2, 99, 2**40, 7, 0]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common.image_writer import stored_values, write_png
-from common.phantom import draw_chest_phantom
+from common.data.phantom import draw_chest_phantom
+from common.generation.image_writer import stored_values, write_png
 from common.reader import read_radiograph
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.data.phantom import draw_chest_phantom
 from common.networks.inception import FidInception, InceptionWeightsError, inception_layers
 from common.networks.weights import MissingWeightsError
-from common.phantom import draw_chest_phantom
 
 STEM = {"1a_3x3": (3, 32, 3, 3), "2a_3x3": (32, 32, 3, 3), "2b_3x3": (32, 64, 3, 3)}
 STEM |= {"3b_1x1": (64, 80, 1, 1), "4a_3x3": (80, 192, 3, 3)}

@@ -3,8 +3,8 @@ import csv
 import pytest
 from dental_data import write_labelled_folder
 
-from common.datalists import DatasetError
-from common.label_budget import labelled_radiographs, within_budget
+from common.data.datalists import DatasetError
+from common.experiments.label_budget import labelled_radiographs, within_budget
 
 
 def items_of(groups):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from dental_data import TINY, write_labelled_folder
 
-from common.experiment import QUICK_WARNING, Experiment
-from common.label_efficiency import Cell, FineTuning, grid, mixed
-from common.label_efficiency_report import labels_needed, markdown, rows, write_report
+from common.experiments.experiment import QUICK_WARNING, Experiment
+from common.experiments.label_efficiency import Cell, FineTuning, grid, mixed
+from common.experiments.label_efficiency_report import labels_needed, markdown, rows, write_report
 
 
 def test_half_of_the_mixed_items_are_labelled_ones_and_each_kind_has_its_own_mask_values():

@@ -8,8 +8,8 @@ from conftest import REPOSITORY, draw_radiographs
 from dental_data import TINY, write_labelled_folder
 from script_module import load_script
 
-from common.experiment import ExperimentError, read_cells
-from common.label_efficiency import Cell
+from common.experiments.experiment import ExperimentError, read_cells
+from common.experiments.label_efficiency import Cell
 from common.networks.pixel_denoiser import PixelDenoiser
 
 STARTS = ["none", "ddpm", "pixel_classifier", "ddpm_generated"]

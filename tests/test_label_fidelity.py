@@ -10,13 +10,13 @@ from PIL import Image
 from script_module import load_script
 from tiny_benefit import CLASSES, benefit_bundle, labelled_folder, tiny_generator
 
-from common.experiment import QUICK_WARNING, ExperimentError
+from common.data.transforms import load_square
+from common.experiments.experiment import QUICK_WARNING, ExperimentError
 from common.synthetic_benefit.densenet import TrainingSettings
 from common.synthetic_benefit.label_fidelity import KINDS, ORIGINAL, RECONSTRUCTION, Judge, LabelFidelity
 from common.synthetic_benefit.label_fidelity_report import LABELS, markdown, plot_series, rows
 from common.synthetic_benefit.recipes import VARIATION
 from common.synthetic_benefit.study import Study, labelled_split
-from common.transforms import load_square
 
 
 def scores(auc, same=1.0):

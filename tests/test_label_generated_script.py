@@ -16,23 +16,23 @@ from script_module import load_script
 from test_diffusion_segmenter import make_tiny_segmenter
 from test_pixel_denoiser import TINY
 
-from common.datalists import DatasetError, radiograph_items
-from common.mask_files import read_mask
-from common.mask_transforms import to_original
+from common.data.datalists import DatasetError, radiograph_items
+from common.generation.pseudo_labels import PseudoLabelError
 from common.networks.weights import MissingWeightsError
-from common.pseudo_labels import PseudoLabelError
 from common.reader import read_radiograph
+from common.segmentation.mask_files import read_mask
+from common.segmentation.mask_transforms import to_original
 
 SCRIPT = REPOSITORY / "scripts" / "label_generated.py"
 CONFIG = {
     "bundle_root": ".",
-    "classes": {"_target_": "common.segmentation_classes.class_table", "name": "grouped"},
+    "classes": {"_target_": "common.segmentation.segmentation_classes.class_table", "name": "grouped"},
     "network_def": {"_target_": "common.networks.diffusion_segmenter.DiffusionSegmenter", "num_classes": 6, **TINY},
     "preprocessing": {
         "_target_": "monai.transforms.Compose",
         "transforms": [
-            {"_target_": "common.mask_transforms.LoadSpacedRadiographd", "keys": ["image"]},
-            {"_target_": "common.mask_transforms.PadResized", "keys": ["image"], "size": [16, 24]},
+            {"_target_": "common.segmentation.mask_transforms.LoadSpacedRadiographd", "keys": ["image"]},
+            {"_target_": "common.segmentation.mask_transforms.PadResized", "keys": ["image"], "size": [16, 24]},
         ],
     },
 }

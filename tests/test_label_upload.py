@@ -16,9 +16,16 @@ import pytest
 from conftest import REPOSITORY, draw_radiographs
 from script_module import load_script
 
-from common.datalist_sources import DatasetError
+from common.data.datalist_sources import DatasetError
+from common.generation.label_upload import (
+    UNKNOWN_MODEL,
+    LabelDatastore,
+    UploadError,
+    model_of,
+    synthetic_images,
+    upload_name,
+)
 from common.http_service import HttpService, LogInError, ServiceError
-from common.label_upload import UNKNOWN_MODEL, LabelDatastore, UploadError, model_of, synthetic_images, upload_name
 from common.reader import read_radiograph
 
 BUNDLES = REPOSITORY / "bundles"

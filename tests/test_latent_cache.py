@@ -16,14 +16,14 @@ from conftest import make_tiny_codec, run_ranks
 from monai.transforms import Compose
 from PIL import Image
 
-from common.datalists import assert_disjoint_patients
-from common.distributed import rank
-from common.latent_cache import LatentCache
-from common.latent_store import ARRAYS, LatentDataset, LatentStore, StoreError
+from common.data.datalists import assert_disjoint_patients
+from common.data.latent_cache import LatentCache
+from common.data.latent_store import ARRAYS, LatentDataset, LatentStore, StoreError
+from common.data.phantom import draw_chest_phantom
+from common.data.readability import readable_radiographs
+from common.data.transforms import LoadRadiographd, ResizeCenterCropd
 from common.networks.dino import DinoEncoder
-from common.phantom import draw_chest_phantom
-from common.readability import readable_radiographs
-from common.transforms import LoadRadiographd, ResizeCenterCropd
+from common.training.distributed import rank
 
 CPU = torch.device("cpu")
 NUM_ROWS = 16  # 4 patients of 2 images, 2 views each

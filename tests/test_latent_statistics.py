@@ -3,7 +3,7 @@ import torch
 from conftest import make_tiny_codec
 from torch.utils.data import DataLoader, TensorDataset
 
-from common.latent_statistics import LatentStatistics, measure_statistics
+from common.diffusion.latent_statistics import LatentStatistics, measure_statistics
 from common.networks.weights import load_weights
 
 

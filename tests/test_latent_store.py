@@ -6,8 +6,8 @@ import torch
 from conftest import make_tiny_store
 from torch.utils.data import DataLoader
 
-from common.dataset import StepBatchSampler
-from common.latent_store import ARRAYS, LatentDataset, LatentStore, StoreError
+from common.data.dataset import StepBatchSampler
+from common.data.latent_store import ARRAYS, LatentDataset, LatentStore, StoreError
 
 SHAPES = {
     "latents_mean": (2, 4, 4),

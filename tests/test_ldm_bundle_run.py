@@ -13,7 +13,7 @@ import torch
 from conftest import REPOSITORY, draw_radiographs
 from test_bundles_run import command, run, wait_for, weights
 
-from common.latent_store import ARRAYS, DESCRIPTION_NAME, LatentStore
+from common.data.latent_store import ARRAYS, DESCRIPTION_NAME, LatentStore
 
 BUNDLE = "bundles/cxr_dino_latent_diffusion"
 CONFIGS = f"{BUNDLE}/configs"

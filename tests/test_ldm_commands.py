@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from common.datalists import radiograph_items
+from common.data.datalists import radiograph_items
 from common.reader import read_radiograph
 
 BUNDLE = "bundles/cxr_dino_latent_diffusion"

@@ -5,7 +5,7 @@ from torch import nn
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as torch_kl
 
-from common.losses import AdversarialTerm, ReconstructionLoss, kl_divergence
+from common.training.losses import AdversarialTerm, ReconstructionLoss, kl_divergence
 
 
 def make_critic():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from common.lr_schedule import ResumableWarmupCosine
+from common.training.lr_schedule import ResumableWarmupCosine
 
 
 def make_schedule(t_total, lr=1.0):

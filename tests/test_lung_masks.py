@@ -1,7 +1,7 @@
 import pytest
 from tiny_lungs import lung_folder
 
-from common.phantom import draw_lung_mask
+from common.data.phantom import draw_lung_mask
 from common.zero_shot.lung_masks import LungMasksError, lung_cases
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.experiment import QUICK_WARNING
+from common.experiments.experiment import QUICK_WARNING
 from common.files import write_json
 from common.zero_shot.lung_masks import LungCase
 from common.zero_shot.lung_report import LABELS, examples, plot_series, summarise, write_report

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
-from common.mask_files import read_mask, stored_mask, write_nifti_mask
 from common.reader import read_radiograph
+from common.segmentation.mask_files import read_mask, stored_mask, write_nifti_mask
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.mask_overlay import overlay_image, write_overlay_png
-from common.segmentation_classes import ELEVEN, GROUPED
+from common.segmentation.mask_overlay import overlay_image, write_overlay_png
+from common.segmentation.segmentation_classes import ELEVEN, GROUPED
 
 
 def drawn(label=4, size=(90, 400)):

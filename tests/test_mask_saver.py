@@ -8,13 +8,13 @@ import torch
 from ignite.engine import Engine
 from PIL import Image
 
-from common import dicom_seg
+from common.data.phantom import draw_chest_phantom
+from common.dicom import dicom_seg
+from common.dicom.synthetic_dicom import write_synthetic_dicom
 from common.errors import UserError
-from common.mask_files import read_mask
-from common.mask_saver import MaskSaver
-from common.phantom import draw_chest_phantom
-from common.segmentation_classes import GROUPED
-from common.synthetic_dicom import write_synthetic_dicom
+from common.segmentation.mask_files import read_mask
+from common.segmentation.mask_saver import MaskSaver
+from common.segmentation.segmentation_classes import GROUPED
 
 
 def write_image(path, size=(21, 34)):

@@ -6,7 +6,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from common.errors import UserError
-from common.mask_transforms import (
+from common.segmentation.mask_transforms import (
     CleanUpd,
     LoadMaskd,
     LoadSpacedRadiographd,
@@ -16,7 +16,7 @@ from common.mask_transforms import (
     label_map,
     to_original,
 )
-from common.segmentation_classes import GROUPED
+from common.segmentation.segmentation_classes import GROUPED
 
 SIZES = [(123, 457), (457, 123), (64, 64), (31, 17), (1, 9)]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from monai.networks.schedulers import DDPMScheduler
 
+from common.diffusion.noise_schedule import NoiseSchedule
 from common.errors import UserError
-from common.noise_schedule import NoiseSchedule
 
 KINDS = {
     "epsilon": {"schedule": "scaled_linear_beta", "prediction_type": "epsilon"},

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.phantom import draw_chest_phantom, draw_lung_mask
+from common.data.phantom import draw_chest_phantom, draw_lung_mask
 from common.reader import read_radiograph
 
 ROOT = Path(__file__).parents[1]

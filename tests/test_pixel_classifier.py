@@ -5,9 +5,9 @@ import torch
 from test_pixel_denoiser import make_tiny_pixel_denoiser
 from torch.nn import functional as F
 
+from common.diffusion.noise_schedule import NoiseSchedule
 from common.intensity import to_signed
 from common.networks.pixel_classifier import PixelClassifier, PixelClassifierError
-from common.noise_schedule import NoiseSchedule
 from common.seeding import Purpose, derive_seed, seeded_normal
 
 TIMESTEPS = (40, 10)

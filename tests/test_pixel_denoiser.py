@@ -4,10 +4,10 @@ from conftest import randomise
 from monai.networks.blocks import SABlock
 from torch import nn
 
+from common.diffusion.noise_schedule import NoiseSchedule
+from common.diffusion.samplers import Sampler
 from common.networks.pixel_denoiser import PixelDenoiser, start_pixel_denoiser
 from common.networks.weights import MissingWeightsError, load_weights
-from common.noise_schedule import NoiseSchedule
-from common.samplers import Sampler
 
 TINY = {
     "channels": [8, 16],

@@ -2,11 +2,11 @@ import pytest
 import torch
 from test_pixel_denoiser import TINY, make_tiny_pixel_denoiser
 
+from common.data.phantom import draw_chest_phantom
+from common.diffusion.noise_schedule import NoiseSchedule
+from common.diffusion.pixel_image_sampler import ImageSizeError, PixelImageSampler
+from common.diffusion.samplers import Sampler, SamplerError
 from common.networks.pixel_denoiser import PixelDenoiser
-from common.noise_schedule import NoiseSchedule
-from common.phantom import draw_chest_phantom
-from common.pixel_image_sampler import ImageSizeError, PixelImageSampler
-from common.samplers import Sampler, SamplerError
 
 CPU = torch.device("cpu")
 SEEDS = [11, 5, 8, 2**40, 0]

@@ -15,9 +15,9 @@ from conftest import REPOSITORY, draw_radiographs
 from PIL import Image
 from script_module import load_script
 
-from common.datalist_sources import DatasetError
-from common.dicom_dx import DxError
-from common.phantom import draw_chest_phantom
+from common.data.datalist_sources import DatasetError
+from common.data.phantom import draw_chest_phantom
+from common.dicom.dicom_dx import DxError
 from common.reader import read_radiograph
 
 SCRIPT = REPOSITORY / "scripts" / "png_to_dx.py"

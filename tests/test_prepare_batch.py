@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from common.prepare_batch import image_as_label, logits_and_labels
+from common.training.prepare_batch import image_as_label, logits_and_labels
 
 
 def test_the_target_of_an_autoencoder_is_its_input():

@@ -8,12 +8,12 @@ from test_diffusion_segmenter import make_tiny_segmenter
 from test_pixel_denoiser import TINY, make_tiny_pixel_denoiser
 from torch import nn
 
-from common.descent import NonFiniteLossError
-from common.ema import ExponentialMovingAverage
+from common.data.phantom import draw_chest_phantom
 from common.networks.diffusion_segmenter import take_pretrained
 from common.networks.pixel_denoiser import PixelDenoiser
-from common.phantom import draw_chest_phantom
-from common.pretext_steps import GaussianNoise, MaskedPatches, PretextStep, PretextValidation
+from common.training.descent import NonFiniteLossError
+from common.training.ema import ExponentialMovingAverage
+from common.training.pretext_steps import GaussianNoise, MaskedPatches, PretextStep, PretextValidation
 
 CPU = torch.device("cpu")
 PRETEXTS = [GaussianNoise(0.5), MaskedPatches(patch_size=4, mask_ratio=0.5)]

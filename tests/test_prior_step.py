@@ -10,18 +10,18 @@ from resuming import assert_resumes, killable_trainer, whole_run
 from test_embedding_prior import correlated_tokens, make_tiny_prior
 from torch.utils.data import DataLoader, default_collate
 
-from common.conditioning import TokenSelection
-from common.dataset import StepBatchSampler
-from common.denoising_step import MeanError
-from common.descent import NonFiniteLossError
-from common.ema import ExponentialMovingAverage
-from common.engines import KeepBest
-from common.latent_store import LatentDataset
-from common.lr_schedule import ResumableWarmupCosine
+from common.data.dataset import StepBatchSampler
+from common.data.latent_store import LatentDataset
+from common.diffusion.conditioning import TokenSelection
+from common.diffusion.noise_schedule import NoiseSchedule
 from common.networks.embedding_prior import EmbeddingPrior, PriorPass, start_prior
-from common.noise_schedule import NoiseSchedule
-from common.prior_step import PriorStep, PriorValidation, TokenDataset
 from common.seeding import Purpose, derive_seed, seeded_normal
+from common.training.denoising_step import MeanError
+from common.training.descent import NonFiniteLossError
+from common.training.ema import ExponentialMovingAverage
+from common.training.engines import KeepBest
+from common.training.lr_schedule import ResumableWarmupCosine
+from common.training.prior_step import PriorStep, PriorValidation, TokenDataset
 
 CPU = torch.device("cpu")
 SCHEDULE = NoiseSchedule("rectified_flow", "flow")

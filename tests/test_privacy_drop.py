@@ -3,10 +3,10 @@ import shutil
 import pytest
 from privacy_folders import SETTINGS, copy_of, fresh, generate, read_csv
 
-from common.datalists import radiograph_items
-from common.generation_manifest import GenerationManifest
-from common.privacy_drop import drop_flagged
-from common.privacy_report import PrivacyCheckError
+from common.data.datalists import radiograph_items
+from common.generation.generation_manifest import GenerationManifest
+from common.privacy.privacy_drop import drop_flagged
+from common.privacy.privacy_report import PrivacyCheckError
 
 
 def flagged_folder(tmp_path, real_phantoms, privacy_check):

@@ -19,9 +19,9 @@ from privacy_folders import (
     read_csv,
 )
 
-from common.copy_detection import SPACES
-from common.datalists import DatasetError
-from common.privacy_report import PrivacyCheckError
+from common.data.datalists import DatasetError
+from common.privacy.copy_detection import SPACES
+from common.privacy.privacy_report import PrivacyCheckError
 
 
 def test_copies_are_reported_with_their_originals(tmp_path, real_phantoms, privacy_check):
@@ -160,7 +160,7 @@ def test_runs_from_a_bundle_config(tmp_path, real_phantoms, caplog):
     parser = ConfigParser(
         {
             "check": {
-                "_target_": "common.privacy_report.PrivacyCheck",
+                "_target_": "common.privacy.privacy_report.PrivacyCheck",
                 "generated_dir": str(tmp_path / "generated"),
                 "train_items": "@train",
                 "held_out_items": "@held_out",

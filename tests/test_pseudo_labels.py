@@ -3,9 +3,8 @@ import torch
 from conftest import randomise
 from test_diffusion_segmenter import make_tiny_segmenter
 
-from common.datalists import radiograph_items
-from common.mask_files import read_mask
-from common.pseudo_labels import (
+from common.data.datalists import radiograph_items
+from common.generation.pseudo_labels import (
     PseudoLabelError,
     consensus,
     pseudo_label,
@@ -13,7 +12,8 @@ from common.pseudo_labels import (
     write_pseudo_labelled,
 )
 from common.reader import read_radiograph
-from common.segmentation_classes import class_table
+from common.segmentation.mask_files import read_mask
+from common.segmentation.segmentation_classes import class_table
 
 CLASSES = class_table("grouped")
 

@@ -17,8 +17,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
-from common.datalists import DatasetError, radiograph_items
-from common.readability import readable_items
+from common.data.datalists import DatasetError, radiograph_items
+from common.data.readability import readable_items
 
 
 def write_images(folder: Path, count: int, prefix: str = "good") -> list[dict[str, str]]:
@@ -158,7 +158,8 @@ def test_a_killed_scan_goes_on_where_it_was(tmp_path):
     items = write_images(tmp_path / "data", 60)
     index = tmp_path / "out" / "readable.csv"
     program = (
-        "import sys; from common.datalists import radiograph_items; from common.readability import readable_items\n"
+        "import sys; from common.data.datalists import radiograph_items\n"
+        "from common.data.readability import readable_items\n"
         "items = radiograph_items(sys.argv[1], 'all', 0, 0)\n"
         "readable_items(items, sys.argv[2], num_workers=1, save_every_s=0)"
     )

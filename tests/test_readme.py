@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from common.config_graph import load_file
-from common.evaluation_report import markdown_table
-from common.generator_evaluation import markdown
-from common.label_efficiency_report import markdown as label_efficiency_tables
-from common.segmentation_report import markdown_table as segmentation_table
+from common.config.config_graph import load_file
+from common.evaluation.evaluation_report import markdown_table
+from common.evaluation.generator_evaluation import markdown
+from common.experiments.label_efficiency_report import markdown as label_efficiency_tables
+from common.experiments.token_ablation_report import markdown as token_ablation_tables
+from common.segmentation.segmentation_report import markdown_table as segmentation_table
 from common.synthetic_benefit.label_fidelity_report import markdown as label_fidelity_tables
 from common.synthetic_benefit.report import markdown as synthetic_benefit_tables
-from common.token_ablation_report import markdown as token_ablation_tables
 from common.zero_shot.lung_report import markdown as zero_shot_lungs_tables
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -11,13 +11,13 @@ network_def:
   _target_: common.networks.x.Net # the network
   channels: [8, 16]
 handlers:
-  - _target_: "common.handlers.Saver"
+  - _target_: "common.training.handlers.Saver"
     path: common
   - _target_: monai.handlers.StatsHandler
 initialize:
   - "$monai.utils.set_determinism(seed=0)"
 run:
-  - _target_: common.override_check.check_overrides
+  - _target_: common.config.override_check.check_overrides
 """
 
 
@@ -28,11 +28,11 @@ def test_only_own_targets_change_and_comments_stay():
     ]
     assert [b for a, b in changed if a != b] == [
         "  _target_: scripts.common.networks.x.Net # the network",
-        '  - _target_: "scripts.common.handlers.Saver"',
-        "  - _target_: scripts.common.override_check.check_overrides",
+        '  - _target_: "scripts.common.training.handlers.Saver"',
+        "  - _target_: scripts.common.config.override_check.check_overrides",
     ]
     assert list(own_targets(yaml.safe_load(CONFIG))) == [
-        *("common.networks.x.Net", "common.handlers.Saver", "common.override_check.check_overrides")
+        *("common.networks.x.Net", "common.training.handlers.Saver", "common.config.override_check.check_overrides")
     ]
 
 

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 import common
-from common import run_record
-from common.run_record import git_state, write_run_record
+from common.training import run_record
+from common.training.run_record import git_state, write_run_record
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
 
@@ -26,7 +26,7 @@ output_dir: unset
 sampler:
   lr: "@learning_rate"
 run:
-  - _target_: common.run_record.write_run_record
+  - _target_: common.training.run_record.write_run_record
     output_dir: "@output_dir"
     seed: "@seed"
   - "$@sampler['lr']"
@@ -152,7 +152,7 @@ def test_a_missing_git_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_command_is_what_one_would_type(tmp_path):
     (tmp_path / "tool").mkdir()
     (tmp_path / "tool" / "__main__.py").write_text(
-        "from common.run_record import command_line\nprint(command_line())\n"
+        "from common.training.run_record import command_line\nprint(command_line())\n"
     )
     command = [sys.executable, "-m", "tool", "--config_file", "['a','b']"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}

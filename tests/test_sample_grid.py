@@ -9,14 +9,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_pixel_image_sampler import make_sampler as make_pixel_sampler
 
-from common.conditioning import TokenSelection
 from common.contact_sheet import contact_sheet_array
-from common.image_sampler import ImageSampler
-from common.latent_store import LatentDataset
-from common.noise_schedule import NoiseSchedule
-from common.sample_grid import TITLES, SampleGrid, UnconditionalSampleGrid
-from common.samplers import Sampler
+from common.data.latent_store import LatentDataset
+from common.diffusion.conditioning import TokenSelection
+from common.diffusion.image_sampler import ImageSampler
+from common.diffusion.noise_schedule import NoiseSchedule
+from common.diffusion.samplers import Sampler
 from common.seeding import Purpose, derive_seed
+from common.training.sample_grid import TITLES, SampleGrid, UnconditionalSampleGrid
 
 SELECTION = TokenSelection(use_registers=True, patch_grid=0)
 

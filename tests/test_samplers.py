@@ -30,9 +30,9 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler
 
+from common.diffusion.noise_schedule import NoiseSchedule
+from common.diffusion.samplers import Sampler, guided_output, spaced_timesteps
 from common.errors import UserError
-from common.noise_schedule import NoiseSchedule
-from common.samplers import Sampler, guided_output, spaced_timesteps
 from common.seeding import derive_seed, seeded_normal
 
 MEAN, STD = 1.0, 0.5

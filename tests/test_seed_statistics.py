@@ -1,7 +1,7 @@
 import pytest
 from scipy import stats
 
-from common.seed_statistics import by_seed, fixed, mean_sd, paired_difference, percent
+from common.experiments.seed_statistics import by_seed, fixed, mean_sd, paired_difference, percent
 
 
 def test_mean_and_spread_of_none_one_and_several():

@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from common.segmentation_classes import CARIES, GROUPED
-from common.segmentation_metrics import clean_up, score_mask, summarise_scores
+from common.segmentation.segmentation_classes import CARIES, GROUPED
+from common.segmentation.segmentation_metrics import clean_up, score_mask, summarise_scores
 
 
 def square(top, left, side=10, label=1, size=(40, 60)):

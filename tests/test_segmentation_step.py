@@ -12,13 +12,13 @@ from test_diffusion_segmenter import make_tiny_segmenter
 from test_engines import PHANTOMS
 from torch.utils.data import DataLoader, default_collate
 
-from common.dataset import RadiographDataset, StepBatchSampler
-from common.descent import NonFiniteLossError
-from common.ema import ExponentialMovingAverage
-from common.engines import KeepBest
-from common.lr_schedule import ResumableWarmupCosine
+from common.data.dataset import RadiographDataset, StepBatchSampler
 from common.seeding import Purpose, derive_seed
-from common.segmentation_step import LabelValueError, SegmentationStep
+from common.training.descent import NonFiniteLossError
+from common.training.ema import ExponentialMovingAverage
+from common.training.engines import KeepBest
+from common.training.lr_schedule import ResumableWarmupCosine
+from common.training.segmentation_step import LabelValueError, SegmentationStep
 
 CPU = torch.device("cpu")
 IMAGES = [item["image"][:, ::2, ::2].contiguous() for item in PHANTOMS]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from tiny_lungs import zero_shot_bundle
 
-from common.phantom import draw_chest_phantom
+from common.data.phantom import draw_chest_phantom
 from common.zero_shot.lung_choice import ChoiceSettings
 from common.zero_shot.lung_tuning import Tuned
 from common.zero_shot.lungs import ZeroShotLungs

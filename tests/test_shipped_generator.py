@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from common.conditioning import named_tokens
+from common.diffusion.conditioning import named_tokens
 from common.fingerprint import network_sha256
 from common.networks.dino import DinoEncoder
 from common.reader import read_radiograph

@@ -7,11 +7,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from common.datalists import radiograph_items
-from common.metrics import psnr
+from common.data.datalists import radiograph_items
+from common.data.transforms import LoadRadiographd, ResizeCenterCropd
+from common.evaluation.metrics import psnr
 from common.networks.latent_codec import LatentCodec
 from common.networks.weights import load_weights
-from common.transforms import LoadRadiographd, ResizeCenterCropd
 
 BUNDLE = "bundles/cxr_autoencoder"
 

@@ -7,11 +7,11 @@ import torch
 from monai.transforms import Compose
 from PIL import Image
 
-from common.conditioning import TokenSelection, named_tokens
-from common.dataset import RadiographDataset
+from common.data.dataset import RadiographDataset
+from common.data.transforms import LoadRadiographd, ResizeCenterCropd
+from common.diffusion.conditioning import TokenSelection, named_tokens
+from common.generation.source_table import TABLE_NAME, SourceTable, encode_sources
 from common.networks.dino import DinoEncoder
-from common.source_table import TABLE_NAME, SourceTable, encode_sources
-from common.transforms import LoadRadiographd, ResizeCenterCropd
 
 CPU = torch.device("cpu")
 TRANSFORM = Compose([LoadRadiographd(["image"]), ResizeCenterCropd(["image"], 32)])

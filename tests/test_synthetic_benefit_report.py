@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from common.experiment import QUICK_WARNING, Experiment, read_cells
+from common.experiments.experiment import QUICK_WARNING, Experiment, read_cells
 from common.synthetic_benefit.regimes import Cell, grid
 from common.synthetic_benefit.report import holm, markdown, plot_series, rows, write_report
 

@@ -6,8 +6,8 @@ import pytest
 from script_module import load_script
 from tiny_benefit import benefit_bundle, labelled_folder, write_manifest
 
-from common.datalists import DatasetError
-from common.experiment import ExperimentError
+from common.data.datalists import DatasetError
+from common.experiments.experiment import ExperimentError
 from common.synthetic_benefit.study import labelled_split
 from common.synthetic_benefit.subsets import SubsetError
 

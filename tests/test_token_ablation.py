@@ -3,9 +3,8 @@ import torch
 from conftest import draw_radiographs
 from tiny_ablation import tiny_training
 
-from common.denoising_step import checked_share, context_drop
-from common.experiment import ExperimentError
-from common.token_ablation import (
+from common.experiments.experiment import ExperimentError
+from common.experiments.token_ablation import (
     CLS,
     EVERY_SAMPLE,
     RECONSTRUCTION,
@@ -16,6 +15,7 @@ from common.token_ablation import (
     token_selection,
     token_variants,
 )
+from common.training.denoising_step import checked_share, context_drop
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from common.experiment import QUICK_WARNING, Experiment, NoResultsError
-from common.token_ablation import Cell, grid
-from common.token_ablation_report import PANEL, label, markdown, rows, write_report
+from common.experiments.experiment import QUICK_WARNING, Experiment, NoResultsError
+from common.experiments.token_ablation import Cell, grid
+from common.experiments.token_ablation_report import PANEL, label, markdown, rows, write_report
 
 OVERRIDES = {"batch_size": 16, "image_size": 192}
 SETTINGS = {"overrides": OVERRIDES, "num_inference_steps": 10, "guidance_scale": 1.5, "quick": True}

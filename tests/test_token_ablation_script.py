@@ -7,8 +7,8 @@ import pytest
 from conftest import REPOSITORY, draw_radiographs
 from tiny_ablation import CHANNELS, SIZE, tiny_overrides
 
-from common.experiment import QUICK_WARNING, ExperimentError, read_cells
-from common.token_ablation import Cell
+from common.experiments.experiment import QUICK_WARNING, ExperimentError, read_cells
+from common.experiments.token_ablation import Cell
 
 SCRIPT = REPOSITORY / "scripts" / "token_ablation.py"
 VARIANTS = ["real", "reconstruction", "unconditional", "cls", "cls_registers", "cls_grid2", "cls_grid4"]

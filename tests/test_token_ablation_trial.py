@@ -2,8 +2,8 @@ import pytest
 import torch
 from tiny_ablation import tiny_training
 
-from common.token_ablation import CLS, UNCONDITIONAL, Cell
-from common.token_ablation_trial import Sampling, Trial
+from common.experiments.token_ablation import CLS, UNCONDITIONAL, Cell
+from common.experiments.token_ablation_trial import Sampling, Trial
 
 CPU = torch.device("cpu")
 SAMPLING = Sampling(2, 1.5, num_diverse_sources=2, num_diverse=2, batch_size=2, amp=False)

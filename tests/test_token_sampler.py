@@ -6,10 +6,10 @@ from conftest import randomise
 from test_embedding_prior import correlated_tokens, make_tiny_prior
 from test_prior_step import SCHEDULE, make_engine, make_step
 
+from common.diffusion.samplers import Sampler
+from common.diffusion.token_sampler import TokenSampler, UnknownLabelError, load_token_sampler
 from common.networks.embedding_prior import PriorPass, start_prior
 from common.networks.weights import MissingWeightsError
-from common.samplers import Sampler
-from common.token_sampler import TokenSampler, UnknownLabelError, load_token_sampler
 
 CPU = torch.device("cpu")
 SEEDS = [11, 5, 8, 2, 99, 2**32 - 1, 7, 0]

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from common.phantom import draw_chest_phantom
-from common.views import augmented_view
+from common.data.phantom import draw_chest_phantom
+from common.data.views import augmented_view
 
 SIZE = 64
 SEEDS = range(60)

@@ -24,7 +24,7 @@ import common
 import common.reader
 import common.sharing.versions
 from common.networks.latent_codec import LatentCodec
-from common.phantom import draw_chest_phantom
+from common.data.phantom import draw_chest_phantom
 
 folder, repository = map(Path, sys.argv[1:])
 assert Path(common.__file__).parent == folder / "common", common.__file__

@@ -8,7 +8,7 @@ from PIL import Image
 from script_module import load_script
 from tiny_lungs import lung_folder, zero_shot_bundle
 
-from common.experiment import QUICK_WARNING, ExperimentError
+from common.experiments.experiment import QUICK_WARNING, ExperimentError
 from common.zero_shot import lung_study, lung_tuning
 from common.zero_shot.lung_masks import LungMasksError
 

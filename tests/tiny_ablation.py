@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from conftest import REPOSITORY, draw_radiographs
 
+from common.experiments.token_ablation import DenoiserTraining
 from common.networks.latent_codec import LatentCodec
-from common.token_ablation import DenoiserTraining
 
 BUNDLE = REPOSITORY / "bundles" / "cxr_dino_latent_diffusion"
 SIZE = 176  # px, the least that MS-SSIM takes

@@ -13,8 +13,8 @@ from conftest import make_tiny_denoiser, randomise
 from PIL import Image
 from tiny_bundles import CODEC, DENOISER, measured_codec
 
+from common.data.phantom import draw_chest_phantom
 from common.networks.embedding_prior import EmbeddingPrior
-from common.phantom import draw_chest_phantom
 from common.synthetic_benefit.pool import Generator, load_generator
 
 CLASSES = ("bright", "dark", "plain")
@@ -39,14 +39,18 @@ def benefit_bundle(root: Path, dino: Path) -> Path:
         "codec": _loaded(CODEC, "autoencoder.pt"),
         "network": _loaded({**DENOISER, "token_dim": TOKEN_DIM}, "model.pt"),
         "encoder": {"_target_": "common.networks.dino.DinoEncoder", "source": str(dino), "image_size": 56},
-        "selection": {"_target_": "common.conditioning.TokenSelection", "use_registers": False, "patch_grid": 1},
+        "selection": {
+            "_target_": "common.diffusion.conditioning.TokenSelection",
+            "use_registers": False,
+            "patch_grid": 1,
+        },
         "image_sampler": {
-            "_target_": "common.image_sampler.ImageSampler",
+            "_target_": "common.diffusion.image_sampler.ImageSampler",
             **{"denoiser": "@network", "codec": "@codec", "image_size": 32, "amp": "@amp", "device": "@device"},
             "sampler": _sampler("@num_inference_steps", "@guidance_scale"),
         },
         "token_sampler": {
-            "_target_": "common.token_sampler.load_token_sampler",
+            "_target_": "common.diffusion.token_sampler.load_token_sampler",
             "_mode_": "callable",
             **{"prior": PRIOR, "path": "$@bundle_root + '/models/prior.pt'", "sampler": _sampler(2, 1.0)},
             "device": "@device",
@@ -96,11 +100,11 @@ def _prior() -> EmbeddingPrior:
 
 def _sampler(steps: Any, guidance: Any) -> dict[str, Any]:
     schedule = {
-        "_target_": "common.noise_schedule.NoiseSchedule",
+        "_target_": "common.diffusion.noise_schedule.NoiseSchedule",
         **{"schedule": "rectified_flow", "prediction_type": "flow"},
     }
     rule = {"method": "dpm_solver++_2m", "num_inference_steps": steps, "guidance_scale": guidance}
-    return {"_target_": "common.samplers.Sampler", "schedule": schedule, **rule}
+    return {"_target_": "common.diffusion.samplers.Sampler", "schedule": schedule, **rule}
 
 
 def _loaded(network: dict, weights: str) -> dict:

@@ -12,7 +12,7 @@ from conftest import make_tiny_denoiser
 from PIL import Image
 from tiny_bundles import CODEC, DENOISER, measured_codec
 
-from common.phantom import draw_chest_phantom, draw_lung_mask
+from common.data.phantom import draw_chest_phantom, draw_lung_mask
 
 
 def zero_shot_bundle(root: Path, dino: Path) -> Path:
@@ -28,9 +28,13 @@ def zero_shot_bundle(root: Path, dino: Path) -> Path:
         "codec": _loaded(CODEC, "autoencoder.pt"),
         "network": _loaded({**DENOISER, "token_dim": 16}, "model.pt"),
         "encoder": {"_target_": "common.networks.dino.DinoEncoder", "source": str(dino), "image_size": 56},
-        "selection": {"_target_": "common.conditioning.TokenSelection", "use_registers": False, "patch_grid": 1},
+        "selection": {
+            "_target_": "common.diffusion.conditioning.TokenSelection",
+            "use_registers": False,
+            "patch_grid": 1,
+        },
         "schedule": {
-            "_target_": "common.noise_schedule.NoiseSchedule",
+            "_target_": "common.diffusion.noise_schedule.NoiseSchedule",
             **{"schedule": "rectified_flow", "prediction_type": "flow"},
         },
     }

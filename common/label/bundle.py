@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import UserError, root_user_error
-from ..mask_transforms import PadGeometry
-from ..segmentation_classes import ClassTable
+from ..segmentation.mask_transforms import PadGeometry
+from ..segmentation.segmentation_classes import ClassTable
 
 INFERENCE, TRAINING = "inference.yaml", "train.yaml"
 SWITCHES = ("flips", "sliding_window")  # knobs of inference.yaml that a request may set

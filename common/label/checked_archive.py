@@ -15,7 +15,7 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.utils.others.generic import md5_digest
 
-from ..dicom_seg import DicomSegError, write_dicom_seg
+from ..dicom.dicom_seg import DicomSegError, write_dicom_seg
 from ..errors import UserError
 from ..reader import UnreadableRadiographError
 from .checked_datastore import CheckedDatastore

@@ -12,8 +12,8 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 from PIL import Image
 
 from ..files import atomic_path
-from ..mask_files import write_nifti_mask
-from ..segmentation_classes import ClassTable
+from ..segmentation.mask_files import write_nifti_mask
+from ..segmentation.segmentation_classes import ClassTable
 from .http_errors import CONFLICT, as_http_errors, discard_upload
 from .label_checks import RefusedUploadError, check_id, check_image, check_label, check_tag
 from .locked_datastore import LockedDatastore, timestamp

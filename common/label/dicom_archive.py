@@ -22,7 +22,7 @@ from pydicom.errors import InvalidDicomError
 from requests.adapters import HTTPAdapter
 
 from ..reader import UnreadableRadiographError
-from ..segmentation_classes import ClassTable
+from ..segmentation.segmentation_classes import ClassTable
 from .http_errors import ArchiveError
 from .seg_conversion import labels_of_seg, segment_names
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
 
-from ..mask_files import read_mask
-from ..segmentation_metrics import score_mask
+from ..segmentation.mask_files import read_mask
+from ..segmentation.segmentation_metrics import score_mask
 from .bundle import TRAINING, Bundle, RequestError
 
 _logger = logging.getLogger(__name__)

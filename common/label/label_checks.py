@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..mask_files import MaskError, read_mask
 from ..reader import Radiograph, UnreadableRadiographError, read_radiograph
-from ..segmentation_classes import BACKGROUND, ClassTable, UnknownClassError
+from ..segmentation.mask_files import MaskError, read_mask
+from ..segmentation.segmentation_classes import BACKGROUND, ClassTable, UnknownClassError
 from .readable import readable_file
 
 _ID = re.compile(r"[^/\\\x00-\x1f]{1,200}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..seeding import Purpose, seeded_dropout
-from ..segmentation_classes import ClassTable
+from ..segmentation.segmentation_classes import ClassTable
 from .bundle import Pipeline, RequestError
 from .http_errors import BAD_REQUEST, as_http_errors
 from .infer_task import ServedModel

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..diffusion.noise_schedule import NoiseSchedule
 from ..errors import UserError
 from ..intensity import to_signed
-from ..noise_schedule import NoiseSchedule
 from ..seeding import Purpose, derive_seed, seeded_normal
 from .pixel_denoiser import PixelDenoiser
 

@@ -16,7 +16,7 @@ from monai.bundle import ConfigWorkflow
 from monai.bundle.utils import ID_SEP_KEY
 from monai.utils import BundleProperty, BundlePropertyConfig
 
-from ..config_graph import has_item, iter_items, references, top_level, written_ids
+from ..config.config_graph import has_item, iter_items, references, top_level, written_ids
 from .bundle_files import config_paths, workflow_file
 
 REVIEWED_KEYS = {

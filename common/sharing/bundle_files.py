@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ..bundle_metadata import METADATA_SCHEMA, VERSION
+from ..config.bundle_metadata import METADATA_SCHEMA, VERSION
 from .packaging import LARGE_BYTES, files_below
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")

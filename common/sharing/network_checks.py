@@ -14,9 +14,9 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from ..bundle_metadata import check_network, root_cause
-from ..config_graph import iter_items
-from ..config_values import locate_target
+from ..config.bundle_metadata import check_network, root_cause
+from ..config.config_graph import iter_items
+from ..config.config_values import locate_target
 from .bundle_contract import readable_trees
 from .bundle_files import workflow_file
 from .packaging import TORCHSCRIPT

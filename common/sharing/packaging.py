@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from ..bundle_config import config_files
+from ..config.bundle_config import config_files
 from ..errors import UserError
 from ..files import atomic_path
 from ..fingerprint import file_sha256

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..config_graph import iter_items
+from ..config.config_graph import iter_items
 from ..errors import UserError
 
 OWN_PACKAGE = "common"

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..amp import autocast
-from ..augmentation import augmented_image
+from ..data.augmentation import augmented_image
+from ..data.transforms import load_square
 from ..seeding import Purpose, derive_seed
-from ..transforms import load_square
 from .features import plain_augmentation
 from .regimes import UNAUGMENTED, Example, stages
 

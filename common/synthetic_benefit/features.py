@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..augmentation import RandomAugmentation
+from ..data.augmentation import RandomAugmentation
+from ..data.transforms import load_square
+from ..evaluation.image_features import ImageFeatures
 from ..files import atomic_path
 from ..fingerprint import file_sha256
-from ..image_features import ImageFeatures
 from ..seeding import Purpose, derive_seed
-from ..transforms import load_square
 
 Array = NDArray[np.float64]
 VIEWS_VERSION = "views_1"  # changes with `plain_augmentation`

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..data.transforms import load_square
 from ..fingerprint import file_sha256, json_sha256, network_sha256
-from ..image_writer import write_png
-from ..transforms import load_square
+from ..generation.image_writer import write_png
 from .recipes import BLOCK, VARIATION, Recipe
 from .regimes import REAL, Example
 from .scores import scores_of

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ..error_bar_plot import Point, write_error_bar_plot
-from ..experiment import read_cells, write_experiment_report
-from ..seed_statistics import by_seed, fixed, mean_sd, paired_difference
+from ..experiments.error_bar_plot import Point, write_error_bar_plot
+from ..experiments.experiment import read_cells, write_experiment_report
+from ..experiments.seed_statistics import by_seed, fixed, mean_sd, paired_difference
 from .label_fidelity import KINDS, ORIGINAL, RECONSTRUCTION, Judge
 from .recipes import VARIATION
 from .report import TITLES

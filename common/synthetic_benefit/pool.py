@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..amp import autocast
-from ..conditioning import TokenScaler, TokenSelection, named_tokens
-from ..embedding_strategies import Interpolation, Prior, SampleRequest, Strategy, Variation
+from ..diffusion.conditioning import TokenScaler, TokenSelection, named_tokens
+from ..diffusion.image_sampler import ImageSampler
+from ..diffusion.token_sampler import TokenSampler
+from ..evaluation.image_features import FeatureExtractor, ImageFeatures
 from ..fingerprint import json_sha256, network_sha256
-from ..image_features import FeatureExtractor, ImageFeatures
-from ..image_sampler import ImageSampler
-from ..image_writer import write_png
+from ..generation.embedding_strategies import Interpolation, Prior, SampleRequest, Strategy, Variation
+from ..generation.image_writer import write_png
+from ..generation.source_table import SourceTable
 from ..networks.dino import DinoEncoder
-from ..source_table import SourceTable
-from ..token_sampler import TokenSampler
 from .recipes import INTERPOLATION, MIX_RANGE, PRIOR, VARIATION, Block, Recipe
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..embedding_strategies import SEED_BITS
 from ..fingerprint import file_sha256
+from ..generation.embedding_strategies import SEED_BITS
 from ..seeding import Purpose, derive_seed
 from .subsets import Item, SubsetError
 

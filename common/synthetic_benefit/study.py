@@ -39,7 +39,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..datalists import assert_disjoint_patients, radiograph_items
+from ..data.datalists import assert_disjoint_patients, radiograph_items
 from ..fingerprint import file_sha256, json_sha256
 from .densenet import DenseNetClassifier, TrainingSettings
 from .examples import Examples

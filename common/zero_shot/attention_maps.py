@@ -12,10 +12,10 @@ from monai.networks.blocks import SABlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..diffusion.noise_schedule import NoiseSchedule
 from ..errors import UserError
 from ..networks.latent_codec import LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser
-from ..noise_schedule import NoiseSchedule
 from ..seeding import Purpose, derive_seed, seeded_normal
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..mask_files import read_mask
+from ..segmentation.mask_files import read_mask
 
 COLUMNS = ("image", "mask_file", "source", "split")
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from ..contact_sheet import save_contact_sheet
-from ..error_bar_plot import Point, write_error_bar_plot
-from ..experiment import write_experiment_report
-from ..mask_files import read_mask
-from ..mask_sheet import mask_tiles
+from ..experiments.error_bar_plot import Point, write_error_bar_plot
+from ..experiments.experiment import write_experiment_report
+from ..experiments.seed_statistics import fixed, mean_sd
 from ..reader import read_radiograph
-from ..seed_statistics import fixed, mean_sd
-from ..segmentation_classes import ClassTable, SegmentationClass
+from ..segmentation.mask_files import read_mask
+from ..segmentation.mask_sheet import mask_tiles
+from ..segmentation.segmentation_classes import ClassTable, SegmentationClass
 from .lung_masks import LungCase
 
 STEM = "zero_shot_lungs"

@@ -18,9 +18,9 @@ from label_data import BUNDLE, REPOSITORY, dice
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from common.mask_files import read_mask
 from common.networks.diffusion_segmenter import take_pretrained
-from common.segmentation_classes import GROUPED
+from common.segmentation.mask_files import read_mask
+from common.segmentation.segmentation_classes import GROUPED
 
 START_SECONDS, TRAIN_SECONDS = 300, 400
 DENTAL_MODEL = "dental_radiograph_segmentation"

@@ -13,7 +13,7 @@ from dicomweb_client import DICOMwebClient
 from label_server import free_port
 from pydicom import dcmread
 
-from common.dicom_dx import DxSettings, dx_dataset, write_dx
+from common.dicom.dicom_dx import DxSettings, dx_dataset, write_dx
 from common.reader import read_radiograph
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")

@@ -13,11 +13,11 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.uid import CTImageStorage, generate_uid
 
-from common.dicom_seg import write_dicom_seg
+from common.dicom.dicom_seg import write_dicom_seg
 from common.label.checked_archive import CheckedArchive
 from common.label.dicom_archive import DicomArchive, archive_client
-from common.mask_files import read_mask
-from common.segmentation_classes import CARIES, GROUPED
+from common.segmentation.mask_files import read_mask
+from common.segmentation.segmentation_classes import CARIES, GROUPED
 
 
 @pytest.fixture

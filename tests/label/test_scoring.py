@@ -5,7 +5,7 @@ import torch
 
 from common.label.bundle import Bundle
 from common.label.scoring import predictive_entropy, sample_with_dropout, sample_with_flips, score_image
-from common.segmentation_classes import GROUPED
+from common.segmentation.segmentation_classes import GROUPED
 
 
 @pytest.fixture

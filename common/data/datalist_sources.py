@@ -1,0 +1,153 @@
+"""Where data lists come from: the images below a folder, or the rows of its `manifest.csv`."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+from ..reader import IMAGE_SUFFIXES, is_radiograph_file
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+MANIFEST_NAME = "manifest.csv"
+PATH_COLUMNS = ("image", "mask")
+IMAGE_COLUMN_ALIASES = ("file", "filename", "path", "image_path")
+"""What other data sets call the `image` column; taken where it is missing and just one of these is there."""
+
+_KNOWN_COLUMNS = ("image", "label", "patient_id", "split", "mask")
+
+
+class DatasetError(UserError, ValueError):
+    """A data set that cannot be used as it is; the message says what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image: what the data list will hold for it, and where it came from."""
+
+    item: dict[str, str]
+    name: str  # path relative to dataset_dir where possible, with forward slashes
+    line: int | None = None  # of the manifest
+
+    def __str__(self) -> str:
+        return self.name if self.line is None else f"{self.name} (line {self.line})"
+
+
+def first_few(names: Iterable[object], count: int = 3) -> str:
+    """The first few names for an error message."""
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:count]) + (f", … ({len(texts)} in all)" if len(texts) > count else "")
+
+
+def folder_rows(root: Path) -> list[Row]:
+    """All radiographs below a folder without manifest, sorted by relative path."""
+    names: list[str] = []
+    others = 0
+    visited: set[str] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:  # a link back into the tree
+            subfolders.clear()
+            continue
+        visited.add(real)
+        here = Path(folder)
+        if here == root and "outputs" in subfolders:
+            logger.warning("%s is taken for results and left out of the data set", here / "outputs")
+            subfolders.remove("outputs")
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
+        for name in files:
+            if is_radiograph_file(here / name):
+                names.append((here / name).relative_to(root).as_posix())
+            elif not name.startswith("."):
+                others += 1
+    if not names:
+        found = f"{others} files of other kinds" if others else "no files at all"
+        raise DatasetError(
+            f"no radiographs in {root}: found {found}; put images there ({', '.join(IMAGE_SUFFIXES)}, "
+            f"at any depth) or a {MANIFEST_NAME} with an image column"
+        )
+    return [Row({"image": str(root / name)}, name) for name in sorted(names)]
+
+
+def manifest_rows(root: Path) -> list[Row]:
+    """The manifest's rows in its order, checked."""
+    path = root / MANIFEST_NAME
+    columns, records = _read_csv(path)
+    if "image" not in columns:
+        hint = "; separate the columns by commas" if len(columns) == 1 and re.search(r"[;\t|]", columns[0]) else ""
+        raise DatasetError(
+            f"{path} has no column named image (nor one of {', '.join(IMAGE_COLUMN_ALIASES)}); "
+            f"found {first_few(columns, 12) or 'no header'}{hint}"
+        )
+    rows = []
+    for line, record in records:
+        for column in ("image", "patient_id", "split"):
+            if record.get(column) == "":
+                raise DatasetError(
+                    f"{path} line {line}: {column} is empty; fill it in, or remove the row or the column"
+                )
+        item = {key: value for key, value in record.items() if not (key == "mask" and value == "")}
+        for column in PATH_COLUMNS:
+            if column in item:
+                item[column] = os.path.abspath(root / item[column])
+        if "split" in item:
+            item["split"] = item["split"].lower()
+            if item["split"] not in SPLITS:
+                raise DatasetError(f"{path} line {line}: split is {record['split']!r}; it must be train, val or test")
+        rows.append(Row(item, _name_in(root, item["image"]), line))
+    if not rows:
+        raise DatasetError(f"{path} has a header but no rows; list one image per row")
+    _check_listed_once(path, rows)
+    return rows
+
+
+def _name_in(root: Path, image: str) -> str:
+    """The path relative to the data set where it lies inside, so that moving the folder changes no split."""
+    path = Path(image)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def _check_listed_once(path: Path, rows: list[Row]) -> None:
+    first_line: dict[str, int | None] = {}
+    for row in rows:
+        line = first_line.setdefault(row.item["image"], row.line)
+        if line != row.line:
+            raise DatasetError(f"{path} line {row.line}: {row.name} is already on line {line}; remove one")
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Header and (line, cells by column) of a comma-separated file; empty lines and nameless columns are skipped."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = [cell.strip() for cell in next(reader, [])]
+            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text ({error}); save it as CSV UTF-8") from error
+    except (csv.Error, OSError) as error:
+        raise DatasetError(f"{path} cannot be read: {error}") from error
+    columns = [name.lower() if name.lower() in _KNOWN_COLUMNS else name for name in header]
+    other_names = [name for name in columns if name.lower() in IMAGE_COLUMN_ALIASES]
+    if "image" not in columns and len(other_names) == 1:
+        columns[columns.index(other_names[0])] = "image"
+    twice = [name for name, count in Counter(columns).items() if name and count > 1]
+    if twice:
+        raise DatasetError(f"{path} has the column {first_few(repr(name) for name in twice)} more than once")
+    records = []
+    for line, cells in lines:
+        if not any(cells):
+            continue
+        if len(cells) != len(columns):
+            raise DatasetError(
+                f"{path} line {line} has {len(cells)} cells, the header has {len(columns)}; quote text with commas"
+            )
+        records.append((line, {name: cell for name, cell in zip(columns, cells, strict=True) if name}))
+    return columns, records

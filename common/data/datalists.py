@@ -1,0 +1,280 @@
+"""Which radiographs belong to training, validation and test: data lists from a folder or its `manifest.csv`."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..reader import IMAGE_SUFFIXES
+from .datalist_sources import (
+    MANIFEST_NAME,
+    PATH_COLUMNS,
+    SPLITS,
+    DatasetError,
+    Row,
+    first_few,
+    folder_rows,
+    manifest_rows,
+)
+
+__all__ = ["DatasetError", "assert_disjoint_patients", "radiograph_items"]
+
+logger = logging.getLogger(__name__)
+
+_NOT_A_PATIENT = {"", "0", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "none", "na", "unknown"}
+
+
+def radiograph_items(
+    dataset_dir: str | os.PathLike[str],
+    split: str,
+    val_fraction: float,
+    seed: int,
+    test_fraction: float = 0.0,
+    patient_id_pattern: str | None = None,
+    where: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    keep: Callable[[list[dict[str, str]]], list[dict[str, str]]] | None = None,
+) -> list[dict[str, str]]:
+    """List the radiographs of one split; no patient is ever in two splits.
+
+    `dataset_dir` holds either a `manifest.csv` (column `image`; optionally `label`, `patient_id`, `split`, `mask`; all
+    further columns are passed on as text) or just images at any depth. In a folder without manifest, hidden files,
+    `__MACOSX`, a folder `outputs` directly in `dataset_dir` and everything that is no radiograph are left out.
+
+    A `split` column is used as it is. Without one, a hash of seed and patient id decides where a patient goes, so
+    added files move nobody else; in sets so small that a split would stay empty, the nearest patient fills it.
+
+    Whose image it is says the manifest's `patient_id`, else `patient_id_pattern`, else the DICOM header's PatientID
+    (unless anonymised away), else each file counts as a patient of its own.
+
+    Args:
+        dataset_dir: the folder.
+        split: "train", "val", "test" or "all".
+        val_fraction: share of the patients for validation, in [0, 1); unused with a `split` column.
+        seed: of the split.
+        test_fraction: share of the patients for testing, in [0, 1); unused with a `split` column.
+        patient_id_pattern: regular expression with one group, the patient; searched in the file's name, or, where it
+            contains a slash, in the path relative to `dataset_dir`.
+        where: keep only manifest rows whose column equals this value; applied after splitting, so that runs with
+            different filters still share one split.
+        limit: keep only the first so many images.
+        keep: returns those of the given items that are usable. Without a `split` column it sees all images, so that a
+            split whose files are all unusable gets another patient instead of being empty.
+
+    Returns:
+        Dicts with `image` (absolute path) and `patient_id`, and what else the manifest says: `mask` (absolute path,
+        left out where its cell is empty) and all other columns as text. In the manifest's order, else sorted by path.
+
+    Raises:
+        DatasetError: the folder, the manifest or the request cannot be used; the message says why.
+    """
+    _check_request(split, val_fraction, test_fraction, limit)
+    root = Path(os.path.abspath(Path(dataset_dir).expanduser()))
+    if not root.is_dir():
+        kind = "is a file, not a folder" if root.exists() else "does not exist"
+        raise DatasetError(f"dataset_dir {root} {kind}; point dataset_dir to the folder that holds the images")
+    rows = manifest_rows(root) if (root / MANIFEST_NAME).is_file() else folder_rows(root)
+    rows = _with_patients(rows, patient_id_pattern)
+    is_listed = "split" in rows[0].item
+
+    def split_up(rows: list[Row]) -> dict[str, list[Row]]:
+        by_split = _listed_splits(rows) if is_listed else _hashed_splits(rows, val_fraction, test_fraction, seed)
+        assert_disjoint_patients(**{name: [row.item for row in members] for name, members in by_split.items()})
+        return {"all": rows, **by_split}
+
+    by_split = split_up(rows)
+    if by_split[split] and (where or limit):
+        _check_where(by_split[split], where)
+        by_split = {name: _matching(members, where)[:limit] for name, members in by_split.items()}
+    if by_split[split] and keep is not None:
+        if is_listed or split == "all":
+            by_split[split] = _kept(by_split[split], keep)
+        else:
+            by_split = split_up(_kept([row for name in SPLITS for row in by_split[name]], keep))
+    chosen = by_split[split]
+    if not chosen:
+        raise DatasetError(_explain_empty_split(root, split, by_split, val_fraction, test_fraction))
+    patients = len({row.item["patient_id"] for row in chosen})
+    logger.info("%s of %s: %d images of %d patients", split, root, len(chosen), patients)
+    return [dict(row.item) for row in chosen]
+
+
+def assert_disjoint_patients(**splits: Sequence[Mapping[str, Any]]) -> None:
+    """Check that no `patient_id` occurs in two of the given lists.
+
+    Args:
+        splits: data lists by name, as in `assert_disjoint_patients(train=..., val=...)`.
+
+    Raises:
+        DatasetError: some do; names how many, the first few and their splits.
+    """
+    seen: dict[str, set[str]] = {}
+    for name, items in splits.items():
+        for item in items:
+            seen.setdefault(item["patient_id"], set()).add(name)
+    shared = [f"{patient} ({' and '.join(sorted(names))})" for patient, names in seen.items() if len(names) > 1]
+    if shared:
+        raise DatasetError(f"{len(shared)} patients are in more than one split: {first_few(shared)}")
+
+
+def _check_request(split: str, val_fraction: float, test_fraction: float, limit: int | None) -> None:
+    if split not in (*SPLITS, "all"):
+        raise DatasetError(f"split is {split!r}; choose one of train, val, test, all")
+    if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
+        raise DatasetError(
+            f"val_fraction {val_fraction} and test_fraction {test_fraction} must not be negative and must leave "
+            "something to train on: their sum has to stay below 1"
+        )
+    if limit is not None and limit < 1:
+        raise DatasetError(f"limit is {limit}; give at least 1, or null for no limit")
+
+
+# ---- whose image it is ---------------------------------------------------------------------------------------------
+
+
+def _with_patients(rows: list[Row], pattern: str | None) -> list[Row]:
+    """Give every row a `patient_id`, right after `image`."""
+    if "patient_id" in rows[0].item:
+        return rows
+    if pattern is not None:
+        patients = _patients_by_pattern(rows, pattern)
+    else:
+        patients = [_patient_in_header(row) or row.name[: len(row.name) - _suffix_length(row.name)] for row in rows]
+    return [
+        Row({"image": row.item["image"], "patient_id": patient, **row.item}, row.name, row.line)
+        for row, patient in zip(rows, patients, strict=True)
+    ]
+
+
+def _patients_by_pattern(rows: list[Row], pattern: str) -> list[str]:
+    try:
+        expression = re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise DatasetError(f"patient_id_pattern {pattern!r} is no regular expression: {error}") from error
+    if expression.groups != 1:
+        raise DatasetError(
+            f"patient_id_pattern {pattern!r} has {expression.groups} groups; mark the patient id with one"
+        )
+    found = [expression.search(row.name if "/" in pattern else row.name.rpartition("/")[2]) for row in rows]
+    missing = [row for row, match in zip(rows, found, strict=True) if match is None or not match[1]]
+    if missing:
+        raise DatasetError(
+            f"patient_id_pattern {pattern!r} finds no patient in {len(missing)} of {len(rows)} files: "
+            f"{first_few(missing)}"
+        )
+    return [match[1] for match in found if match is not None]
+
+
+def _suffix_length(name: str) -> int:
+    """Length of the image suffix of a file name, 0 without one."""
+    return max((len(suffix) for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), default=0)
+
+
+def _patient_in_header(row: Row) -> str | None:
+    """The PatientID of a DICOM file; None for other files, unreadable headers and anonymised ones."""
+    name = row.name.rpartition("/")[2].lower()
+    if not name.endswith((".dcm", ".dicom")) and _suffix_length(name):
+        return None
+    import pydicom  # only where a data set has DICOM files
+
+    try:
+        header = pydicom.dcmread(row.item["image"], stop_before_pixels=True, specific_tags=["PatientID"], force=True)
+        patient = str(header.get("PatientID") or "").strip()
+    except Exception:  # a damaged file raises anything; the readability scan reports it, here it just has no patient
+        return None
+    return None if re.sub(r"[\W_]", "", patient.lower()) in _NOT_A_PATIENT else patient
+
+
+# ---- which split it belongs to -------------------------------------------------------------------------------------
+
+
+def _listed_splits(rows: list[Row]) -> dict[str, list[Row]]:
+    """The splits as the manifest's column says them."""
+    first: dict[str, Row] = {}
+    mixed: dict[str, str] = {}
+    for row in rows:
+        patient = row.item["patient_id"]
+        other = first.setdefault(patient, row)
+        if other.item["split"] != row.item["split"]:
+            mixed.setdefault(
+                patient, f"{patient} (line {other.line} {other.item['split']}, line {row.line} {row.item['split']})"
+            )
+    if mixed:
+        raise DatasetError(
+            f"{MANIFEST_NAME} puts {len(mixed)} patients into more than one split: {first_few(mixed.values())}; "
+            "give all images of a patient the same split"
+        )
+    return {name: [row for row in rows if row.item["split"] == name] for name in SPLITS}
+
+
+def _hashed_splits(rows: list[Row], val_fraction: float, test_fraction: float, seed: int) -> dict[str, list[Row]]:
+    """Splits by a hash of seed and patient, with at least one patient where a split is wanted and there are enough."""
+
+    def draw(patient: str) -> float:
+        digest = hashlib.blake2b(f"{seed}\0{patient}".encode("utf-8", "surrogateescape"), digest_size=7).digest()
+        return int.from_bytes(digest, "big") / 2.0**56
+
+    ranked = sorted((draw(patient), patient) for patient in {row.item["patient_id"] for row in rows})
+    count = len(ranked)
+    least_val = int(val_fraction > 0 and count >= 2)
+    least_test = int(test_fraction > 0 and count >= 2 + least_val)
+    tested = sum(value < test_fraction for value, _ in ranked)
+    held_out = sum(value < test_fraction + val_fraction for value, _ in ranked)
+    tested = min(max(tested, least_test), count - 1 - least_val)
+    held_out = min(max(held_out, tested + least_val), count - 1)
+    order = {patient: place for place, (_, patient) in enumerate(ranked)}
+    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    for row in rows:
+        place = order[row.item["patient_id"]]
+        splits["test" if place < tested else "val" if place < held_out else "train"].append(row)
+    return splits
+
+
+def _explain_empty_split(
+    root: Path, split: str, by_split: Mapping[str, list[Row]], val_fraction: float, test_fraction: float
+) -> str:
+    rows = by_split["all"]
+    if "split" in rows[0].item:
+        present = ", ".join(f"{name} ({len(by_split[name])})" for name in SPLITS if by_split[name])
+        return (
+            f"{root / MANIFEST_NAME} has no rows with split {split}; it has {present}. Mark some patients as {split}, "
+            "or remove the split column to have patients split by val_fraction and test_fraction"
+        )
+    fraction = {"val": val_fraction, "test": test_fraction}.get(split, 1.0)
+    if fraction == 0:
+        return f"split {split} of {root} is empty because {split}_fraction is 0; raise it"
+    patients = sorted({row.item["patient_id"] for row in rows})
+    return (
+        f"split {split} of {root} is empty: its {len(rows)} images belong to {len(patients)} patient(s), "
+        f"{first_few(patients)}; add patients, or name them by a patient_id column or patient_id_pattern"
+    )
+
+
+def _check_where(rows: list[Row], where: Mapping[str, Any] | None) -> None:
+    """Refuse a filter by a column that is not there, or that leaves nothing."""
+    for column, value in (where or {}).items():
+        known = list(dict.fromkeys(key for row in rows for key in row.item if key not in PATH_COLUMNS))
+        if column not in known:
+            raise DatasetError(f"where asks for column {column!r}; there are {first_few(known, 12)}")
+        kept = _matching(rows, {column: value})
+        if not kept:
+            values = Counter(row.item[column] for row in rows)
+            raise DatasetError(f"where leaves nothing: no {column} is {str(value)!r}; found {first_few(values, 8)}")
+        rows = kept
+
+
+def _matching(rows: list[Row], where: Mapping[str, Any] | None) -> list[Row]:
+    """The rows whose columns equal the wanted values, compared as text."""
+    wanted = {column: str(value) for column, value in (where or {}).items()}
+    return [row for row in rows if all(row.item.get(column) == value for column, value in wanted.items())]
+
+
+def _kept(rows: list[Row], keep: Callable[[list[dict[str, str]]], list[dict[str, str]]]) -> list[Row]:
+    images = {item["image"] for item in keep([dict(row.item) for row in rows])}
+    return [row for row in rows if row.item["image"] in images]

@@ -1,0 +1,91 @@
+"""Which sample comes at which step, a pure function of seed and step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, Sampler
+
+from ..seeding import Purpose, derive_seed
+from ..training.distributed import rank, world_size
+
+
+class RadiographDataset(Dataset):
+    """Items of a data list, loaded and transformed, each with the number of its draw.
+
+    Args:
+        data: list of dicts as `common.data.datalists.radiograph_items` makes them.
+        transform: deterministic dict transform (loading, geometry).
+        in_memory: keep each item once it was transformed; nobody may change its tensors in place.
+    """
+
+    def __init__(self, data: Sequence[dict], transform: Callable[[dict], dict], in_memory: bool = False) -> None:
+        self.data = data
+        self.transform = transform
+        self.kept: dict[int, dict] | None = {} if in_memory else None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        """Load one item; `key` is its index, or (index, number of the draw) as `StepBatchSampler` gives them."""
+        index, draw = key if isinstance(key, tuple) else (key, key)
+        if self.kept is None:
+            return {**self.transform(dict(self.data[index])), "draw": draw}
+        if index not in self.kept:
+            self.kept[index] = self.transform(dict(self.data[index]))
+        return {**self.kept[index], "draw": draw}
+
+
+class StepBatchSampler(Sampler):
+    """An endless stream of batches that can start at any step.
+
+    The stream is one seeded permutation of the data after the other, cut into global batches of
+    `batch_size × world size`; a process takes its slice. So two processes see together what one process with the
+    doubled batch sees, nothing is dropped at an epoch's end, and resuming at step n costs nothing.
+
+    Args:
+        num_items: size of the data set.
+        batch_size: samples per process and step.
+        seed: of the order.
+        start_step: steps already done; set it before iterating.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, seed: int, start_step: int = 0) -> None:
+        if num_items < 1 or batch_size < 1:
+            raise ValueError(
+                f"expected at least one item and a batch of one, found {num_items} items, batch {batch_size}"
+            )
+        self.num_items = num_items
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_step = start_step
+        self.rank = rank()
+        self.world_size = world_size()
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples per optimiser step over all processes."""
+        return self.batch_size * self.world_size
+
+    def __len__(self) -> int:
+        """Steps per epoch: as many as see every item at least once."""
+        return -(-self.num_items // self.global_batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield batches of (index, number of the draw), for ever."""
+        order: NDArray[np.integer] = np.empty(0, dtype=np.int64)
+        step, current_pass = self.start_step, -1
+        while True:
+            first = step * self.global_batch_size + self.rank * self.batch_size
+            batch = []
+            for draw in range(first, first + self.batch_size):
+                if draw // self.num_items != current_pass:
+                    current_pass = draw // self.num_items
+                    generator = np.random.default_rng(derive_seed(self.seed, Purpose.ORDER, current_pass))
+                    order = generator.permutation(self.num_items)
+                batch.append((int(order[draw % self.num_items]), draw))
+            yield batch
+            step += 1

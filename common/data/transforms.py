@@ -1,0 +1,94 @@
+"""Dict transforms from a path to a network's input: images are [1, H, W] float32 in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.transforms import MapTransform
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..reader import read_radiograph
+
+
+class LoadRadiographd(MapTransform):
+    """Replace the path under each key by its pixels [1, H, W] in [0, 1] and keep the path under `<key>_path`.
+
+    Raises:
+        UnreadableRadiographError: names the file, what was found and what was expected.
+    """
+
+    def __call__(self, data: dict) -> dict:
+        """Load every key of one item."""
+        item = dict(data)
+        for key in self.keys:
+            radiograph = read_radiograph(item[key])
+            item[key] = radiograph.pixels
+            item[f"{key}_path"] = str(radiograph.path)
+        return item
+
+
+def resize_shorter_side(image: Tensor, size: int) -> Tensor:
+    """Resize [1, H, W] so that its shorter side is `size`, keeping the aspect; one that fits is untouched."""
+    height, width = image.shape[-2:]
+    if min(height, width) == size:
+        return image
+    factor = size / min(height, width)
+    new_size = [max(size, round(height * factor)), max(size, round(width * factor))]
+    return interpolate(image[None], size=new_size, mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def center_square(image: Tensor, size: int) -> Tensor:
+    """Shorter side to `size` px, then the central square: [1, H, W] -> [1, size, size]."""
+    image = resize_shorter_side(image, size)
+    top, left = (image.shape[-2] - size) // 2, (image.shape[-1] - size) // 2
+    return image[:, top : top + size, left : left + size].contiguous()
+
+
+def load_square(path: str | Path, size: int) -> Tensor:
+    """Read a radiograph as the networks see it, [1, size, size] in [0, 1].
+
+    Raises:
+        UnreadableRadiographError: names the file, what was found and what was expected.
+    """
+    return center_square(read_radiograph(path).pixels, size)
+
+
+class ResizeCenterCropd(MapTransform):
+    """Shorter side to `size` px, then the central square: [1, H, W] -> [1, size, size]."""
+
+    def __init__(self, keys: Sequence[str], size: int) -> None:
+        super().__init__(keys)
+        self.size = size
+
+    def __call__(self, data: dict) -> dict:
+        """Resize and crop every key of one item."""
+        item = dict(data)
+        for key in self.keys:
+            item[key] = center_square(item[key], self.size)
+        return item
+
+
+def random_patches(image: Tensor, size: int, seeds: Sequence[int]) -> Tensor:
+    """Cut a random square out of each image of a batch: [B, C, H, W] -> [B, C, size, size].
+
+    Args:
+        image: the batch.
+        size: px; an image of just this size comes back as it is.
+        seeds: one per image, so that its patch depends neither on the batch nor on the process.
+
+    Raises:
+        ValueError: the images are smaller than the patch.
+    """
+    height, width = image.shape[-2:]
+    if min(height, width) < size:
+        raise ValueError(f"expected images of at least {size} px per side, found {height} × {width}")
+    patches = []
+    for picture, seed in zip(image, seeds, strict=True):
+        generator = np.random.default_rng(seed)
+        top, left = generator.integers(height - size + 1), generator.integers(width - size + 1)
+        patches.append(picture[:, top : top + size, left : left + size])
+    return torch.stack(patches)

@@ -1,0 +1,1 @@
+"""Radiographs, masks and generated images as DICOM objects."""

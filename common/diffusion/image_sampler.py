@@ -1,0 +1,72 @@
+"""From DINO tokens and seeds to radiographs: context, sampler and codec in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..amp import autocast
+from ..networks.latent_codec import LatentCodec
+from ..networks.latent_denoiser import LatentDenoiser
+from .samplers import Sampler
+
+
+class ImageSampler:
+    """Draw images with a latent denoiser.
+
+    Args:
+        denoiser: with trained weights.
+        codec: with weights and latent statistics.
+        sampler: method, steps, guidance.
+        image_size: px of the square images; a multiple of what codec and denoiser divide by.
+        amp: bfloat16 autocast of the denoiser where the hardware has it; decoding stays float32.
+        device: of both networks.
+    """
+
+    def __init__(
+        self,
+        denoiser: LatentDenoiser,
+        codec: LatentCodec,
+        sampler: Sampler,
+        image_size: int,
+        amp: bool,
+        device: torch.device,
+    ) -> None:
+        factor = codec.downsampling_factor * denoiser.downsampling_factor
+        if image_size % factor:
+            raise ValueError(f"image_size: expected a multiple of {factor}, found {image_size}")
+        self.denoiser = denoiser
+        self.codec = codec
+        self.sampler = sampler
+        self.amp = amp
+        self.device = device
+        self.image_size = image_size
+        side = image_size // codec.downsampling_factor
+        self.latents_shape = (codec.latent_channels, side, side)
+
+    @torch.inference_mode()
+    def sample(self, tokens: Tensor, seeds: Sequence[int], progress: bool = False) -> Tensor:
+        """Images [B, 1, H, W] in [0, 1], on the CPU: one per row of tokens [B, N, D] and seed.
+
+        A sample depends on its tokens and seed, not on the batch it is in (to float tolerance; with amp to that of
+        bfloat16).
+        """
+        self.denoiser.eval()
+        self.codec.eval()
+        context = self.denoiser.encode_tokens(tokens.to(self.device))
+        latents = self.sampler.sample(
+            self._predict,
+            self.latents_shape,
+            seeds,
+            context=context,
+            null_context=self.denoiser.null_context,
+            device=self.device,
+            progress=progress,
+        )
+        return self.codec.decode(latents).float().cpu()
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        with autocast(self.device, self.amp):
+            return self.denoiser(noisy, timesteps, context)

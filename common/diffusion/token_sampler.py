@@ -1,0 +1,75 @@
+"""Draw DINO tokens from the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..networks.embedding_prior import EmbeddingPrior
+from ..networks.weights import load_weights
+from .samplers import Sampler
+
+
+class UnknownLabelError(UserError, ValueError):
+    """The prior was not trained with this label."""
+
+
+class TokenSampler:
+    """Draw tokens with a trained prior.
+
+    Args:
+        prior: with trained weights.
+        sampler: method, steps, guidance (towards the label, where one is given).
+        device: of the prior.
+    """
+
+    def __init__(self, prior: EmbeddingPrior, sampler: Sampler, device: torch.device) -> None:
+        self.prior = prior
+        self.sampler = sampler
+        self.device = device
+
+    def check_label(self, label: str | None) -> None:
+        """Refuse a label that the prior does not know.
+
+        Raises:
+            UnknownLabelError: says which it knows.
+        """
+        if label is not None and label not in self.prior.labels:
+            known = ", ".join(self.prior.labels) or "none"
+            raise UnknownLabelError(f"label: expected one that the prior knows ({known}) or null, found '{label}'")
+
+    @torch.inference_mode()
+    def sample(self, seeds: Sequence[int], label: str | None = None) -> Tensor:
+        """Tokens [B, N, D] as the encoder would give them, one set per seed, on the CPU.
+
+        Args:
+            seeds: one per sample.
+            label: to condition on; None for any.
+
+        Raises:
+            UnknownLabelError: the prior does not know this label; says which it knows.
+        """
+        self.check_label(label)
+        self.prior.eval()
+        indices = self.prior.label_indices([label or ""] * len(seeds)).to(self.device)
+        components = self.sampler.sample(
+            self.prior,
+            (self.prior.num_components,),
+            seeds,
+            context=self.prior.encode_labels(indices),
+            null_context=self.prior.null_context,
+            device=self.device,
+        )
+        return self.prior.components.decode(components).float().cpu()
+
+
+def load_token_sampler(prior: EmbeddingPrior, path: str, sampler: Sampler, device: torch.device) -> TokenSampler:
+    """Load the prior's weights and put it to work.
+
+    Raises:
+        MissingWeightsError: there is no such file.
+    """
+    return TokenSampler(load_weights(prior, path).to(device), sampler, device)

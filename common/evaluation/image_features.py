@@ -1,0 +1,297 @@
+"""Features of radiographs by a frozen network, each image encoded once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ..data.transforms import center_square
+from ..errors import UserError
+from ..files import atomic_path
+from ..fingerprint import file_sha256, network_sha256
+from ..networks.dino import DinoEncoder
+from ..networks.inception import EXPECTED_WEIGHTS, FidInception
+from ..networks.weights import MissingWeightsError
+from ..reader import UnreadableRadiographError, read_radiograph
+
+logger = logging.getLogger(__name__)
+
+EXTRACTORS = ("inception", "dino", "xrv")
+PREPARATION = "read_radiograph, ResizeCenterCropd; 1"  # changes with what happens to a file before the network
+READING_THREADS = 4
+TOLERANCE = 1e-3  # how far outside [0, 1] a value may lie
+XRV_WEIGHTS = "densenet121-res224-all"
+XRV_SIZE = 224  # pixels
+
+FloatArray = NDArray[np.float32]
+
+
+class ExtractorError(UserError, ValueError):
+    """A feature extractor that cannot be built or used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """A frozen network [B, 1, H, W] in [0, 1] -> [B, D] and what its features depend on.
+
+    Attributes:
+        name: short, as in file names and tables.
+        network: in evaluation mode.
+        settings: all that its weights do not show, such as the size it resizes to.
+        fingerprint: sha256 over name, settings and weights; computed.
+    """
+
+    name: str
+    network: nn.Module
+    settings: str = ""
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        parts = "\0".join([self.name, self.settings, network_sha256(self.network)])
+        object.__setattr__(self, "fingerprint", hashlib.sha256(parts.encode()).hexdigest())
+
+
+@dataclass(frozen=True)
+class FileFeatures:
+    """Features of the files that could be read.
+
+    Attributes:
+        features: float32 [N, D].
+        indices: of the N files among those asked for, ascending.
+        problems: (path, reason) of the others.
+    """
+
+    features: FloatArray
+    indices: list[int]
+    problems: list[tuple[str, str]]
+
+
+class ImageFeatures:
+    """Encode files or tensors with one extractor, every image brought to the same square size first.
+
+    A file's features are kept in `<cache_dir>/<extractor>_<fingerprint>/`, under the sha256 of its bytes: a killed
+    run goes on where it was, a changed file is encoded again, and a copy is not. Features of a batch may differ from
+    those of its images alone by float rounding.
+
+    Args:
+        extractor: what encodes.
+        cache_dir: made when needed; None keeps nothing.
+        image_size: pixels; shorter side to this, then the central square (`center_square`).
+        batch_size: images encoded at once.
+        device: where the network runs; it is moved there.
+        progress: show a progress bar.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        cache_dir: str | Path | None = None,
+        image_size: int = 256,
+        batch_size: int = 16,
+        device: torch.device | str = "cpu",
+        progress: bool = True,
+    ) -> None:
+        self.extractor, self.device = extractor, torch.device(device)
+        self.network = extractor.network.to(self.device).eval()
+        self.image_size = image_size
+        self.batch_size, self.progress = batch_size, progress
+        key = hashlib.sha256(f"{extractor.fingerprint} {image_size} {PREPARATION}".encode()).hexdigest()
+        self.folder = None if cache_dir is None else Path(cache_dir) / f"{extractor.name}_{key[:16]}"
+
+    def of_files(self, paths: Sequence[str | Path]) -> FileFeatures:
+        """Features of all files that can be read, in their order; the others are reported and logged.
+
+        Raises:
+            ExtractorError: no file can be read, or the network gives features that are not [B, D] and finite.
+        """
+        features: dict[int, FloatArray] = {}
+        problems: list[tuple[str, str]] = []
+        title = f"{self.extractor.name} features"
+        with (
+            ThreadPoolExecutor(READING_THREADS) as pool,
+            tqdm(total=len(paths), desc=title, unit="image", disable=not self.progress) as bar,
+        ):
+            for start in range(0, len(paths), self.batch_size):
+                loaded = list(pool.map(self._load, paths[start : start + self.batch_size]))
+                new = {item.digest: item.pixels for item in loaded if item.pixels is not None}
+                encoded = dict(zip(new, self._encode_and_keep(new), strict=True))
+                for i, item in enumerate(loaded, start):
+                    if item.problem:
+                        problems.append((str(paths[i]), item.problem))
+                    else:
+                        features[i] = encoded[item.digest] if item.features is None else item.features
+                bar.update(len(loaded))
+        for path, problem in problems:
+            logger.warning("skipped: %s", problem if path in problem else f"{path}: {problem}")
+        if not features:
+            first = problems[0][1] if problems else "no file was given"
+            raise ExtractorError(f"found no readable radiograph among {len(paths)} files ({first}); expected some")
+        return FileFeatures(np.stack(list(features.values())), list(features), problems)
+
+    def of_batches(self, batches: Iterable[Tensor]) -> FloatArray:
+        """Features [N, D] of images in memory, batches of [B, 1, H, W] in [0, 1]; nothing is kept on disk.
+
+        Raises:
+            ExtractorError: a batch of another shape or range, or no batch at all.
+        """
+        features = []
+        for batch in tqdm(batches, desc=f"{self.extractor.name} features", unit="batch", disable=not self.progress):
+            if batch.ndim != 4 or batch.shape[1] != 1:
+                raise ExtractorError(f"image features: found images {tuple(batch.shape)}; expected [B, 1, H, W]")
+            low, high = float(batch.min()), float(batch.max())
+            if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # NaN fails too
+                raise ExtractorError(f"image features: found values from {low:.3f} to {high:.3f}; expected [0, 1]")
+            images = batch.detach().as_subclass(Tensor).float().clamp(0, 1)
+            features.append(self._encode([self._square(image) for image in images]))
+        if not features:
+            raise ExtractorError("image features: found no batch; expected one or more")
+        return np.concatenate(features)
+
+    def _square(self, image: Tensor) -> Tensor:
+        return center_square(image, self.image_size)
+
+    def _load(self, path: str | Path) -> _Loaded:
+        """Features of a file from disk, else its pixels, else why there are none."""
+        try:
+            digest = file_sha256(path)
+            known = self._kept(digest)
+            if known is not None:
+                return _Loaded(digest, features=known)
+            return _Loaded(digest, pixels=self._square(read_radiograph(path).pixels))
+        except UnreadableRadiographError as error:
+            return _Loaded(problem=str(error))
+        except Exception as error:  # whatever a decoder does with a damaged file, the other files are done
+            return _Loaded(problem=f"{type(error).__name__}: {error}")
+
+    def _kept(self, digest: str) -> FloatArray | None:
+        if self.folder is None:
+            return None
+        try:
+            return np.load(self.folder / f"{digest}.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError):  # not there, or damaged: encode it
+            return None
+
+    def _encode_and_keep(self, pixels: dict[str, Tensor]) -> FloatArray | list[FloatArray]:
+        if not pixels:
+            return []
+        features = self._encode(list(pixels.values()))
+        if self.folder is not None:
+            for digest, row in zip(pixels, features, strict=True):
+                with atomic_path(self.folder / f"{digest}.npy") as temporary, temporary.open("wb") as file:
+                    np.save(file, row)
+        return features
+
+    @torch.inference_mode()
+    def _encode(self, images: list[Tensor]) -> FloatArray:
+        """Features [B, D] of square images."""
+        features = self.network(torch.stack(images).to(self.device)).float().cpu().numpy()
+        if features.ndim != 2 or not np.isfinite(features).all():
+            raise ExtractorError(
+                f"extractor {self.extractor.name}: found features {features.shape}, finite: "
+                f"{bool(np.isfinite(features).all())}; expected finite [B, D]. Check its weights."
+            )
+        return features
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """One file: its features, or its pixels, or a problem."""
+
+    digest: str = ""
+    features: FloatArray | None = None
+    pixels: Tensor | None = None
+    problem: str = ""
+
+
+# ---- the extractors ------------------------------------------------------------------------------------------------
+
+
+def build_extractor(
+    name: str, inception_weights: str | Path | None = None, dino_source: str | Path | None = None
+) -> FeatureExtractor:
+    """The extractor of this name.
+
+    Args:
+        name: "inception" (FID's pool3, 2,048 values), "dino" (cls_token: 384 of a ViT-S) or "xrv" (TorchXRayVision
+            densenet121-res224-all, 1,024).
+        inception_weights: file for "inception".
+        dino_source: Hugging Face folder or hub id for "dino".
+
+    Raises:
+        ExtractorError: an unknown name, no usable DINO encoder, or the package of "xrv" is missing.
+        MissingWeightsError: the weights were not given or are not there.
+        InceptionWeightsError: the file holds other weights.
+    """
+    if name == "inception":
+        if inception_weights is None:
+            raise MissingWeightsError(f"extractor inception: found no inception_weights. {EXPECTED_WEIGHTS}")
+        return FeatureExtractor(name, FidInception(inception_weights), "pool3, bilinear 299 without antialias")
+    if name == "dino":
+        if dino_source is None:
+            raise MissingWeightsError(
+                "extractor dino: no weights given; pass a Hugging Face folder, or an id such as facebook/dinov2-small, "
+                "as dino_source"
+            )
+        try:
+            encoder = DinoEncoder(dino_source)
+        except (OSError, ValueError, RuntimeError) as error:  # its messages say what to do
+            raise ExtractorError(f"extractor dino: {error}") from error
+        return FeatureExtractor(name, ClsToken(encoder), f"cls_token, {encoder.model.config.model_type}, 224")
+    if name == "xrv":
+        return FeatureExtractor(name, _xrv_network(), XRV_WEIGHTS)
+    raise ExtractorError(f"found extractor {name!r}; expected one of {', '.join(EXTRACTORS)}")
+
+
+class ClsToken(nn.Module):
+    """A DINO encoder's cls_token: [B, 1, H, W] in [0, 1] -> [B, D]."""
+
+    def __init__(self, encoder: DinoEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode a batch."""
+        return self.encoder(image).cls_token
+
+
+class XrvFeatures(nn.Module):
+    """TorchXRayVision's pooled features: [B, 1, H, W] in [0, 1] -> [B, 1024]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode a batch; the model wants 224×224 and values in [-1024, 1024]."""
+        image = F.interpolate(image, size=(XRV_SIZE, XRV_SIZE), mode="bilinear", antialias=True, align_corners=False)
+        return self.model.features2((image * 2 - 1) * 1024)
+
+
+def _xrv_network() -> XrvFeatures:
+    try:
+        import torchxrayvision as xrv
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
+        raise ExtractorError(
+            f"extractor xrv: the package torchxrayvision cannot be imported ({error}); install it with a torchvision "
+            "that fits your torch, or leave xrv out"
+        ) from error
+    name = xrv.models.model_urls[XRV_WEIGHTS]["weights_url"].rpartition("/")[2]
+    path = Path(xrv.utils.get_cache_dir()) / name
+    if not path.is_file():
+        raise MissingWeightsError(
+            f"{path}: no weights there; get them once, online, with "
+            f"""python -c "import torchxrayvision as xrv; xrv.models.DenseNet(weights='{XRV_WEIGHTS}')" """.rstrip()
+        )
+    return XrvFeatures(xrv.models.DenseNet(weights=XRV_WEIGHTS)).eval()

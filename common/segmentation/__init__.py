@@ -1,0 +1,1 @@
+"""Segmenters: classes, masks from and to files, inference, metrics and evaluation."""

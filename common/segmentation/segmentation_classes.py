@@ -1,0 +1,199 @@
+"""The one table of classes: label values, names, colours, and which mask value of a data set means what.
+
+Everything else follows from it: the channels of the network, `channel_def` of metadata.json, palettes, legends,
+columns of tables and segments of DICOM SEG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+
+Colour = tuple[int, int, int]
+Category = Literal["anatomical structure", "abnormality", "material"]
+
+BACKGROUND = "background"
+MAX_LABELS = 256  # masks are files of 8 bits
+
+
+class UnknownClassError(UserError, ValueError):
+    """A table, a class, a data set or a mask value that the table of classes does not have."""
+
+
+@dataclass(frozen=True)
+class SegmentationClass:
+    """One class beside the background.
+
+    Attributes:
+        name: in lower case, such as "root canal filling".
+        colour: sRGB, 0 to 255.
+        category: what kind of thing it is, for DICOM SEG.
+    """
+
+    name: str
+    colour: Colour
+    category: Category
+
+    @property
+    def key(self) -> str:
+        """The name for column headings and JSON keys."""
+        return self.name.replace(" ", "_")
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes that a network tells apart; label 0 is background, label i is `classes[i - 1]`.
+
+    Attributes:
+        name: of the table.
+        classes: in the order of their labels.
+        mask_values: for each data set the label of each value its masks have (0 is background everywhere).
+        mirror_pairs: pairs of labels that change places when an image is flipped left to right.
+    """
+
+    name: str
+    classes: tuple[SegmentationClass, ...]
+    mask_values: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    mirror_pairs: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [entry.name for entry in self.classes]
+        if not 0 < len(names) < MAX_LABELS or len({*names, BACKGROUND}) != len(names) + 1:
+            raise ValueError(f"class table {self.name}: found classes {names}; expected 1 to 255 different names.")
+        if len({entry.colour for entry in self.classes}) != len(names):
+            raise ValueError(f"class table {self.name}: found a colour twice; expected a different one for each class.")
+        labels = {label for values in self.mask_values.values() for label in values.values()}
+        labels |= {label for pair in self.mirror_pairs for label in pair}
+        if not labels <= set(range(len(names) + 1)):
+            raise ValueError(f"class table {self.name}: found labels {sorted(labels)}; expected 0 to {len(names)}.")
+
+    @property
+    def num_labels(self) -> int:
+        """Labels with the background: the channels of the network's output."""
+        return len(self.classes) + 1
+
+    @property
+    def names(self) -> list[str]:
+        """Names by label, the background first."""
+        return [BACKGROUND, *(entry.name for entry in self.classes)]
+
+    def label_of(self, name: str) -> int:
+        """Label of a class.
+
+        Raises:
+            UnknownClassError: there is no such class.
+        """
+        if name not in self.names:
+            raise UnknownClassError(f"classes: found {name!r}; expected one of {', '.join(self.names)}.")
+        return self.names.index(name)
+
+    def channel_def(self) -> dict[str, str]:
+        """`channel_def` of the output in metadata.json."""
+        return {str(label): name for label, name in enumerate(self.names)}
+
+    def palette(self) -> list[int]:
+        """256 colours as Pillow's `putpalette` wants them: 768 numbers; background and unused labels are black."""
+        colours = [(0, 0, 0), *(entry.colour for entry in self.classes)]
+        return [level for colour in colours for level in colour] + [0] * 3 * (MAX_LABELS - len(colours))
+
+    def mirrored_labels(self) -> list[int]:
+        """The label that each label becomes when an image is flipped left to right; its own inverse.
+
+        As an index over channels it also undoes the flip of a prediction: `probabilities[mirrored_labels].flip(-1)`.
+        """
+        labels = list(range(self.num_labels))
+        for one, other in self.mirror_pairs:
+            labels[one], labels[other] = other, one
+        return labels
+
+    def map_mask(self, mask: NDArray[np.integer], dataset: str | None) -> NDArray[np.int64]:
+        """Labels for the values of a data set's mask, of any shape.
+
+        Args:
+            mask: non-negative integers.
+            dataset: key of `mask_values`; None where the values are this table's labels already.
+
+        Raises:
+            UnknownClassError: the table has no such data set, or the mask has a value without a label.
+        """
+        if dataset is not None and dataset not in self.mask_values:
+            raise UnknownClassError(
+                f"class table {self.name}: found masks of {dataset!r}; expected one of "
+                f"{', '.join(self.mask_values)}, or none for masks that hold this table's labels."
+            )
+        own = {label: label for label in range(self.num_labels)}
+        label_of = own if dataset is None else {0: 0, **self.mask_values[dataset]}
+        found = np.unique(mask).tolist()
+        unknown = [value for value in found if value not in label_of]
+        if unknown:
+            raise UnknownClassError(
+                f"found mask values {unknown[:8]}; expected {sorted(label_of)}, as masks "
+                f"{'with the labels' if dataset is None else f'of {dataset!r}'} of class table {self.name} have them. "
+                "Choose the table and the data set that the masks were drawn for."
+            )
+        lookup = np.zeros(max(found, default=0) + 1, np.int64)
+        for value in found:
+            lookup[value] = label_of[value]
+        return lookup[mask]
+
+
+# Five and eleven colours that stay apart in normal vision and in protan, deutan and tritan deficiency (Machado et al.
+# 2009): CIE76 distance of at least 20 in each. The five are of Okabe & Ito's set, the eleven were searched for.
+_ROOT, _CANAL, _LESION, _DECAY = (86, 180, 233), (0, 114, 178), (213, 94, 0), (204, 121, 167)
+_FILLING = (240, 228, 66)
+_PANORAMIC = ("panoramic", "panoramic_molar_crops")
+
+GROUPED = ClassTable(
+    name="grouped",
+    classes=(
+        SegmentationClass("root", _ROOT, "anatomical structure"),
+        SegmentationClass("canal", _CANAL, "anatomical structure"),
+        SegmentationClass("root canal filling", _FILLING, "material"),
+        SegmentationClass("apical lesion", _LESION, "abnormality"),
+        SegmentationClass("decay", _DECAY, "abnormality"),
+    ),
+    mask_values={"periapical": {1: 4, 2: 1, 3: 2, 4: 1, 5: 2, 6: 1, 7: 2, 8: 2, 9: 1, 10: 3, 11: 5}},
+)
+
+ELEVEN = ClassTable(
+    name="eleven",
+    classes=(
+        SegmentationClass("apical lesion", (255, 0, 255), "abnormality"),
+        SegmentationClass("main root", (204, 204, 255), "anatomical structure"),
+        SegmentationClass("main canal", (51, 51, 255), "anatomical structure"),
+        SegmentationClass("mesial root", (51, 204, 0), "anatomical structure"),
+        SegmentationClass("mesial canal", (0, 102, 51), "anatomical structure"),
+        SegmentationClass("distal root", (255, 204, 153), "anatomical structure"),
+        SegmentationClass("distal canal", (153, 102, 0), "anatomical structure"),
+        SegmentationClass("palatal canal", (102, 102, 153), "anatomical structure"),
+        SegmentationClass("palatal root", (153, 153, 102), "anatomical structure"),
+        SegmentationClass("root canal filling", (153, 255, 0), "material"),
+        SegmentationClass("decay", (102, 51, 153), "abnormality"),
+    ),
+    mask_values={"periapical": {value: value for value in range(1, 12)}},
+    mirror_pairs=((4, 6), (5, 7)),
+)
+
+CARIES = ClassTable(
+    name="caries",
+    classes=(SegmentationClass("caries", _DECAY, "abnormality"),),
+    mask_values={dataset: {1: 1} for dataset in _PANORAMIC},
+)
+
+
+def class_table(name: str) -> ClassTable:
+    """The table "grouped" (the published labels 0 to 5), "eleven" (of the periapical set) or "caries" (panoramics).
+
+    Raises:
+        UnknownClassError: there is no such table.
+    """
+    tables = {table.name: table for table in (GROUPED, ELEVEN, CARIES)}
+    if name not in tables:
+        raise UnknownClassError(f"class table: found {name!r}; expected one of {', '.join(tables)}.")
+    return tables[name]

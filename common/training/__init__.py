@@ -1,0 +1,1 @@
+"""Training: steps of optimisers, engines, handlers, checkpoints, and the record of a run."""

@@ -1,0 +1,106 @@
+"""One optimiser step of the KL autoencoder, as MONAI's `iteration_update`."""
+
+from __future__ import annotations
+
+from monai.engines import SupervisedTrainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..amp import autocast
+from ..data.transforms import random_patches
+from ..networks.latent_codec import LatentCodec
+from ..seeding import Purpose, derive_seed, seeded_normal
+from .descent import descend
+from .ema import ExponentialMovingAverage
+from .losses import AdversarialTerm, ReconstructionLoss, kl_divergence
+
+
+class AutoencoderStep:
+    """Generator step, then discriminator step (VAE-GAN, Rombach et al. 2022, appendix G), then EMA.
+
+    Args:
+        reconstruction_loss: L1 and perceptual terms.
+        kl_weight: of the KL divergence per latent element.
+        adversarial: the adversarial term; None to go without.
+        discriminator_optimizer: of its critic; needed with `adversarial`.
+        ema: updated after each step.
+        max_grad_norm: gradients are clipped to this norm, generator and critic each.
+        amp: bfloat16 autocast where the hardware has it.
+        seed: of patches and posterior noise.
+        patch_size: px, the random square that a step sees of each image.
+        full_size_from_step: from this step on it sees whole images, as the network will be used (GroupNorm's
+            statistics depend on the size).
+    """
+
+    def __init__(
+        self,
+        reconstruction_loss: ReconstructionLoss,
+        kl_weight: float,
+        ema: ExponentialMovingAverage[LatentCodec],
+        max_grad_norm: float,
+        amp: bool,
+        seed: int,
+        patch_size: int,
+        full_size_from_step: int,
+        adversarial: AdversarialTerm | None = None,
+        discriminator_optimizer: Optimizer | None = None,
+    ) -> None:
+        if adversarial is not None and discriminator_optimizer is None:
+            raise ValueError("adversarial is given: expected a discriminator_optimizer too, found None")
+        self.reconstruction_loss = reconstruction_loss
+        self.kl_weight = kl_weight
+        self.adversarial = adversarial
+        self.discriminator_optimizer = discriminator_optimizer
+        self.ema = ema
+        self.max_grad_norm = max_grad_norm
+        self.amp = amp
+        self.seed = seed
+        self.patch_size = patch_size
+        self.full_size_from_step = full_size_from_step
+
+    def __call__(self, engine: SupervisedTrainer, batch: dict) -> dict:
+        """Do one step; return image, pred and every loss term as floats.
+
+        `batch` holds "image" [B, 1, H, W] in [0, 1] and "draw" [B], the numbers of the draws.
+
+        Raises:
+            NonFiniteLossError: names the step and the terms.
+        """
+        draws = batch["draw"].tolist()
+        image = batch["image"].to(engine.state.device, non_blocking=engine.non_blocking)
+        if engine.state.iteration < self.full_size_from_step:
+            image = random_patches(image, self.patch_size, self._seeds(Purpose.PATCH, draws))
+        noise = self._posterior_noise(draws, image)
+        engine.network.train()
+        with autocast(image.device, self.amp):
+            reconstruction, mean, std = engine.network(image, noise)
+            per_image = self.reconstruction_loss.terms(reconstruction, image)
+            terms = {name: values.mean() for name, values in per_image.items()}
+            terms["kl"] = self.kl_weight * kl_divergence(mean, std)
+            if self.adversarial is not None and self.adversarial.is_active(engine.state.iteration):
+                terms["adversarial"] = self.adversarial.generator_loss(reconstruction)
+        logged = {"learning_rate": float(engine.optimizer.param_groups[0]["lr"])}
+        values, norm = descend(engine.network, engine.optimizer, terms, self.max_grad_norm, engine.state.iteration)
+        logged |= {**values, "grad_norm": norm}
+        if self.adversarial is not None and self.adversarial.is_active(engine.state.iteration):
+            logged |= self._discriminator_step(engine, reconstruction, image)
+        self.ema.update()
+        return {"image": image, "pred": reconstruction.detach(), **logged}
+
+    def _seeds(self, purpose: Purpose, draws: list[int]) -> list[int]:
+        return [derive_seed(self.seed, purpose, draw) for draw in draws]
+
+    def _posterior_noise(self, draws: list[int], image: Tensor) -> Tensor:
+        codec = self.ema.network
+        height, width = (size // codec.downsampling_factor for size in image.shape[-2:])
+        shape = (codec.latent_channels, height, width)
+        return seeded_normal(self._seeds(Purpose.POSTERIOR, draws), shape).to(image.device)
+
+    def _discriminator_step(self, engine: SupervisedTrainer, reconstruction: Tensor, image: Tensor) -> dict[str, float]:
+        assert self.adversarial is not None and self.discriminator_optimizer is not None
+        critic = self.adversarial.discriminator
+        critic.train()
+        with autocast(image.device, self.amp):
+            terms = {"discriminator": self.adversarial.discriminator_loss(reconstruction, image)}
+        values, norm = descend(critic, self.discriminator_optimizer, terms, self.max_grad_norm, engine.state.iteration)
+        return {**values, "discriminator_grad_norm": norm}

@@ -1,0 +1,249 @@
+"""Training and validation of denoisers, as MONAI's `iteration_update`: of any, and of the one on cached latents."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic, cast
+
+import torch
+from ignite.metrics import Average
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from torch import Tensor
+
+from ..amp import autocast
+from ..diffusion.conditioning import TokenSelection
+from ..diffusion.noise_schedule import NoiseSchedule
+from ..networks.latent_denoiser import LatentDenoiser
+from ..seeding import Purpose, derive_seed, seeded_dropout, seeded_normal
+from .descent import descend_and_average
+from .distributed import rank
+from .ema import ExponentialMovingAverage, Network
+
+Predict = Callable[[Tensor, Tensor], Tensor]  # (noisy, timesteps) to output
+
+GOLDEN_RATIO = 0.6180339887498949
+
+
+def drawn_latents(batch: dict[str, Any], noise: Tensor) -> Tensor:
+    """A draw of the codec's posterior, mean + std·noise, [B, C, h, w]."""
+    return batch["latents_mean"] + batch["latents_std"] * noise
+
+
+def spread_uniform(draws: list[int], seed: int) -> Tensor:
+    """Uniform numbers [B] in [0, 1), spread evenly over consecutive draws (golden ratio sequence).
+
+    Like the low-discrepancy timesteps of Kingma et al. 2021 (appendix I.1), but a function of the draw alone.
+    """
+    offset = derive_seed(seed, Purpose.TIMESTEP) / 2**63
+    return torch.tensor([(offset + draw * GOLDEN_RATIO) % 1.0 for draw in draws], dtype=torch.float64)
+
+
+def checked_share(uncond_prob: float) -> float:
+    """The share of samples to train without context, if it is one.
+
+    Raises:
+        ValueError: outside [0, 1).
+    """
+    if not 0.0 <= uncond_prob < 1.0:
+        raise ValueError(f"uncond_prob: expected a share in [0, 1), found {uncond_prob}")
+    return uncond_prob
+
+
+def context_drop(draws: list[int], seed: int, uncond_prob: float) -> Tensor:
+    """Which samples [B] to train without context, a function of seed and draw (Ho & Salimans 2022)."""
+    chances = [derive_seed(seed, Purpose.CONTEXT_DROP, draw) / 2**63 for draw in draws]
+    return torch.tensor(chances, dtype=torch.float64) < uncond_prob
+
+
+class DiffusionStep(ABC, Generic[Network]):
+    """One optimiser step on ‖output - target‖² (Ho et al. 2020, eq. 14; weights as `NoiseSchedule.loss_weight`).
+
+    Subclasses say what x0 is and what else the network is given. Noise and timestep are functions of the seed and the
+    number of the draw; dropout, where the network has any, of the seed and the step.
+
+    Args:
+        schedule: forward process and prediction type.
+        min_snr_gamma: of min-SNR weighting; None for none.
+        ema: updated after each step.
+        max_grad_norm: gradients are clipped to this norm.
+        amp: bfloat16 autocast where the hardware has it.
+        seed: of everything random here.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        min_snr_gamma: float | None,
+        ema: ExponentialMovingAverage[Network],
+        max_grad_norm: float,
+        amp: bool,
+        seed: int,
+    ) -> None:
+        self.schedule = schedule
+        self.min_snr_gamma = min_snr_gamma
+        self.ema = ema
+        self.max_grad_norm = max_grad_norm
+        self.amp = amp
+        self.seed = seed
+
+    @abstractmethod
+    def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
+        """The x0 [B, ...] of a batch."""
+
+    def conditions(self, batch: dict[str, Any], draws: list[int]) -> tuple[Tensor, ...]:
+        """What the network is given beside noisy sample and timesteps."""
+        return ()
+
+    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, float]:
+        """Do one step; return loss, learning rate and gradient norm.
+
+        Raises:
+            NonFiniteLossError: names the step.
+        """
+        device = engine.state.device
+        draws = batch["draw"].tolist()
+        x0 = self.clean(batch, draws).to(device)
+        noise = self._normal(Purpose.NOISE, draws, tuple(x0.shape[1:])).to(device)
+        timesteps = self.schedule.sample_timesteps(spread_uniform(draws, self.seed)).to(device)
+        conditions = [part.to(device) for part in self.conditions(batch, draws)]
+        noisy = self.schedule.add_noise(x0, noise, timesteps)
+        engine.network.train()
+        dropout = seeded_dropout(device, self.seed, Purpose.DROPOUT, engine.state.iteration, rank())
+        with dropout, autocast(device, self.amp):
+            output = engine.network(noisy, timesteps, *conditions)
+        error = (output.float() - self.schedule.target(x0, noise, timesteps)).square().flatten(1).mean(1)
+        loss = (self.schedule.loss_weight(timesteps, self.min_snr_gamma) * error).mean()
+        return descend_and_average(engine, loss, self.ema, self.max_grad_norm)
+
+    def _normal(self, purpose: Purpose, draws: list[int], shape: tuple[int, ...]) -> Tensor:
+        return seeded_normal([derive_seed(self.seed, purpose, draw) for draw in draws], shape)
+
+
+class DenoisingStep(DiffusionStep[LatentDenoiser]):
+    """The step on cached latents, with tokens as context.
+
+    Posterior draw and dropping of the context are functions of the seed and the number of the draw.
+
+    Args:
+        schedule: forward process and prediction type.
+        selection: which tokens condition.
+        uncond_prob: share of samples trained with the null context.
+        min_snr_gamma: of min-SNR weighting; None for none.
+        ema: updated after each step.
+        max_grad_norm: gradients are clipped to this norm.
+        amp: bfloat16 autocast where the hardware has it.
+        seed: of everything random here.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        selection: TokenSelection,
+        uncond_prob: float,
+        min_snr_gamma: float | None,
+        ema: ExponentialMovingAverage[LatentDenoiser],
+        max_grad_norm: float,
+        amp: bool,
+        seed: int,
+    ) -> None:
+        super().__init__(schedule, min_snr_gamma, ema, max_grad_norm, amp, seed)
+        self.selection = selection
+        self.uncond_prob = checked_share(uncond_prob)
+
+    def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
+        """A draw of the posterior, [B, C, h, w]."""
+        shape = tuple(batch["latents_mean"].shape[1:])
+        return drawn_latents(batch, self._normal(Purpose.POSTERIOR, draws, shape))
+
+    def conditions(self, batch: dict[str, Any], draws: list[int]) -> tuple[Tensor, ...]:
+        """Tokens [B, N, D], and which samples [B] to train without them."""
+        return self.selection.select(batch), context_drop(draws, self.seed, self.uncond_prob)
+
+
+class DiffusionValidation(ABC):
+    """Error of the output on fixed noise and timesteps, one per stratum of noise levels and image; unweighted.
+
+    The strata cut the training distribution of timesteps into parts of equal probability, 0 the least noisy.
+    Subclasses say what x0 is and how the network is called.
+
+    Args:
+        schedule: forward process and prediction type.
+        num_levels: strata.
+        amp: bfloat16 autocast where the hardware has it.
+        seed: of the noise.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, num_levels: int, amp: bool, seed: int) -> None:
+        self.schedule = schedule
+        self.num_levels = num_levels
+        self.amp = amp
+        self.seed = seed
+
+    @abstractmethod
+    def prepare(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> tuple[list[int], Tensor, Predict]:
+        """Return the images' numbers, their x0 [B, ...] on the engine's device, and (noisy, timesteps) to output."""
+
+    def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return "errors" [B, num_levels]."""
+        device = engine.state.device
+        indices, x0, predict = self.prepare(engine, batch)
+        errors = []
+        for level in range(self.num_levels):
+            seeds = [derive_seed(self.seed, Purpose.NOISE, level, index) for index in indices]
+            noise = seeded_normal(seeds, tuple(x0.shape[1:])).to(device)
+            within = spread_uniform(indices, self.seed)
+            timesteps = self.schedule.sample_timesteps((level + within) / self.num_levels).to(device)
+            noisy = self.schedule.add_noise(x0, noise, timesteps)
+            with torch.no_grad(), autocast(device, self.amp):
+                output = predict(noisy, timesteps)
+            errors.append((output.float() - self.schedule.target(x0, noise, timesteps)).square().flatten(1).mean(1))
+        return {"errors": torch.stack(errors, dim=1)}
+
+
+class DenoisingValidation(DiffusionValidation):
+    """The validation on cached latents; the context is never dropped.
+
+    Args:
+        schedule: forward process and prediction type.
+        selection: which tokens condition.
+        num_levels: strata.
+        amp: bfloat16 autocast where the hardware has it.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self, schedule: NoiseSchedule, selection: TokenSelection, num_levels: int, amp: bool, seed: int
+    ) -> None:
+        super().__init__(schedule, num_levels, amp, seed)
+        self.selection = selection
+
+    def prepare(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> tuple[list[int], Tensor, Predict]:
+        """Means of the posteriors, and the denoiser with the tokens of each image."""
+        denoiser = cast(LatentDenoiser, engine.network)
+        tokens = self.selection.select(batch).to(engine.state.device)
+
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            return denoiser(noisy, timesteps, denoiser.encode_tokens(tokens))
+
+        return batch["index"].tolist(), batch["latents_mean"].to(engine.state.device), predict
+
+
+class MeanError(Average):
+    """Mean over images of "errors" [B, num_levels]: over all levels, or of one.
+
+    Args:
+        level: which stratum; None for the mean over all.
+    """
+
+    def __init__(self, level: int | None = None) -> None:
+        self.level = level
+        super().__init__(output_transform=self._pick)
+
+    def _pick(self, output: dict[str, Tensor]) -> Tensor:
+        errors = output["errors"].double()
+        return (errors.mean(1) if self.level is None else errors[:, self.level])[:, None]
+
+    def compute(self) -> float:
+        """The mean as a number."""
+        return float(super().compute())

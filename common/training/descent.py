@@ -1,0 +1,72 @@
+"""One descent of an optimiser along a sum of named loss terms, which stops at numbers that are not finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.engines import SupervisedTrainer
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from ..errors import UserError
+from .ema import ExponentialMovingAverage
+
+
+class NonFiniteLossError(UserError, FloatingPointError):
+    """A loss or gradient stopped being finite; the weights were left as they were before the step."""
+
+
+def descend(
+    network: nn.Module, optimizer: Optimizer, terms: dict[str, Tensor], max_grad_norm: float, step: int
+) -> tuple[dict[str, float], float]:
+    """Backpropagate the sum of `terms`, clip, and step.
+
+    Args:
+        network: whose gradients are clipped.
+        optimizer: of its parameters.
+        terms: scalar loss terms by name.
+        max_grad_norm: gradients are clipped to this norm.
+        step: for the message.
+
+    Returns:
+        The terms as floats, and the norm of the gradient before clipping.
+
+    Raises:
+        NonFiniteLossError: names the step and the terms.
+    """
+    loss = sum(terms.values(), start=next(iter(terms.values())).new_zeros(()))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    grad_norm = clip_grad_norm_(network.parameters(), max_grad_norm)
+    logged = {name: term.item() for name, term in terms.items()}
+    if not (loss.isfinite() and grad_norm.isfinite()):
+        raise NonFiniteLossError(
+            f"step {step}: expected finite losses and gradients, found {logged}, gradient norm {grad_norm.item()}; the "
+            "step was not taken. Resume from the last checkpoint with a lower learning_rate, or with amp off"
+        )
+    optimizer.step()
+    return logged, grad_norm.item()
+
+
+def descend_and_average(
+    engine: SupervisedTrainer, loss: Tensor, ema: ExponentialMovingAverage[Any], max_grad_norm: float
+) -> dict[str, float]:
+    """Do what ends every step with one loss and one network: descend, then update the average.
+
+    Args:
+        engine: with the network and its optimiser.
+        loss: scalar.
+        ema: of the network.
+        max_grad_norm: gradients are clipped to this norm.
+
+    Returns:
+        loss, grad_norm, and the learning_rate that the step was taken with.
+
+    Raises:
+        NonFiniteLossError: names the step; neither weights nor average have changed.
+    """
+    learning_rate = float(engine.optimizer.param_groups[0]["lr"])
+    logged, grad_norm = descend(engine.network, engine.optimizer, {"loss": loss}, max_grad_norm, engine.state.iteration)
+    ema.update()
+    return {**logged, "grad_norm": grad_norm, "learning_rate": learning_rate}

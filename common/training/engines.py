@@ -1,0 +1,126 @@
+"""A MONAI trainer that resumes by itself: the same command again continues where the last checkpoint was."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator, SupervisedTrainer
+from monai.handlers import CheckpointLoader
+from torch import nn
+
+from ..data.dataset import StepBatchSampler
+from .checkpoint import TrainingCheckpoint, save_atomically
+from .distributed import is_rank_zero
+
+_logger = logging.getLogger(__name__)
+
+
+class ResumableTrainer(SupervisedTrainer):
+    """SupervisedTrainer that writes a checkpoint every so many steps and starts from it if there is one.
+
+    A checkpoint is written after every epoch (after that epoch's validation) and every `checkpoint_every_steps`.
+    Because order, augmentation and noise are functions of the step, the resumed run equals the uninterrupted one.
+    With a CheckpointLoader among its handlers, as MONAI Label adds one, a run starts from what that loads instead.
+
+    Args:
+        checkpoint: what to save and where.
+        checkpoint_every_steps: steps between two checkpoints within an epoch.
+        sampler: told at which step to go on.
+        validator: run after the last epoch too, if the ValidationHandler's interval left it out.
+        **kwargs: of `monai.engines.SupervisedTrainer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        checkpoint: TrainingCheckpoint,
+        checkpoint_every_steps: int,
+        sampler: StepBatchSampler,
+        validator: Evaluator,
+        **kwargs: Any,
+    ) -> None:
+        if checkpoint_every_steps < 1:
+            raise ValueError(f"checkpoint_every_steps: expected at least 1, found {checkpoint_every_steps}")
+        super().__init__(**kwargs)
+        self.checkpoint = checkpoint
+        self.sampler = sampler
+        self.validator = validator
+        self.starts_anew = any(isinstance(one, CheckpointLoader) for one in kwargs.get("train_handlers") or ())
+        self.add_event_handler(Events.ITERATION_COMPLETED(every=checkpoint_every_steps), self._save_within_epoch)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._validate_last)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def run(self) -> None:  # type: ignore[override]
+        """Train to `max_epochs`, from the checkpoint if there is one; do nothing if that is already reached."""
+        if self.checkpoint.exists() and not self.starts_anew:
+            progress = self.checkpoint.load(self.state.device)
+            self.state.iteration = progress["iteration"]
+            self.state.epoch = progress["iteration"] // self.state.epoch_length
+            self.sampler.start_step = progress["iteration"]
+            if is_rank_zero():
+                _logger.info("resuming from %s at step %d", self.checkpoint.path, self.state.iteration)
+        if self.state.epoch >= self.state.max_epochs:
+            _logger.info("already trained for %d epochs: nothing to do", self.state.epoch)
+            return
+        try:
+            super().run()
+        except KeyboardInterrupt:
+            _logger.warning(
+                "stopped at step %d; the same command resumes from the last checkpoint", self.state.iteration
+            )
+            raise
+
+    def _validate_last(self) -> None:
+        if self.state.epoch == self.state.max_epochs and self.validator.state.epoch != self.state.epoch:
+            self.validator.run(self.state.epoch)
+
+    def _save_within_epoch(self) -> None:
+        # At an epoch's last step the checkpoint must wait for the validation that follows, or resuming would skip it.
+        if self.state.iteration % self.state.epoch_length:
+            self._save()
+
+    def _save(self) -> None:
+        self.checkpoint.save({"iteration": self.state.iteration})
+
+
+class KeepBest:
+    """Handler of the evaluator: keep the weights with the best value of one metric, in a file of their own.
+
+    Part of the training checkpoint, so that a resumed run knows the best value so far.
+
+    Args:
+        metric_name: of the evaluator's metrics.
+        network: whose weights to keep (the EMA).
+        path: of the file, a plain state dict.
+        higher_is_better: as of an IoU; else lower is, as of a loss.
+    """
+
+    def __init__(self, metric_name: str, network: nn.Module, path: str, higher_is_better: bool = False) -> None:
+        self.metric_name = metric_name
+        self.network = network
+        self.path = path
+        self.sign = -1.0 if higher_is_better else 1.0
+        self.best_value = self.sign * float("inf")
+
+    def attach(self, engine: Engine) -> None:
+        """Run after each validation."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the weights if this validation was the best one."""
+        value = float(engine.state.metrics[self.metric_name])
+        if self.sign * value < self.sign * self.best_value:
+            self.best_value = value
+            if is_rank_zero():
+                save_atomically(self.network.state_dict(), self.path)
+                _logger.info("%s %.5f is the best so far: wrote %s", self.metric_name, value, self.path)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the best value so far."""
+        return {"best_value": self.best_value}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from `state_dict()`."""
+        self.best_value = state["best_value"]

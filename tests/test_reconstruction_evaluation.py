@@ -1,0 +1,288 @@
+import csv
+import json
+import logging
+import math
+import statistics
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.data import DataLoader, Dataset, MetaTensor
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from transformers import Dinov2Config, Dinov2Model
+
+from common.evaluation import metrics
+from common.evaluation.codec_baselines import bicubic_down_up, jpeg_at_bytes
+from common.evaluation.evaluation_report import ImageRecord, choose_examples
+from common.evaluation.reconstruction_evaluation import ReconstructionEvaluator
+from common.networks.dino import DinoEncoder
+from common.networks.lpips import LPIPS
+
+SOURCES = ["b", "a", "a", "b", "a"]
+QUALITIES = ["A", "A", "B", "A", "A"]
+
+
+class Blur(nn.Module):
+    """A network with a parameter, whose output depends on its mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1, 1, 3, 3), 1 / 9))
+
+    def forward(self, image):
+        blurred = F.conv2d(image, self.weight, padding=1).clamp(0, 1)
+        return blurred * 0 if self.training else blurred
+
+
+def images(count=5, size=64):
+    """Smooth images with ever more noise, so that the later ones are the harder ones."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 1, size // 16, size // 16, generator=generator)
+    noise = torch.randn(count, 1, size, size, generator=generator) * torch.linspace(0, 0.1, count).view(-1, 1, 1, 1)
+    return (F.interpolate(coarse, size=(size, size), mode="bilinear") * 0.6 + 0.2 + noise).clamp(0, 1)
+
+
+def batches(image=None, size=2):
+    image = images() if image is None else image
+    for start in range(0, len(image), size):
+        chosen = range(start, min(start + size, len(image)))
+        yield {
+            "image": image[start : start + size],
+            "image_path": [f"images/{i}.png" for i in chosen],
+            "source": [SOURCES[i] for i in chosen],
+            "quality": [QUALITIES[i] for i in chosen],
+        }
+
+
+def evaluator(tmp_path, network=None, data=None, **options):
+    options = {"latent_bytes_per_image": 512, "progress": False, **options}
+    return ReconstructionEvaluator(network or Blur(), data or batches(), "cpu", tmp_path, **options)
+
+
+def read_csv(folder):
+    with (folder / "per_image.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_holds_the_metrics_of_each_image_and_method(tmp_path):
+    network = Blur().eval()
+    evaluator(tmp_path, network).run()
+    rows = read_csv(tmp_path)
+    assert len(rows) == 5 * 3
+    with torch.no_grad():
+        outputs = {"autoencoder": network(images()), "bicubic": bicubic_down_up(images(), 8)}
+        outputs["jpeg"], sizes = jpeg_at_bytes(images(), 512)
+    for method, output in outputs.items():
+        of_method = [row for row in rows if row["method"] == method]
+        assert [row["path"] for row in of_method] == [f"images/{i}.png" for i in range(5)]
+        assert [row["source"] for row in of_method] == SOURCES
+        for name in ("psnr", "ssim"):
+            expected = getattr(metrics, name)(output, images())
+            torch.testing.assert_close(torch.tensor([float(row[name]) for row in of_method]), expected)
+    assert [int(row["bytes"]) for row in rows if row["method"] == "jpeg"] == sizes.tolist()
+    assert {row["bytes"] for row in rows if row["method"] == "autoencoder"} == {"512"}
+
+
+def test_headline_and_groups_partition_the_images(tmp_path):
+    report = evaluator(tmp_path, headline_filter={"quality": "A"}).run()
+    rows = [row for row in read_csv(tmp_path) if row["method"] == "autoencoder"]
+
+    def expected(keep):
+        values = [float(row["psnr"]) for row in rows if keep(row)]
+        sd = statistics.stdev(values) if len(values) > 1 else None
+        return {"mean": statistics.fmean(values), "sd": sd, "n": len(values), "non_finite": 0}
+
+    cases = {
+        ("headline", "overall"): lambda row: row["quality"] == "A",
+        ("headline", "a"): lambda row: row["quality"] == "A" and row["source"] == "a",
+        ("headline", "b"): lambda row: row["quality"] == "A" and row["source"] == "b",
+        ("outside_headline", "overall"): lambda row: row["quality"] == "B",
+        ("outside_headline", "a"): lambda row: row["quality"] == "B",
+    }
+    for (section, group), keep in cases.items():
+        summary = report[section]["overall"] if group == "overall" else report[section]["groups"][group]
+        assert summary["methods"]["autoencoder"]["psnr"] == pytest.approx(expected(keep)), (section, group)
+    assert set(report["outside_headline"]["groups"]) == {"a"}
+    assert [row["headline"] for row in rows] == ["True", "True", "False", "True", "True"]
+
+
+def test_files_agree_and_are_whole(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="common.evaluation.reconstruction_evaluation"):
+        report = evaluator(tmp_path, headline_filter={"quality": "A"}, provenance={"checkpoint": "model.pt"}).run()
+    assert {p.name for p in tmp_path.iterdir()} == {"per_image.csv", "metrics.json", "table.md", "contact_sheet.png"}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == report
+    table = (tmp_path / "table.md").read_text()
+    assert table in caplog.text
+    overall = report["headline"]["overall"]["methods"]["jpeg"]["psnr"]
+    assert f"| overall | 4 | JPEG ≤ 512 B | {overall['mean']:.2f} ± {overall['sd']:.2f} |" in table
+    assert "| a (not quality = A) | 1 | autoencoder |" in table
+    assert report["provenance"]["checkpoint"] == "model.pt"
+    assert report["provenance"]["versions"]["torch"] == torch.__version__
+
+
+def test_lpips_dino_and_ms_ssim_are_those_of_the_metrics(tmp_path):
+    torch.manual_seed(0)
+    shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
+    state = {f"features.{i}.weight": torch.randn(s) * (s[1] * s[2] ** 2) ** -0.5 for i, s in shapes.items()}
+    state |= {f"features.{i}.bias": torch.zeros(s[0]) for i, s in shapes.items()}
+    state |= {f"lin{k}.model.1.weight": torch.rand(1, s[0], 1, 1) for k, s in enumerate(shapes.values())}
+    torch.save(state, tmp_path / "lpips.pt")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 14, "image_size": 28}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "dino")
+    lpips, dino = LPIPS(tmp_path / "lpips.pt"), DinoEncoder(tmp_path / "dino", image_size=28)
+    image, network = images(2, 176), Blur().eval()
+    report = evaluator(tmp_path / "out", network, batches(image), lpips=lpips, dino=dino).run()
+    found = report["headline"]["overall"]["methods"]["autoencoder"]
+    with torch.no_grad():
+        output = network(image)
+        assert found["lpips"]["mean"] == pytest.approx(float(lpips(output, image).mean()), abs=1e-6)
+        cosine = metrics.token_cosine(dino(output).cls_token, dino(image).cls_token)
+        assert found["dino_cosine"]["mean"] == pytest.approx(float(cosine.mean()), abs=1e-5)
+        assert found["ms_ssim"]["mean"] == pytest.approx(float(metrics.ms_ssim(output, image).mean()), abs=1e-6)
+
+
+def test_metrics_that_were_not_computed_are_absent(tmp_path):
+    report = evaluator(tmp_path).run()
+    assert set(report["headline"]["overall"]["methods"]["autoencoder"]) == {"psnr", "ssim"}  # 64 pixels, no LPIPS
+    assert "LPIPS" not in (tmp_path / "table.md").read_text()
+
+
+def test_identity_scores_best(tmp_path):
+    report = evaluator(tmp_path, network=lambda image: image).run()
+    methods = report["headline"]["overall"]["methods"]
+    assert methods["autoencoder"]["psnr"]["mean"] == pytest.approx(100.0)
+    assert methods["autoencoder"]["ssim"]["mean"] == pytest.approx(1.0, abs=1e-5)
+    assert methods["bicubic"]["psnr"]["mean"] < 60
+
+
+def test_non_finite_images_are_reported_and_left_out(tmp_path, caplog):
+    def network(image):
+        output = image * 0.9
+        output[image.flatten(1).std(dim=1) == spoilt.std()] = torch.nan
+        return output
+
+    spoilt = images()[3].flatten()
+    report = evaluator(tmp_path, network=network).run()
+    found = report["headline"]["overall"]["methods"]["autoencoder"]["psnr"]
+    assert (found["n"], found["non_finite"]) == (4, 1) and math.isfinite(found["mean"])
+    assert {(e["path"], e["method"], e["metric"]) for e in report["non_finite"]} == {
+        ("images/3.png", "autoencoder", "psnr"),
+        ("images/3.png", "autoencoder", "ssim"),
+    }
+    assert "images/3.png" in caplog.text
+    assert "(1 non-finite)" in (tmp_path / "table.md").read_text()
+    assert report["headline"]["overall"]["methods"]["jpeg"]["psnr"]["n"] == 5
+
+
+def test_a_broken_input_is_reported_for_all_methods(tmp_path):
+    image = images()
+    image[1, 0, 5, 5] = torch.nan
+    report = evaluator(tmp_path, network=lambda x: x, data=batches(image)).run()
+    broken = {(e["path"], e["method"]) for e in report["non_finite"]}
+    assert broken == {("images/1.png", method) for method in ("autoencoder", "bicubic", "jpeg")}
+
+
+def test_network_stays_trainable_and_gets_its_mode_back(tmp_path):
+    network = Blur().train()
+    cached = list(batches())
+    report = evaluator(tmp_path, network, cached).run()
+    assert report["headline"]["overall"]["methods"]["autoencoder"]["psnr"]["mean"] > 15  # it ran in evaluation mode
+    assert network.training
+    F.conv2d(cached[0]["image"], network.weight).sum().backward()
+    assert network.weight.grad is not None
+
+
+def test_data_of_the_loader_is_not_made_in_inference_mode(tmp_path):
+    seen = []
+
+    def data():
+        for batch in batches():
+            seen.append(torch.is_inference_mode_enabled())
+            yield batch
+
+    evaluator(tmp_path, data=data()).run()
+    assert seen and not any(seen)
+
+
+def test_latent_channels_give_the_budget(tmp_path):
+    report = evaluator(tmp_path, latent_bytes_per_image=None, latent_channels=4, factor=8).run()
+    assert report["jpeg"]["budget_bytes"] == {"min": 2 * 4 * 8 * 8, "max": 2 * 4 * 8 * 8}
+    for options in ({"latent_bytes_per_image": None}, {"latent_channels": 4}):
+        with pytest.raises(ValueError, match="exactly one"):
+            evaluator(tmp_path, **options)
+
+
+def test_images_over_the_jpeg_budget_are_named(tmp_path):
+    report = evaluator(tmp_path, latent_bytes_per_image=20).run()
+    assert report["jpeg"]["over_budget"] == [f"images/{i}.png" for i in range(5)]
+
+
+def test_runs_from_a_bundle_config_with_monai_batches(tmp_path):
+    items = [
+        {"image": MetaTensor(image), "image_path": f"{i}.png", "source": SOURCES[i], "label": i}
+        for i, image in enumerate(images())
+    ]
+    parser = ConfigParser(
+        {
+            "network": {"_target_": "torch.nn.Identity"},
+            "evaluator": {
+                "_target_": "common.evaluation.reconstruction_evaluation.ReconstructionEvaluator",
+                "network": "@network",
+                "data_loader": "@loader",
+                "device": "$torch.device('cpu')",
+                "output_dir": str(tmp_path),
+                "latent_channels": 4,
+                "progress": False,
+            },
+            "loader": DataLoader(Dataset(items), batch_size=2),
+        }
+    )
+    parser.get_parsed_content("evaluator").run()
+    rows = read_csv(tmp_path)
+    assert [row["label"] for row in rows if row["method"] == "jpeg"] == ["0", "1", "2", "3", "4"]
+
+
+def record(psnr, headline=True):
+    return ImageRecord("p", {}, headline, 0, 0, {"autoencoder": {"psnr": psnr}})
+
+
+def test_examples_are_worst_median_and_best_of_the_headline():
+    values = [30.0, 10.0, 50.0, 20.0, 40.0, math.nan]
+    records = [record(v) for v in values] + [record(0.0, headline=False)]
+    assert choose_examples(records, 1) == [("worst", 1), ("median", 0), ("best", 2)]
+    few = choose_examples(records, 3)
+    assert [i for _, i in few] == [1, 3, 0, 4, 2]  # none twice
+
+
+def test_sheet_shows_the_hardest_image_first(tmp_path):
+    evaluator(tmp_path, num_examples=1).run()
+    rows = [row for row in read_csv(tmp_path) if row["method"] == "autoencoder"]
+    worst = min(range(5), key=lambda i: float(rows[i]["psnr"]))
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        pixels = torch.tensor(list(sheet.crop((4, 44, 68, 108)).tobytes())).view(64, 64)
+    assert torch.equal(pixels, (images()[worst, 0] * 255).round().long())
+
+
+@pytest.mark.parametrize("network", [lambda x: x * 2 - 1, lambda x: x * 255])
+def test_reconstructions_of_another_range_are_refused(tmp_path, network):
+    with pytest.raises(ValueError, match=r"reconstruction values.*expected \[0, 1\]"):
+        evaluator(tmp_path, network=network).run()
+
+
+def test_wrong_shapes_and_columns_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="found reconstruction"):
+        evaluator(tmp_path, network=lambda x: x[..., ::2]).run()
+    with pytest.raises(ValueError, match="no column 'hospital'"):
+        evaluator(tmp_path, group_by="hospital").run()
+    with pytest.raises(ValueError, match="no column 'image_path'"):
+        evaluator(tmp_path, data=[{"image": images(), "source": SOURCES}]).run()
+    with pytest.raises(ValueError, match="no batch"):
+        evaluator(tmp_path, data=iter([])).run()
+
+
+def test_a_filter_that_matches_nothing_keeps_the_csv(tmp_path):
+    with pytest.raises(ValueError, match=r"'quality': 'C'.*'A', 'B'"):
+        evaluator(tmp_path, headline_filter={"quality": "C"}).run()
+    assert len(read_csv(tmp_path)) == 15
