@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SEED_BITS = 32  # torch's CPU generator reads no more of a seed
+SEED_STRIDE = 0x9E3779B9  # odd, so that 2^32 samples of a run have different seeds; golden ratio, so that none are near
+
 
 class Purpose(IntEnum):
     """What a seed is for, so that no two purposes share a random stream."""
@@ -34,6 +37,16 @@ def derive_seed(*parts: int) -> int:
     """Mix non-negative integers (run seed, purpose, sample number ...) into one well-spread 63-bit seed."""
     low, high = np.random.SeedSequence(parts).generate_state(2, np.uint32)
     return int(low) | (int(high) & 0x7FFFFFFF) << 32
+
+
+def torch_seed(*parts: int) -> int:
+    """`derive_seed` within the bits that torch's CPU generator reads."""
+    return derive_seed(*parts) % 2**SEED_BITS
+
+
+def sample_seed(seed: int, number: int) -> int:
+    """Seed of the noise of a run's sample; different for all samples of a run, and such that torch tells them apart."""
+    return (derive_seed(seed, Purpose.SAMPLING) + number * SEED_STRIDE) % 2**SEED_BITS
 
 
 def seeded_normal(seeds: list[int], shape: tuple[int, ...]) -> Tensor:

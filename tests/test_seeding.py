@@ -1,6 +1,6 @@
 import torch
 
-from common.seeding import Purpose, derive_seed, seeded_dropout, seeded_normal
+from common.seeding import Purpose, derive_seed, sample_seed, seeded_dropout, seeded_normal, torch_seed
 
 
 def test_seeds_are_fixed_for_ever_and_fit_torch():
@@ -8,6 +8,13 @@ def test_seeds_are_fixed_for_ever_and_fit_torch():
     seeds = {derive_seed(run, purpose, draw) for run in range(3) for purpose in Purpose for draw in range(100)}
     assert len(seeds) == 3 * len(Purpose) * 100
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_seeds_for_torch_keep_to_the_bits_that_it_reads():
+    assert 0 <= torch_seed(0, 1, 2) < 2**32 and torch_seed(0, 1, 2) == derive_seed(0, 1, 2) % 2**32
+    seeds = [sample_seed(5, number) for number in range(10_000)]
+    assert len(set(seeds)) == 10_000 and min(seeds) >= 0 and max(seeds) < 2**32
+    assert seeds[:3] == [sample_seed(5, number) for number in range(3)] and seeds[0] != sample_seed(6, 0)
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch():

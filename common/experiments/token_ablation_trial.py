@@ -15,10 +15,9 @@ from ..data.latent_store import LatentStore
 from ..diffusion.image_sampler import ImageSampler
 from ..diffusion.samplers import Sampler
 from ..evaluation.generator_scores import GeneratorScores
-from ..generation.embedding_strategies import SEED_BITS
 from ..networks.dino import DinoEncoder
 from ..networks.latent_codec import LatentCodec
-from ..seeding import Purpose, derive_seed
+from ..seeding import Purpose, torch_seed
 from .token_ablation import REAL, RECONSTRUCTION, STORE_SEED, UNCONDITIONAL, Cell, DenoiserTraining, TrainedDenoiser
 
 
@@ -132,6 +131,6 @@ class Trial:
         step = self.sampling.batch_size
         for start in tqdm(range(0, len(rows), step), desc="sampling", unit="batch", dynamic_ncols=True):
             part = list(rows[start : start + step])
-            seeds = [derive_seed(seed, Purpose.SAMPLING, variation, row) % 2**SEED_BITS for row in part]
+            seeds = [torch_seed(seed, Purpose.SAMPLING, variation, row) for row in part]
             parts.append(sampler.sample(tokens[part], seeds))
         return torch.cat(parts)

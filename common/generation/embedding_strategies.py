@@ -10,50 +10,22 @@ depends on the run's seed and its number alone.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..diffusion.conditioning import TokenScaler
 from ..diffusion.token_sampler import TokenSampler
-from ..errors import UserError
 from ..fingerprint import network_sha256
-from ..seeding import Purpose, derive_seed
-from .slerp import slerp
+from ..seeding import Purpose, derive_seed, torch_seed
+from .interpolation import Interpolation, InterpolationMode
+from .sample_request import SampleRequest, StrategyError, at_least_one, numbered_request
 from .source_table import SourceTable
 
 StrategyName = Literal["variation", "interpolation", "neighbourhood", "prior"]
-SEED_BITS = 32  # torch's CPU generator reads no more of a seed
-SEED_STRIDE = 0x9E3779B9  # odd, so that 2^32 samples of a run have different seeds; golden ratio, so that none are near
 CDIST_ROWS = 512  # sources whose distances to all others are in memory at a time
-
-
-class StrategyError(UserError, ValueError):
-    """The sources or knobs do not allow this strategy."""
-
-
-@dataclass(frozen=True)
-class SampleRequest:
-    """One image to make.
-
-    Attributes:
-        name: unique in its run; the file's stem.
-        seed: of the sample's noise.
-        sources: rows of the source table.
-        mix: weight in [0, 1] of the second source; None where nothing is mixed.
-        label: that the image may keep; "" for none.
-    """
-
-    name: str
-    seed: int
-    sources: tuple[int, ...] = ()
-    mix: float | None = None
-    label: str = ""
 
 
 class Strategy(Protocol):
@@ -92,7 +64,7 @@ class Variation:
     def __init__(self, table: SourceTable, num_per_source: int, seed: int) -> None:
         self.table: SourceTable | None = table
         self._sources = table
-        self.num_per_source = _positive("num_per_source", num_per_source)
+        self.num_per_source = at_least_one("num_per_source", num_per_source)
         self.seed = seed
         self.settings = {"sources": table.digest(), "num_per_source": num_per_source}
 
@@ -103,115 +75,6 @@ class Variation:
     def tokens(self, requests: Sequence[SampleRequest]) -> Tensor:
         """The sources' own tokens."""
         return self._sources.tokens[[request.sources[0] for request in requests]]
-
-
-class Interpolation:
-    """Images between two sources of different patients that share a label (section 2.3.2 of the paper, after MixUp).
-
-    The paper gives an image the label of its nearer end where the two differ, and names that as what corrupted its
-    labels; here a label is kept only when both ends have the same. Several labels are written `a|b`, in any order;
-    sharing one of them is enough to be paired. Sources without label pair with each other.
-
-    Args:
-        table: the sources.
-        num_samples: images.
-        mode: `lerp` is the straight line between the standardised tokens, `slerp` the great circle, token by token,
-            with the norm going along linearly.
-        mix_range: the second source's weight is uniform in it.
-        scaler: of the denoiser, which standardises tokens.
-        seed: of the run.
-    """
-
-    name = "interpolation"
-
-    def __init__(
-        self,
-        table: SourceTable,
-        num_samples: int,
-        mode: Literal["lerp", "slerp"],
-        mix_range: tuple[float, float],
-        scaler: TokenScaler,
-        seed: int,
-    ) -> None:
-        if mode not in ("lerp", "slerp"):
-            raise StrategyError(f"interpolation_mode: expected lerp or slerp, found '{mode}'")
-        low, high = mix_range
-        if not 0.0 <= low <= high <= 1.0:
-            raise StrategyError(f"mix_range: expected 0 <= low <= high <= 1, found {mix_range}")
-        self.table: SourceTable | None = table
-        self._sources = table
-        self.num_samples = _positive("num_samples", num_samples)
-        self.mode = mode
-        self.mix_range = (low, high)
-        self.scaler = scaler
-        self.seed = seed
-        self.settings = {"sources": table.digest(), "interpolation_mode": mode, "mix_range": [low, high]}
-
-    def requests(self) -> list[SampleRequest]:
-        """Source by source, each with a random partner; no pair comes again before all pairs have come.
-
-        Raises:
-            StrategyError: no two sources of different patients share a label.
-        """
-        pairs = _Pairs(self._sources)
-        low, high = self.mix_range
-        found: list[SampleRequest] = []
-        for number in range(self.num_samples):
-            generator = np.random.default_rng(derive_seed(self.seed, Purpose.STRATEGY, number))
-            ends = pairs.draw(generator)
-            agree = pairs.names[ends[0]] == pairs.names[ends[1]]
-            label = self._sources.labels[ends[0]] if agree else ""
-            mix = min(max(round(float(generator.uniform(low, high)), 6), low), high)
-            found.append(_request(self.name, number, self.seed, sources=ends, mix=mix, label=label))
-        return found
-
-    def tokens(self, requests: Sequence[SampleRequest]) -> Tensor:
-        """Between the two ends, in standardised tokens."""
-        ends = self._sources.tokens[torch.tensor([request.sources for request in requests])]
-        first, second = (self.scaler.scale(ends[:, end].to(self.scaler.tokens_mean)) for end in (0, 1))
-        mix = torch.tensor([request.mix for request in requests]).view(-1, 1, 1).to(first)
-        between = slerp(first, second, mix) if self.mode == "slerp" else torch.lerp(first, second, mix)
-        return self.scaler.unscale(between).cpu()
-
-
-class _Pairs:
-    """Pairs of sources of different patients that share a label; none comes again before all have come."""
-
-    def __init__(self, table: SourceTable) -> None:
-        self.names = [frozenset(label.split("|")) for label in table.labels]
-        self._patients = np.array(table.patient_ids)
-        groups: dict[str, list[int]] = {}
-        for source, names in enumerate(self.names):
-            for name in names:
-                groups.setdefault(name, []).append(source)
-        self._groups = {name: np.array(members) for name, members in groups.items()}
-        paired = [members for members in self._groups.values() if len(set(self._patients[members])) > 1]
-        if not paired:
-            raise StrategyError(
-                f"interpolation: among {len(table)} sources no two of different patients share a label; "
-                "give more sources, or a manifest.csv with labels that repeat"
-            )
-        self._firsts = sorted({int(source) for members in paired for source in members})
-        self._turns = deque(self._firsts)
-        self._used: dict[int, set[int]] = {}
-
-    def draw(self, generator: np.random.Generator) -> tuple[int, int]:
-        """The source whose turn it is, and one of the partners that it has not met yet."""
-        while True:
-            if not self._turns:  # all pairs have come: from the start
-                self._turns, self._used = deque(self._firsts), {}
-            first = self._turns.popleft()
-            fresh = [other for other in self._partners(first) if other not in self._used.get(first, ())]
-            if fresh:
-                second = int(generator.choice(fresh))
-                self._used.setdefault(first, set()).add(second)
-                self._used.setdefault(second, set()).add(first)
-                self._turns.append(first)
-                return first, second
-
-    def _partners(self, source: int) -> list[int]:
-        others = np.unique(np.concatenate([self._groups[name] for name in self.names[source]]))
-        return others[self._patients[others] != self._patients[source]].tolist()
 
 
 class Neighbourhood:
@@ -246,14 +109,14 @@ class Neighbourhood:
             raise StrategyError(f"neighbourhood: expected at least two sources, found {len(table)}")
         self.table: SourceTable | None = table
         self._sources = table
-        self.num_per_source = _positive("num_per_source", num_per_source)
+        self.num_per_source = at_least_one("num_per_source", num_per_source)
         self.scaler = scaler
         self.seed = seed
         scaled = scaler.scale(table.tokens.to(scaler.tokens_mean)).cpu()
         self._centred = scaled - scaled.mean(0)
         flat = scaled.flatten(1)
         # The smallest distance is the one to itself.
-        rank = 1 + min(_positive("num_neighbours", num_neighbours), len(table) - 1)
+        rank = 1 + min(at_least_one("num_neighbours", num_neighbours), len(table) - 1)
         nearest = [torch.cdist(rows, flat).kthvalue(rank, dim=1).values for rows in flat.split(CDIST_ROWS)]
         self._reach = noise_scale * torch.cat(nearest)
         self.settings = {
@@ -295,7 +158,7 @@ class Prior:
     def __init__(self, token_sampler: TokenSampler, num_samples: int, label: str | None, seed: int) -> None:
         self.table: SourceTable | None = None
         self.token_sampler = token_sampler
-        self.num_samples = _positive("num_samples", num_samples)
+        self.num_samples = at_least_one("num_samples", num_samples)
         self.label = label
         self.seed = seed
         token_sampler.check_label(label)
@@ -311,11 +174,11 @@ class Prior:
     def requests(self) -> list[SampleRequest]:
         """Numbered."""
         label = self.label or ""
-        return [_request(self.name, number, self.seed, label=label) for number in range(self.num_samples)]
+        return [numbered_request(self.name, number, self.seed, label=label) for number in range(self.num_samples)]
 
     def tokens(self, requests: Sequence[SampleRequest]) -> Tensor:
         """Drawn from each request's seed."""
-        seeds = [derive_seed(request.seed, Purpose.PRIOR) % 2**SEED_BITS for request in requests]
+        seeds = [torch_seed(request.seed, Purpose.PRIOR) for request in requests]
         return self.token_sampler.sample(seeds, self.label)
 
 
@@ -328,7 +191,7 @@ def make_strategy(
     num_samples: int,
     num_per_source: int,
     label: str | None,
-    interpolation_mode: Literal["lerp", "slerp"],
+    interpolation_mode: InterpolationMode,
     mix_range: tuple[float, float],
     num_neighbours: int,
     noise_scale: float,
@@ -358,19 +221,6 @@ def make_strategy(
 def _requests_per_source(strategy: str, table: SourceTable, num_per_source: int, seed: int) -> list[SampleRequest]:
     sources = [source for source in range(len(table)) for _ in range(num_per_source)]
     return [
-        _request(strategy, number, seed, sources=(source,), label=table.labels[source])
+        numbered_request(strategy, number, seed, sources=(source,), label=table.labels[source])
         for number, source in enumerate(sources)
     ]
-
-
-def _request(
-    strategy: str, number: int, seed: int, sources: tuple[int, ...] = (), mix: float | None = None, label: str = ""
-) -> SampleRequest:
-    sample_seed = (derive_seed(seed, Purpose.SAMPLING) + number * SEED_STRIDE) % 2**SEED_BITS
-    return SampleRequest(f"{strategy}_{number:06d}", sample_seed, sources, mix, label)
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise StrategyError(f"{name}: expected at least 1, found {value}")
-    return value

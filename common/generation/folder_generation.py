@@ -17,10 +17,11 @@ from ..contact_sheet import save_contact_sheet
 from ..dicom.synthetic_dicom import write_synthetic_dicom
 from ..diffusion.image_sampler import ImageSampler
 from ..errors import UserError
-from .embedding_strategies import SampleRequest, Strategy
+from .embedding_strategies import Strategy
 from .generation_manifest import GenerationManifest, ManifestRow
 from .image_source import EmbeddedImages, ImageSource
 from .image_writer import stored_values, write_png
+from .sample_request import SampleRequest
 
 _logger = logging.getLogger(__name__)
 

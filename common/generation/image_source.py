@@ -13,8 +13,9 @@ from ..diffusion.pixel_image_sampler import PixelImageSampler
 from ..diffusion.samplers import Sampler
 from ..errors import UserError
 from ..fingerprint import network_sha256
-from ..seeding import Purpose, derive_seed
-from .embedding_strategies import SEED_BITS, SEED_STRIDE, SampleRequest, Strategy
+from ..seeding import sample_seed
+from .embedding_strategies import Strategy
+from .sample_request import SampleRequest
 from .source_table import SourceTable
 from .trim_padding import trim_padding
 
@@ -134,9 +135,7 @@ class UnconditionalImages:
 
     def requests(self) -> list[SampleRequest]:
         """Numbered."""
-        first = derive_seed(self.seed, Purpose.SAMPLING)
-        seeds = [(first + number * SEED_STRIDE) % 2**SEED_BITS for number in range(self.num_samples)]
-        return [SampleRequest(f"{number:04d}", seed) for number, seed in enumerate(seeds)]
+        return [SampleRequest(f"{number:04d}", sample_seed(self.seed, number)) for number in range(self.num_samples)]
 
     def images(self, requests: Sequence[SampleRequest]) -> Sequence[Tensor]:
         """Each of the size that trimming leaves."""

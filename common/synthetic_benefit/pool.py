@@ -18,8 +18,10 @@ from ..diffusion.image_sampler import ImageSampler
 from ..diffusion.token_sampler import TokenSampler
 from ..evaluation.image_features import FeatureExtractor, ImageFeatures
 from ..fingerprint import json_sha256, network_sha256
-from ..generation.embedding_strategies import Interpolation, Prior, SampleRequest, Strategy, Variation
+from ..generation.embedding_strategies import Prior, Strategy, Variation
 from ..generation.image_writer import write_png
+from ..generation.interpolation import Interpolation
+from ..generation.sample_request import SampleRequest
 from ..generation.source_table import SourceTable
 from ..networks.dino import DinoEncoder
 from .recipes import INTERPOLATION, MIX_RANGE, PRIOR, VARIATION, Block, Recipe

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..fingerprint import file_sha256
-from ..generation.embedding_strategies import SEED_BITS
-from ..seeding import Purpose, derive_seed
+from ..seeding import Purpose, derive_seed, torch_seed
 from .subsets import Item, SubsetError
 
 VARIATION, INTERPOLATION, PRIOR = "variation", "interpolation", "prior"
@@ -49,7 +48,7 @@ class Recipe:
     @property
     def seed(self) -> int:
         """Of the sample's noise."""
-        return derive_seed(*(int(digest[:8], 16) for digest in self.digests), self.number) % 2**SEED_BITS
+        return torch_seed(*(int(digest[:8], 16) for digest in self.digests), self.number)
 
     @property
     def mix(self) -> float | None:
