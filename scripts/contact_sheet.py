@@ -15,7 +15,7 @@ from common.contact_sheet import save_contact_sheet
 from common.data.transforms import load_square
 from common.errors import UserError
 from common.generation.folder_generation import read_generated
-from common.generation.generation_manifest import several
+from common.generation.manifest_row import several
 
 
 class SheetError(UserError, ValueError):

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.data.phantom import draw_chest_phantom
-from common.generation.generation_manifest import GenerationManifest, ManifestRow
+from common.generation.generation_manifest import GenerationManifest
 from common.generation.image_writer import stored_values
+from common.generation.manifest_row import ManifestRow
 from common.privacy.privacy_report import PrivacyCheck
 
 SIZE = 64

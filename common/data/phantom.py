@@ -15,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 from scipy.ndimage import distance_transform_edt, gaussian_filter
-from scipy.spatial import cKDTree
 from torch import Tensor
 
-Array = NDArray[np.floating]
+from .body_canvas import Array, BodyCanvas, smooth_curve
 
 _GEOMETRY, _VESSELS, _NOISE = 0, 1, 2  # one random stream each, so that the mask needs none of the others
 _LETTERS = {
@@ -65,59 +64,8 @@ def _draw_anatomy(seed: int) -> _Anatomy:
     return _Anatomy(**{f.name: float(rng.uniform(*f.metadata["range"])) for f in fields(_Anatomy)})
 
 
-class _Canvas:
-    """The pixel grid in body coordinates, and the drawing primitives on it; every array is [H, W]."""
-
-    def __init__(self, height: int, width: int, anatomy: _Anatomy) -> None:
-        if min(height, width) < 16:
-            raise ValueError(f"a chest phantom needs at least 16×16 pixels, got {height}×{width}")
-        self.pixel = 2.0 / min(height, width)
-        self.frame_y, self.frame_x = np.meshgrid(
-            (np.arange(height) + 0.5 - height / 2) * self.pixel,
-            (np.arange(width) + 0.5 - width / 2) * self.pixel,
-            indexing="ij",
-        )
-        x, y = self.frame_x - anatomy.shift_x, self.frame_y - anatomy.shift_y
-        cos, sin = np.cos(anatomy.tilt), np.sin(anatomy.tilt)
-        self.x = (cos * x + sin * y) / anatomy.scale
-        self.y = (cos * y - sin * x) / anatomy.scale
-        self.pixel /= anatomy.scale
-        self.zero = np.zeros_like(self.x)
-
-    def blur(self, image: Array, radius: float) -> Array:
-        """Gaussian blur with a radius in body units."""
-        return gaussian_filter(image, radius / self.pixel, mode="nearest")
-
-    def ellipse(self, centre: tuple[float, float], axes: tuple[float, float], angle: float = 0.0) -> Array:
-        """Thickness of an ellipsoid: 1 in the middle, 0 from the outline on."""
-        x, y = self.x - centre[0], self.y - centre[1]
-        along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-        return np.sqrt(np.clip(1.0 - (along / axes[0]) ** 2 - (across / axes[1]) ** 2, 0.0, None))
-
-    def tube(self, points: Array, radii: Array, hollow: float = 0.0) -> Array:
-        """Thickness of a tube along `points` [N, 2] (x, y) with `radii` [N]; `hollow` is the marrow's share of it."""
-        out = np.zeros_like(self.x)
-        margin = float(radii.max()) + 2 * self.pixel
-        low, high = points.min(0) - margin, points.max(0) + margin
-        near = (self.x > low[0]) & (self.x < high[0]) & (self.y > low[1]) & (self.y < high[1])
-        if not near.any():
-            return out
-        pixels = np.stack([self.x[near], self.y[near]], axis=-1)
-        distance, index = cKDTree(points).query(pixels, distance_upper_bound=margin)
-        true_radius = np.append(radii, 0.0)[index]
-        radius = np.maximum(true_radius, 0.8 * self.pixel)
-        squared = np.where(np.isfinite(distance), distance, 9.0) ** 2
-        wall = np.sqrt(np.clip(radius**2 - squared, 0.0, None))
-        marrow = np.sqrt(np.clip((0.72 * radius) ** 2 - squared, 0.0, None))
-        out[near] = (wall - hollow * marrow) * np.minimum(true_radius / radius, 1.0)
-        return out
-
-
-def _spline(points: list[tuple[float, float]], count: int) -> Array:
-    """A smooth curve [count, 2] through a few (x, y) points."""
-    knots = np.asarray(points)
-    along = np.linspace(0.0, 1.0, len(points))
-    return PchipInterpolator(along, knots)(np.linspace(0.0, 1.0, count))
+def _canvas(height: int, width: int, anatomy: _Anatomy) -> BodyCanvas:
+    return BodyCanvas(height, width, anatomy.tilt, (anatomy.shift_x, anatomy.shift_y), anatomy.scale)
 
 
 def _rib_cage(anatomy: _Anatomy, y: Array) -> Array:
@@ -135,7 +83,7 @@ def _dome(anatomy: _Anatomy, x: Array, side: int) -> Array:
     return top + 0.20 * np.abs(offset) ** 2.4 + np.where(offset < 0, 0.05 * offset**2, 0.08 * offset**2)
 
 
-def _lung_side(canvas: _Canvas, anatomy: _Anatomy, side: int) -> NDArray[np.bool_]:
+def _lung_side(canvas: BodyCanvas, anatomy: _Anatomy, side: int) -> NDArray[np.bool_]:
     """One lung without heart and mediastinum cut out of it."""
     x = canvas.x * side
     lateral = _rib_cage(anatomy, canvas.y)
@@ -144,7 +92,7 @@ def _lung_side(canvas: _Canvas, anatomy: _Anatomy, side: int) -> NDArray[np.bool
     return (x > medial) & (x < lateral) & (canvas.y < _dome(anatomy, canvas.x, side))
 
 
-def _heart(canvas: _Canvas, anatomy: _Anatomy) -> Array:
+def _heart(canvas: BodyCanvas, anatomy: _Anatomy) -> Array:
     """Thickness of heart, aortic arch and great vessels, 0 to about 1."""
     size = anatomy.heart_size
     bottom = anatomy.dome_right + anatomy.dome_drop
@@ -156,20 +104,20 @@ def _heart(canvas: _Canvas, anatomy: _Anatomy) -> Array:
     return np.maximum.reduce([ventricles, 0.85 * atrium, 0.8 * trunk, 0.75 * arch, 0.45 * cava])
 
 
-def _lungs(canvas: _Canvas, anatomy: _Anatomy) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _lungs(canvas: BodyCanvas, anatomy: _Anatomy) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Both whole lungs (the air also behind the heart), and what one sees of them beside the heart's shadow."""
     whole = _lung_side(canvas, anatomy, -1) | _lung_side(canvas, anatomy, 1)
     return whole, whole & (_heart(canvas, anatomy) < 0.2)
 
 
-def _air(canvas: _Canvas, anatomy: _Anatomy, whole: NDArray[np.bool_]) -> Array:
+def _air(canvas: BodyCanvas, anatomy: _Anatomy, whole: NDArray[np.bool_]) -> Array:
     """Thickness of air: lungs fall off towards their outline, plus windpipe, main bronchi and stomach bubble."""
     inside = distance_transform_edt(whole) * canvas.pixel
     depth = np.sqrt(1.0 - (1.0 - np.clip(inside / 0.26, 0.0, 1.0)) ** 2)
     lungs = (0.35 * np.clip(inside / 0.02, 0.0, 1.0) + 0.65 * depth) * (1.0 - 0.62 * _heart(canvas, anatomy))
-    windpipe = _spline([(0.0, -1.4), (0.005, -0.8), (-0.015, -0.45), (-0.005, -0.22)], 90)
-    right = _spline([(-0.005, -0.22), (-0.07, -0.14), (-0.13, -0.05)], 40)
-    left = _spline([(-0.005, -0.22), (0.09, -0.15), (0.18, -0.09)], 40)
+    windpipe = smooth_curve([(0.0, -1.4), (0.005, -0.8), (-0.015, -0.45), (-0.005, -0.22)], 90)
+    right = smooth_curve([(-0.005, -0.22), (-0.07, -0.14), (-0.13, -0.05)], 40)
+    left = smooth_curve([(-0.005, -0.22), (0.09, -0.15), (0.18, -0.09)], 40)
     tubes = canvas.tube(windpipe, np.full(90, 0.042)) / 0.042 * 0.30
     for branch in (right, left):
         tubes = np.maximum(tubes, canvas.tube(branch, np.full(40, 0.026)) / 0.026 * 0.20)
@@ -178,7 +126,7 @@ def _air(canvas: _Canvas, anatomy: _Anatomy, whole: NDArray[np.bool_]) -> Array:
     return canvas.blur(lungs, 0.006) + canvas.blur(tubes, 0.008) + 0.35 * canvas.blur(bubble, 0.012)
 
 
-def _soft_tissue(canvas: _Canvas, anatomy: _Anatomy) -> Array:
+def _soft_tissue(canvas: BodyCanvas, anatomy: _Anatomy) -> Array:
     """Thickness of the body without its air: trunk, neck, shoulders and arms, abdomen, heart."""
     heights = [-2.5, -1.1, -0.93, -0.82, -0.72, -0.6, -0.3, 0.2, 0.7, 1.2, 3.0]
     widths = [0.30, 0.25, 0.27, 0.42, 0.66, 0.84, 0.87, 0.86, 0.88, 0.92, 0.95]
@@ -187,7 +135,7 @@ def _soft_tissue(canvas: _Canvas, anatomy: _Anatomy) -> Array:
     trunk = (1.0 - ratio**3.2) ** 0.6
     arms = canvas.zero
     for side in (-1, 1):
-        path = _spline([(side * 0.88, -0.50), (side * 1.10, -0.1), (side * 1.24, 0.6), (side * 1.3, 2.0)], 120)
+        path = smooth_curve([(side * 0.88, -0.50), (side * 1.10, -0.1), (side * 1.24, 0.6), (side * 1.3, 2.0)], 120)
         arm = canvas.tube(path * [anatomy.body_width, 1.0], np.linspace(0.26, 0.17, 120))
         arms = np.maximum(arms, 2.0 * arm)
     body = anatomy.fat * np.maximum(0.82 * trunk, arms)
@@ -196,7 +144,7 @@ def _soft_tissue(canvas: _Canvas, anatomy: _Anatomy) -> Array:
     return body * (1.0 + 0.28 * below * (1.0 - ratio**4)) + trunk * (0.10 * middle) + 0.30 * _heart(canvas, anatomy)
 
 
-def _ribs(canvas: _Canvas, anatomy: _Anatomy) -> Array:
+def _ribs(canvas: BodyCanvas, anatomy: _Anatomy) -> Array:
     """The ribs as tilted hoops seen from the front: the back part runs high, the front part low."""
     total = canvas.zero.copy()
     theta = np.linspace(0.10, 2.55, 140)
@@ -217,7 +165,7 @@ def _ribs(canvas: _Canvas, anatomy: _Anatomy) -> Array:
     return total
 
 
-def _spine(canvas: _Canvas, anatomy: _Anatomy) -> Array:
+def _spine(canvas: BodyCanvas, anatomy: _Anatomy) -> Array:
     """Vertebral bodies with pedicles and spinous processes."""
     x = canvas.x - anatomy.scoliosis * np.sin(2.2 * canvas.y)
     phase = (canvas.y - anatomy.rib_phase) / 0.142 * 2 * np.pi
@@ -230,17 +178,17 @@ def _spine(canvas: _Canvas, anatomy: _Anatomy) -> Array:
     return 0.06 * body + 0.025 * pedicles + 0.03 * process
 
 
-def _shoulder_bones(canvas: _Canvas, anatomy: _Anatomy) -> Array:
+def _shoulder_bones(canvas: BodyCanvas, anatomy: _Anatomy) -> Array:
     """Clavicles, shoulder blades and the heads of the upper arms."""
     total = canvas.zero.copy()
     width = anatomy.body_width
     for side in (-1, 1):
         ends = [(0.075, -0.50), (0.20, -0.575), (0.42, -0.60), (0.62, -0.66), (0.76 * width, -0.655)]
-        clavicle = _spline([(side * x, y) for x, y in ends], 120)
+        clavicle = smooth_curve([(side * x, y) for x, y in ends], 120)
         total += canvas.tube(clavicle, 0.034 + 0.014 * np.linspace(-1, 1, 120) ** 2, hollow=0.6)
-        blade = _spline([(side * x, y) for x, y in [(0.60, -0.50), (0.66, -0.2), (0.74, 0.05), (0.80, -0.2)]], 120)
+        blade = smooth_curve([(side * x, y) for x, y in [(0.60, -0.50), (0.66, -0.2), (0.74, 0.05), (0.80, -0.2)]], 120)
         total += 0.35 * canvas.tube(blade * [width, 1.0], np.full(120, 0.03), hollow=0.5)
-        arm = _spline([(side * x, y) for x, y in [(0.90, -0.54), (1.02, -0.30), (1.16, 0.4), (1.22, 2.0)]], 160)
+        arm = smooth_curve([(side * x, y) for x, y in [(0.90, -0.54), (1.02, -0.30), (1.16, 0.4), (1.22, 2.0)]], 160)
         radii = np.interp(np.linspace(0, 1, 160), [0, 0.07, 0.16, 1.0], [0.10, 0.10, 0.06, 0.055])
         total += 0.9 * canvas.tube(arm * [width, 1.0], radii, hollow=0.65)
     return total
@@ -265,7 +213,7 @@ def _vessel_tree(rng: np.random.Generator, start: tuple[float, float], angle: fl
     return np.asarray(points)
 
 
-def _vessels(canvas: _Canvas, anatomy: _Anatomy, seed: int) -> Array:
+def _vessels(canvas: BodyCanvas, anatomy: _Anatomy, seed: int) -> Array:
     """Lung vessels that fan out of both hila, thicker towards the base."""
     rng = np.random.default_rng([seed, _VESSELS])
     total = canvas.zero.copy()
@@ -280,7 +228,7 @@ def _vessels(canvas: _Canvas, anatomy: _Anatomy, seed: int) -> Array:
     return total
 
 
-def _expose(canvas: _Canvas, anatomy: _Anatomy, thickness: Array, seed: int) -> Array:
+def _expose(canvas: BodyCanvas, anatomy: _Anatomy, thickness: Array, seed: int) -> Array:
     """Grey values [0, 1] of a thickness map: scatter, film-like curve, noise, marker and collimation."""
     rng = np.random.default_rng([seed, _NOISE])
     veiled = 0.86 * canvas.blur(thickness, 0.0035) + 0.14 * canvas.blur(thickness, 0.09)
@@ -321,7 +269,7 @@ def draw_chest_phantom(height: int, width: int, seed: int) -> Tensor:
         ValueError: the size is below 16 pixels or the seed negative.
     """
     anatomy = _draw_anatomy(seed)
-    canvas = _Canvas(height, width, anatomy)
+    canvas = _canvas(height, width, anatomy)
     whole, _ = _lungs(canvas, anatomy)
     soft = _soft_tissue(canvas, anatomy)
     bones = _ribs(canvas, anatomy) * 3.4 + _spine(canvas, anatomy) * 3.4 + _shoulder_bones(canvas, anatomy) * 3.0
@@ -337,5 +285,5 @@ def draw_lung_mask(height: int, width: int, seed: int) -> Tensor:
     As in lung segmentation sets, what lies behind the heart, the mediastinum or the diaphragm does not count.
     """
     anatomy = _draw_anatomy(seed)
-    _, visible = _lungs(_Canvas(height, width, anatomy), anatomy)
+    _, visible = _lungs(_canvas(height, width, anatomy), anatomy)
     return torch.from_numpy(visible)[None]

@@ -20,8 +20,9 @@ from ..data.datalists import assert_disjoint_patients
 from ..data.transforms import load_square
 from ..errors import UserError
 from ..networks.dino import DinoEncoder
-from ..privacy.copy_detection import SPACES, CopyFeatures, CopyReference
-from ..privacy.copy_features import CopyFeatureNetwork
+from ..privacy.copy_detection import CopyReference
+from ..privacy.copy_features import CopyFeatureNetwork, CopyFeatures
+from ..privacy.nearest_patients import SPACES
 from .image_features import FeatureExtractor, ImageFeatures, build_extractor
 from .image_quality import ImageQuality, split_halves
 from .metrics import MS_SSIM_MIN_SIZE, ms_ssim, token_cosine

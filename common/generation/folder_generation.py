@@ -18,9 +18,10 @@ from ..dicom.synthetic_dicom import write_synthetic_dicom
 from ..diffusion.image_sampler import ImageSampler
 from ..errors import UserError
 from .embedding_strategies import Strategy
-from .generation_manifest import GenerationManifest, ManifestRow
+from .generation_manifest import GenerationManifest
 from .image_source import EmbeddedImages, ImageSource
 from .image_writer import stored_values, write_png
+from .manifest_row import ManifestRow
 from .sample_request import SampleRequest
 
 _logger = logging.getLogger(__name__)

@@ -21,107 +21,21 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ..data.datalist_sources import MANIFEST_NAME, SPLITS, first_few
 from ..errors import UserError
 from ..files import atomic_path
+from .manifest_row import ROW_COLUMNS, ManifestRow
+from .patient_groups import PatientGroups
 
 SETTINGS_NAME = "generation.json"
 DROPPED_NAME = "dropped.csv"
 
-_FLAGS = {None: "", True: "yes", False: "no"}
-
-
-def several(cell: str) -> tuple[str, ...]:
-    """The values that a cell of the manifest joins by semicolons."""
-    return tuple(part.replace("%3B", ";").replace("%25", "%") for part in cell.split(";") if part)
-
 
 class GenerationMismatchError(UserError, ValueError):
     """A folder holds something else than the run that wants to continue it would have written."""
-
-
-@dataclass(frozen=True)
-class ManifestRow:
-    """How one image was made.
-
-    Attributes:
-        image: its path relative to the folder, with forward slashes.
-        strategy: how the embedding was chosen: variation, interpolation, neighbourhood or prior; or unconditional.
-        seed: of this sample.
-        num_inference_steps: of the sampler.
-        guidance_scale: of classifier-free guidance; 1 is none.
-        method: the sampler's name.
-        weights_sha256: of the weights.
-        sources: paths of the source images; none for `prior` and `unconditional`.
-        source_patient_ids: the patient of each source, from the data list.
-        mix: interpolation weight in [0, 1] of the second source; None where nothing is mixed.
-        label: that of the sources where they agree, else "".
-        flagged: whether the privacy check took it for a copy; None if it was not checked.
-
-    Raises:
-        ValueError: a path that leaves the folder, or a source without patient.
-    """
-
-    image: str
-    strategy: str
-    seed: int
-    num_inference_steps: int
-    guidance_scale: float
-    method: str
-    weights_sha256: str
-    sources: tuple[str, ...] = ()
-    source_patient_ids: tuple[str, ...] = ()
-    mix: float | None = None
-    label: str = ""
-    flagged: bool | None = None
-
-    def __post_init__(self) -> None:
-        path = PurePosixPath(self.image)
-        if path.is_absolute() or ".." in path.parts or str(path) != self.image or "\\" in self.image:
-            raise ValueError(f"manifest row: found image {self.image!r}; expected a path like images/0001.png.")
-        if len(self.sources) != len(self.source_patient_ids) or not all((*self.sources, *self.source_patient_ids)):
-            raise ValueError(
-                f"manifest row {self.image}: found sources {self.sources} of patients {self.source_patient_ids}; "
-                "expected one patient for each source, or a split by patient would not hold."
-            )
-
-    def provenance(self) -> dict[str, str]:
-        """What may go into the picture itself: all but the sources, whose names may be those of patients."""
-        hidden = ("image", "sources", "source_patient_ids")
-        return {name: cell for name, cell in self.cells().items() if cell and name not in hidden}
-
-    def cells(self) -> dict[str, str]:
-        """The row as text; several values are joined by semicolons."""
-        cells = {field.name: getattr(self, field.name) for field in fields(self)}
-        cells["flagged"] = _FLAGS[self.flagged]
-        for name in ("sources", "source_patient_ids"):
-            cells[name] = ";".join(value.replace("%", "%25").replace(";", "%3B") for value in cells[name])
-        return {name: "" if value is None else str(value) for name, value in cells.items()}
-
-    @classmethod
-    def from_cells(cls, cells: Mapping[str, str]) -> ManifestRow:
-        """The row that `cells` came from; KeyError or ValueError if it came from none."""
-        return cls(
-            image=cells["image"],
-            strategy=cells["strategy"],
-            seed=int(cells["seed"]),
-            num_inference_steps=int(cells["num_inference_steps"]),
-            guidance_scale=float(cells["guidance_scale"]),
-            method=cells["method"],
-            weights_sha256=cells["weights_sha256"],
-            sources=several(cells["sources"]),
-            source_patient_ids=several(cells["source_patient_ids"]),
-            mix=float(cells["mix"]) if cells["mix"] else None,
-            label=cells["label"],
-            flagged={text: flag for flag, text in _FLAGS.items()}[cells["flagged"]],
-        )
-
-
-_ROW_COLUMNS = tuple(field.name for field in fields(ManifestRow))
 
 
 class GenerationManifest:
@@ -147,11 +61,11 @@ class GenerationManifest:
         self.folder, self.split = Path(folder), split
         self._path, self._dropped_path = self.folder / MANIFEST_NAME, self.folder / DROPPED_NAME
         split_column = () if split is None else ("split",)
-        self._columns = ("image", "synthetic", "patient_id", *split_column, *_ROW_COLUMNS[1:])
+        self._columns = ("image", "synthetic", "patient_id", *split_column, *ROW_COLUMNS[1:])
         self._settle_settings({**settings, "split": split})
-        self._dropped = {row.image: row for row in _read(self._dropped_path, _ROW_COLUMNS)}
+        self._dropped = {row.image: row for row in _read(self._dropped_path, ROW_COLUMNS)}
         self._rows = {row.image: row for row in _read(self._path, self._columns)}
-        self._groups = _PatientGroups(())
+        self._groups = PatientGroups(())
         self._tidy()
 
     def rows(self) -> list[ManifestRow]:
@@ -184,7 +98,7 @@ class GenerationManifest:
             else:
                 _append_durably(self._path, _csv_text(self._records(new.values()), self._columns))
         except BaseException:
-            self._groups = _PatientGroups(self._rows.values())
+            self._groups = self._patient_groups()
             raise
         self._rows.update(new)
 
@@ -226,13 +140,16 @@ class GenerationManifest:
         """Write what is dropped, then act on it; on a start, finish what a kill interrupted."""
         if self._dropped:
             dropped = (row.cells() for row in self._dropped.values())
-            _write_atomically(self._dropped_path, _csv_text(dropped, _ROW_COLUMNS, header=True))
+            _write_atomically(self._dropped_path, _csv_text(dropped, ROW_COLUMNS, header=True))
         for name in self._dropped:
             (self.folder / name).unlink(missing_ok=True)
         self._rows = {name: row for name, row in self._rows.items() if name not in self._dropped}
-        self._groups = _PatientGroups(self._rows.values())
+        self._groups = self._patient_groups()
         if not self._path.exists() or self._path.read_bytes() != self._text(self._rows).encode():
             self._write_all(self._rows)
+
+    def _patient_groups(self) -> PatientGroups:
+        return PatientGroups(row.source_patient_ids for row in self._rows.values())
 
     def _write_all(self, rows: Mapping[str, ManifestRow]) -> None:
         _write_atomically(self._path, self._text(rows))
@@ -246,30 +163,6 @@ class GenerationManifest:
             patients = row.source_patient_ids
             patient = self._groups.name(patients[0]) if patients else f"synthetic:{row.image}"
             yield {**row.cells(), "synthetic": "true", "patient_id": patient, "split": self.split or ""}
-
-
-class _PatientGroups:
-    """Patients that share an image, directly or through others; each group is named after one of them."""
-
-    def __init__(self, rows: Iterable[ManifestRow]) -> None:
-        self._towards: dict[str, str] = {}  # patient -> patient nearer to the group's name; the name leads to itself
-        for row in rows:
-            self.join(row.source_patient_ids)
-
-    def name(self, patient: str) -> str:
-        while self._towards[patient] != patient:
-            self._towards[patient] = self._towards[self._towards[patient]]
-            patient = self._towards[patient]
-        return patient
-
-    def join(self, patients: Sequence[str]) -> bool:
-        """Make one group of these; returns whether a group that was there before changes its name."""
-        known = list(dict.fromkeys(self.name(patient) for patient in patients if patient in self._towards))
-        for patient in patients:
-            self._towards.setdefault(patient, patient)
-        for patient in patients:
-            self._towards[self.name(patient)] = known[0] if known else patients[0]
-        return len(known) > 1
 
 
 def _csv_text(records: Iterable[Mapping[str, str]], columns: Sequence[str], header: bool = False) -> str:

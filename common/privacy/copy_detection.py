@@ -1,7 +1,6 @@
 """Did a generator copy its training images? Nearest neighbours, calibrated on real images of patients it never saw.
 
-Two spaces are looked at: cosine distance between DINO cls tokens ("embedding"), and 1 - correlation between small grey
-pictures whose local mean and contrast are evened out, the least over small shifts ("pixels"). In each the statistic is
+Two spaces are looked at, DINO's and that of small pictures (`nearest_patients`). In each the statistic is
 
     ratio = distance to the nearest training image / mean distance to the k nearest training patients,
 
@@ -18,63 +17,19 @@ patients, as in Dar et al. 2024, arXiv 2402.01054), and copies that are zoomed, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.ndimage import gaussian_filter
-from torch import Tensor
-from torch.nn import functional as F
 
-from ..errors import UserError
+from .copy_features import CopyDetectionError, CopyFeatures
 from .copy_verdict import CopyVerdict, judge
 from .held_out_ratios import Floats, HeldOutRatios
+from .nearest_patients import SPACES, NearestPatients
 
-SPACES = ("embedding", "pixels")
-MIN_DISTANCE = 1e-6  # of cosine or correlation; float32 cannot tell less from 0
-DETAIL = 1 / 16  # of the side: sd of the Gaussian that local mean and contrast are taken with
-MIN_CONTRAST = 0.1  # of a picture's sd, added to the local one: flat parts stay flat
 LEAK_P_VALUE = 0.01  # of any held-out image being taken for a copy of a training image by mistake
-
-
-class CopyDetectionError(UserError, ValueError):
-    """Features that cannot be compared."""
-
-
-@dataclass(frozen=True)
-class CopyFeatures:
-    """What is compared of N images.
-
-    Args:
-        embeddings: [N, D], any scale.
-        pictures: [N, 1, h, w], grey, any scale; sides of 32 to 64 px.
-
-    Raises:
-        CopyDetectionError: other shapes, different N, values that are not finite.
-    """
-
-    embeddings: Tensor
-    pictures: Tensor
-
-    def __post_init__(self) -> None:
-        shapes = tuple(self.embeddings.shape), tuple(self.pictures.shape)
-        if len(shapes[0]) != 2 or len(shapes[1]) != 4 or shapes[1][1] != 1 or shapes[0][0] != shapes[1][0]:
-            raise CopyDetectionError(
-                f"copy detection: found embeddings {shapes[0]} and pictures {shapes[1]}; expected [N, D] and "
-                "[N, 1, h, w] of the same N images."
-            )
-        if not (self.embeddings.isfinite().all() and self.pictures.isfinite().all()):
-            raise CopyDetectionError("copy detection: found NaN or infinity; leave images without finite features out.")
-
-    def __len__(self) -> int:
-        return len(self.embeddings)
-
-    def __getitem__(self, rows: slice | Sequence[int]) -> CopyFeatures:
-        return CopyFeatures(self.embeddings[rows], self.pictures[rows])
 
 
 @dataclass(frozen=True)
@@ -130,20 +85,6 @@ class CopyCheck:
     verdict: CopyVerdict
 
 
-def evened_out(pictures: Tensor) -> Tensor:
-    """Take the local mean out of pictures [N, 1, h, w] and divide by the local contrast; float32.
-
-    What all chest radiographs share is coarse. What is left here, ribs and vessels and their exact place, belongs to
-    one picture.
-    """
-    array = pictures.detach().float().numpy()
-    array = array - array.mean((2, 3), keepdims=True)
-    array /= np.maximum(array.std((2, 3), keepdims=True), MIN_DISTANCE)
-    sigma = (0, 0, DETAIL * array.shape[2], DETAIL * array.shape[3])
-    array -= gaussian_filter(array, sigma, mode="nearest")
-    return torch.from_numpy(array / (np.sqrt(gaussian_filter(array**2, sigma, mode="nearest")) + MIN_CONTRAST))
-
-
 class CopyReference:
     """What training images and held-out images of other patients say of samples.
 
@@ -194,18 +135,9 @@ class CopyReference:
                 f"copy detection: found {len(train)} training and {len(held_out)} held-out images; expected 3 and 1 or "
                 "more. Give the training set, and images of patients that are not in it."
             )
-        self._check_sizes(train, held_out)
-        if min(train.pictures.shape[2:]) <= 2 * self.max_shift + 1:
-            raise CopyDetectionError(
-                f"copy detection: found pictures {tuple(train.pictures.shape[2:])} and max_shift {self.max_shift}; "
-                "expected larger pictures or smaller shifts."
-            )
-        self._train = train
-        patients = list(range(len(train)) if train_patients is None else train_patients)
-        codes = {patient: code for code, patient in enumerate(dict.fromkeys(patients))}
-        self._patients = torch.tensor([codes[patient] for patient in patients])
-        self._keys = {space: self._key_vectors(space, train, held_out) for space in SPACES}
-        found = {space: self._nearest(space, held_out, [()] * len(held_out)) for space in SPACES}
+        options = self.num_neighbours, self.max_shift, self.chunk_size
+        self._patients = NearestPatients(train, held_out, train_patients, *options)
+        found = {space: self._patients.nearest(space, held_out, [()] * len(held_out)) for space in SPACES}
         ratios = {space: distance / typical for space, (_, distance, typical) in found.items()}
         tail = np.stack([HeldOutRatios(ratio, self.false_flag_rate).tail_p_value(ratio) for ratio in ratios.values()])
         is_leak = tail.min(0) <= LEAK_P_VALUE / tail.size
@@ -239,7 +171,7 @@ class CopyReference:
             raise CopyDetectionError("copy detection: found no training images to compare with; call fit first.")
         if not len(samples):
             raise CopyDetectionError("copy detection: found no samples; expected one or more.")
-        self._check_sizes(self._train, samples)
+        self._patients.check_sizes(samples)
         own = [tuple(indices) for indices in sources] if sources is not None else [()] * len(samples)
         groups = list(range(len(samples)) if groups is None else groups)
         if len(own) != len(samples) or len(groups) != len(samples):
@@ -257,72 +189,11 @@ class CopyReference:
         verdict = judge(self.held_out, spaces, is_flagged, is_copy, groups, self.false_flag_rate, self.significance)
         return CopyCheck(spaces, is_flagged, is_copy, copies_source, comparison, verdict)
 
-    # ---- distances -------------------------------------------------------------------------------------------------
-
-    def _check_sizes(self, train: CopyFeatures, other: CopyFeatures) -> None:
-        for name in ("embeddings", "pictures"):
-            expected, found = (tuple(getattr(features, name).shape[1:]) for features in (train, other))
-            if expected != found:
-                raise CopyDetectionError(
-                    f"copy detection: found {name} of size {found}; expected {expected}, as the training images have. "
-                    "Prepare all images in the same way."
-                )
-
-    def _key_vectors(self, space: str, *parts: CopyFeatures) -> Tensor:
-        """Unit vectors [N + n, P] of training and held-out images, unshifted."""
-        return torch.cat([self._vectors(space, features, 0)[0] for features in parts])
-
-    def _vectors(self, space: str, features: CopyFeatures, shift: int) -> Tensor:
-        """Unit vectors [number of shifts, B, P]; their dot product with keys is 1 - distance."""
-        if space == "embedding":
-            return F.normalize(features.embeddings.detach().float(), dim=1)[None]
-        pictures = evened_out(features.pictures)
-        height, width = (side - 2 * self.max_shift for side in pictures.shape[2:])
-        offsets = range(self.max_shift - shift, self.max_shift + shift + 1)
-        windows = [pictures[..., y : y + height, x : x + width].flatten(1) for y in offsets for x in offsets]
-        return torch.stack([F.normalize(w - w.mean(1, keepdim=True), dim=1) for w in windows])
-
-    def _nearest(
-        self, space: str, queries: CopyFeatures, own: Sequence[tuple[int, ...]]
-    ) -> tuple[NDArray[np.integer], Floats, Floats]:
-        """Index of the nearest training image, distance to it, mean distance to the k nearest patients; each [M]."""
-        num_patients = int(self._patients.max()) + 1
-        keys, found = self._keys[space][: len(self._train)], []
-        for start in range(0, len(queries), self.chunk_size):
-            chunk = self._vectors(space, queries[start : start + self.chunk_size], self.max_shift)
-            similarity = chunk[0] @ keys.T
-            for shifted in chunk[1:]:
-                torch.maximum(similarity, shifted @ keys.T, out=similarity)
-            for row, indices in enumerate(own[start : start + self.chunk_size]):
-                for code in {int(self._patients[i]) for i in indices if i < len(self._train)}:
-                    similarity[row, self._patients == code] = -math.inf
-            by_patient = torch.full((len(similarity), num_patients), -math.inf)
-            by_patient.scatter_reduce_(1, self._patients.expand_as(similarity), similarity, "amax")
-            nearest = by_patient.topk(min(self.num_neighbours, num_patients), dim=1).values
-            distance = (1 - nearest.double()).clamp_min(MIN_DISTANCE)  # infinite where left out
-            is_there = distance.isfinite()
-            typical = torch.where(is_there, distance, 0.0).sum(1) / is_there.sum(1)
-            found.append((similarity.argmax(1), distance[:, 0], typical))
-        columns = [torch.cat(column).numpy() for column in zip(*found, strict=True)]
-        if not np.isfinite(columns[1]).all():
-            raise CopyDetectionError(
-                "copy detection: found a sample whose sources' patients are the whole training set; expected training "
-                "images of other patients too."
-            )
-        return columns[0], columns[1], columns[2]
-
-    def _source_distance(self, space: str, samples: CopyFeatures, own: Sequence[tuple[int, ...]]) -> Floats:
-        """Distance [M] to the nearest own source; NaN where there is none."""
-        distance = np.full(len(samples), np.nan)
-        for row in (row for row, indices in enumerate(own) if indices):
-            vectors = self._vectors(space, samples[row : row + 1], self.max_shift)[:, 0]
-            similarity = float((vectors @ self._keys[space][list(own[row])].T).max())
-            distance[row] = max(1 - similarity, MIN_DISTANCE)
-        return distance
+    # ---- judgement -------------------------------------------------------------------------------------------------
 
     def _check_space(self, space: str, samples: CopyFeatures, own: Sequence[tuple[int, ...]]) -> SpaceCheck:
-        index, distance, typical = self._nearest(space, samples, own)
-        source_distance = self._source_distance(space, samples, own)
+        index, distance, typical = self._patients.nearest(space, samples, own)
+        source_distance = self._patients.source_distance(space, samples, own)
         reference, ratio = self.held_out[space], distance / typical
         share = 1 / self.num_neighbours  # of the source in the mean, as that of the nearest image in `typical`
         source_ratio = source_distance / (share * source_distance + (1 - share) * typical)
@@ -330,8 +201,6 @@ class CopyReference:
         p_values = reference.p_value(ratio), reference.tail_p_value(ratio)
         flags = reference.flags(ratio)
         return SpaceCheck(index, distance, ratio, *p_values, flags, source_distance, source_p_value)
-
-    # ---- judgement -------------------------------------------------------------------------------------------------
 
     def _compare(self, space: str, check: SpaceCheck, groups: Sequence[Hashable]) -> dict[str, tuple[float, float]]:
         """Mann-Whitney on one sample per group: are samples nearer than held-out images?"""

@@ -26,13 +26,14 @@ from ..errors import UserError
 from ..evaluation.evaluation_report import provenance
 from ..evaluation.image_features import FeatureExtractor, ImageFeatures
 from ..files import atomic_path, write_json
-from ..generation.generation_manifest import several
+from ..generation.manifest_row import several
 from ..seeding import derive_seed
 from .altered_copy import altered_copy
-from .copy_detection import SPACES, CopyCheck, CopyFeatures, CopyReference
-from .copy_features import CopyFeatureNetwork
+from .copy_detection import CopyCheck, CopyReference
+from .copy_features import CopyFeatureNetwork, CopyFeatures
 from .held_out_ratios import Floats
 from .histograms import histograms
+from .nearest_patients import SPACES
 from .privacy_summary import write_summary
 
 logger = logging.getLogger(__name__)
