@@ -18,6 +18,7 @@ from common.command_line import run_command
 from common.data.dataset import RadiographDataset
 from common.experiments.experiment import Experiment, ExperimentError
 from common.experiments.generated_labels import ENSEMBLE, GENERATED, GeneratedLabels
+from common.experiments.knobs import chosen_cells
 from common.experiments.label_budget import labelled_radiographs
 from common.experiments.label_efficiency import Cell, FineTuning, grid
 from common.experiments.label_efficiency_report import write_report
@@ -29,7 +30,9 @@ from common.segmentation.segmentation_evaluation import segment_and_score
 from common.segmentation.segmentation_metrics import summarise_scores
 
 BUNDLE = Path("bundles") / "dental_radiograph_segmentation"
-QUICK_BUDGETS, QUICK_SEEDS, QUICK_STEPS, QUICK_IMAGES = (1, 5), (0,), 5, 8
+NUMBERS = {"budgets": 1, "seeds": 0, "timesteps": 0}  # with the least of each
+QUICK_LISTS = {"budgets": (1, 5), "seeds": (0,)}
+QUICK_STEPS, QUICK_IMAGES = 5, 8
 CLASSIFIER_STEPS, CLASSIFIER_QUICK_STEPS = 1000, 20  # of each member of the ensemble
 
 
@@ -43,6 +46,7 @@ def label_efficiency(
     budgets: Sequence[int] = (1, 2, 5, 10, 20, 50),
     seeds: Sequence[int] = (0, 1, 2),
     timesteps: Sequence[int] = (1,),
+    grids: str | None = None,
     num_steps: int = 600,
     learning_rate: float = 1.0e-3,
     where: Mapping[str, str] | None = None,
@@ -70,6 +74,8 @@ def label_efficiency(
         budgets: labelled images.
         seeds: of subset and training.
         timesteps: that the network is told; more than one for the ablation.
+        grids: YAML file that lists several grids, each a mapping of `methods` (some of the starts), budgets, seeds and
+            timesteps, or of some of these.
         num_steps: of each fine-tuning.
         learning_rate: of each fine-tuning.
         where: manifest columns and the value that each must have.
@@ -91,8 +97,10 @@ def label_efficiency(
     if GENERATED in starts and generated is None:
         raise ExperimentError(f"--starts names {GENERATED}; give the folder of generated radiographs by --generated")
     pretrained = with_ensemble(starts)
+    knobs = {"methods": list(starts), "budgets": budgets, "seeds": seeds, "timesteps": timesteps}
+    cells = chosen_cells(grids, knobs, grid, {"methods": list(starts)}, NUMBERS, QUICK_LISTS if quick else {})
     if quick:
-        budgets, seeds, num_steps = QUICK_BUDGETS, QUICK_SEEDS, QUICK_STEPS
+        num_steps = QUICK_STEPS
     work_dir = work_dir or str(Path(bundle_root) / "outputs" / "label_efficiency")
     classes = class_table(table)
     overrides = {
@@ -128,7 +136,7 @@ def label_efficiency(
         return summarise_scores(scores, classes)
 
     experiment = Experiment(output_dir, settings, do, describe=lambda cell: start_of(starts[cell.method]))
-    experiment.run(grid(list(starts), budgets, seeds, timesteps), (share[0], share[1]))
+    experiment.run(cells, (share[0], share[1]))
     # train.yaml takes a GPU where there is one
     write_report(output_dir, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 

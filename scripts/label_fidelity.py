@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import run_command
-from common.experiments.experiment import Experiment, check_names, check_numbers
+from common.experiments.experiment import Experiment
+from common.experiments.knobs import check_names, check_numbers
 from common.synthetic_benefit.densenet import TrainingSettings
 from common.synthetic_benefit.label_fidelity import Judge, LabelFidelity
 from common.synthetic_benefit.label_fidelity_report import write_report

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import run_command
-from common.experiments.experiment import Experiment, check_names, check_numbers
+from common.experiments.experiment import Experiment
+from common.experiments.knobs import chosen_cells
 from common.synthetic_benefit.densenet import TrainingSettings
 from common.synthetic_benefit.pool import load_generator
 from common.synthetic_benefit.regimes import REAL_REGIMES, STRATEGIES, SYNTHETIC_REGIMES, grid
@@ -19,7 +20,10 @@ from common.synthetic_benefit.study import CLASSIFIERS, Study, labelled_split
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
 REGIMES = (*REAL_REGIMES, *SYNTHETIC_REGIMES)
-QUICK_SIZES, QUICK_RATIOS, QUICK_SEEDS, QUICK_INFERENCE_STEPS, QUICK_STEPS = (6,), (1,), (0,), 2, 2
+NAMES = {"strategies": STRATEGIES, "regimes": REGIMES, "classifiers": CLASSIFIERS}
+NUMBERS = {"sizes": 1, "ratios": 1, "seeds": 0}  # with the least of each
+QUICK_LISTS = {"sizes": (6,), "ratios": (1,), "seeds": (0,)}
+QUICK_INFERENCE_STEPS, QUICK_STEPS = 2, 2
 QUICK_IMAGE_SIZE, QUICK_VIEWS, QUICK_TEST_IMAGES = 32, 1, 3  # px; of an image; of a class
 
 
@@ -35,6 +39,7 @@ def synthetic_benefit(
     regimes: Sequence[str] = REGIMES,
     classifiers: Sequence[str] = CLASSIFIERS,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    grids: str | None = None,
     share: Sequence[int] = (0, 1),
     num_inference_steps: int = 10,
     guidance_scale: float = 1.0,
@@ -66,6 +71,7 @@ def synthetic_benefit(
         regimes: real_unaugmented, real, mixed, synthetic, pretrained.
         classifiers: probe, densenet.
         seeds: of subset and training.
+        grids: YAML file that lists several grids, each a mapping of the six lists above, or of some of them.
         share: i, n: do every n-th cell from the i-th on; so n processes share the work.
         num_inference_steps: of the generator.
         guidance_scale: of the generator; 1 is none, and costs half.
@@ -81,19 +87,12 @@ def synthetic_benefit(
         bundle_root: of the latent diffusion bundle.
         device: such as cpu; None takes a GPU where there is one.
     """
+    knobs: dict[str, Sequence[Any]] = {"classifiers": classifiers, "regimes": regimes, "strategies": strategies}
+    knobs |= {"ratios": ratios, "sizes": sizes, "seeds": seeds}
+    cells = chosen_cells(grids, knobs, grid, NAMES, NUMBERS, QUICK_LISTS if quick else {})
     if quick:
-        sizes, ratios, seeds = QUICK_SIZES, QUICK_RATIOS, QUICK_SEEDS
         num_inference_steps, num_steps = QUICK_INFERENCE_STEPS, QUICK_STEPS
         image_size, num_views = QUICK_IMAGE_SIZE, QUICK_VIEWS
-    for name, given, known in (
-        ("strategies", strategies, STRATEGIES),
-        ("regimes", regimes, REGIMES),
-        ("classifiers", classifiers, CLASSIFIERS),
-    ):
-        check_names(name, given, known)
-    for name, numbers, least in (("sizes", sizes, 1), ("ratios", ratios, 1), ("seeds", seeds, 0)):
-        check_numbers(name, numbers, least)
-    cells = grid(classifiers, regimes, strategies, ratios, sizes, seeds)
     train, test, classes = labelled_split(dataset_dir, where, QUICK_TEST_IMAGES if quick else None)
     generator = load_generator(bundle_root, num_inference_steps, guidance_scale, amp, device)
     training = TrainingSettings(image_size, num_steps, batch_size, learning_rate, amp=amp)

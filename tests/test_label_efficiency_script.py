@@ -70,6 +70,16 @@ def test_all_starts_are_measured_and_reported_and_a_second_run_does_nothing(scri
     assert stamps == {path: path.stat().st_mtime_ns for path in (data / "out" / "cells").iterdir()}
 
 
+def test_grids_of_a_file_choose_among_the_starts(script, data):
+    (data / "grids.yaml").write_text("- {methods: [none]}\n- {methods: [ddpm], budgets: [7]}\n")
+    run(script, data, ["none", "ddpm"], grids=str(data / "grids.yaml"))
+    found = {(cell.method, cell.label_budget) for cell, _ in read_cells(data / "out", Cell)}
+    assert found == {(name, n) for name in ("none", "ddpm") for n in (1, 5)}, "quick has its own budgets"
+    (data / "grids.yaml").write_text("- {methods: [masked_images]}\n")
+    with pytest.raises(ExperimentError, match="--methods"):
+        run(script, data, ["none"], grids=str(data / "grids.yaml"))
+
+
 def test_generated_labels_need_no_other_start(script):
     assert script.with_ensemble({"ddpm_generated": "a.pt"}) == {"ddpm_generated": "a.pt", "ddpm": "a.pt"}
     assert script.with_ensemble({"none": "none"}) == {"none": "none"}

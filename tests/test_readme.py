@@ -9,10 +9,14 @@ import pytest
 from common.config.config_graph import load_file
 from common.evaluation.evaluation_report import markdown_table
 from common.evaluation.generator_evaluation import markdown
+from common.experiments.knobs import read_grids
+from common.experiments.label_efficiency import grid as label_efficiency_grid
 from common.experiments.label_efficiency_report import markdown as label_efficiency_tables
 from common.experiments.token_ablation_report import markdown as token_ablation_tables
 from common.segmentation.segmentation_report import markdown_table as segmentation_table
 from common.synthetic_benefit.label_fidelity_report import markdown as label_fidelity_tables
+from common.synthetic_benefit.regimes import REAL_REGIMES, SYNTHETIC_REGIMES
+from common.synthetic_benefit.regimes import grid as synthetic_benefit_grid
 from common.synthetic_benefit.report import markdown as synthetic_benefit_tables
 from common.zero_shot.lung_report import markdown as zero_shot_lungs_tables
 
@@ -22,6 +26,7 @@ DOCUMENTS = [
     *sorted(REPOSITORY.glob("bundles/*/docs/README.md")),
     REPOSITORY / "bundles" / "dental_radiograph_segmentation" / "docs" / "monai_label.md",
 ]
+REGIMES = (*REAL_REGIMES, *SYNTHETIC_REGIMES)
 RUN_ARGUMENTS = {"config_file", "bundle_root", "meta_file", "args_file"}
 OWN_PATHS = re.compile(r"(?:bundles|scripts|tests|common)/[\w./-]+")
 
@@ -110,6 +115,27 @@ def test_the_tables_of_the_generators_experiments_are_those_of_their_json(stem, 
     if quoted:
         readme = (docs / "README.md").read_text()
         assert [line for line in text.splitlines() if line.startswith("| ") and line not in readme] == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "grid", "knobs"),
+    [
+        (
+            "cxr_dino_latent_diffusion/docs/synthetic_benefit",
+            synthetic_benefit_grid,
+            {"classifiers": (), "strategies": (), "ratios": (), "sizes": (), "regimes": REGIMES, "seeds": range(5)},
+        ),
+        (
+            "dental_radiograph_segmentation/docs/label_efficiency",
+            label_efficiency_grid,
+            {"methods": (), "budgets": (), "timesteps": (1,), "seeds": range(3)},
+        ),
+    ],
+)
+def test_the_grids_that_ship_are_the_cells_that_ship(folder, grid, knobs):
+    folder = REPOSITORY / "bundles" / folder
+    wanted = {cell.name for lists in read_grids(folder / "grids.yaml", knobs) for cell in grid(**lists)}
+    assert wanted == {path.stem for path in (folder / "cells").glob("*.json")}
 
 
 def test_shipped_texts_name_no_path_of_one_machine():

@@ -139,29 +139,6 @@ def settle(path: Path, settings: Mapping[str, Any]) -> None:
         raise ExperimentError(f"{path.parent} holds an experiment with {pairs}; give another output_dir")
 
 
-def check_names(name: str, given: Any, known: Sequence[str]) -> None:
-    """Refuse a knob that is not a list of known names.
-
-    Raises:
-        ExperimentError: says what was found.
-    """
-    unknown = [given] if isinstance(given, str) else [each for each in given if each not in known]
-    if unknown:
-        raise ExperimentError(f"--{name}: found {given!r}; expected a list such as [{known[0]}], of {', '.join(known)}")
-
-
-def check_numbers(name: str, given: Any, least: int) -> None:
-    """Refuse a knob that is not a list of integers of at least `least`.
-
-    Raises:
-        ExperimentError: says what was found.
-    """
-    if not isinstance(given, list | tuple) or not all(type(each) is int and each >= least for each in given):
-        raise ExperimentError(
-            f"--{name}: found {given!r}; expected a list of integers from {least} on, such as [50,100]"
-        )
-
-
 def write_experiment_report(
     output_dir: str | Path,
     stem: str,
