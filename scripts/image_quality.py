@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from common.command_line import run_command
 from common.data.datalists import DatasetError, radiograph_items
-from common.evaluation.evaluation_report import provenance
 from common.evaluation.image_features import ImageFeatures, build_extractor
 from common.evaluation.image_quality import ImageQuality, markdown_table
 from common.files import atomic_path
+from common.provenance import provenance
 
 QUICK_IMAGES, QUICK_RESAMPLES = 100, 10
 PANEL, BARS, MARGIN = (440, 320), 240, 40  # pixels: a panel's size, its highest bar, the space around

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from common.data.phantom import draw_chest_phantom
 from common.generation.generation_manifest import GenerationManifest
-from common.generation.image_writer import stored_values
 from common.generation.manifest_row import ManifestRow
+from common.intensity import stored_values
 from common.privacy.privacy_report import PrivacyCheck
 
 SIZE = 64

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from common.diffusion.conditioning import (
+from common.networks.conditioning import (
     ConditioningError,
     ContextEncoder,
     TokenScaler,

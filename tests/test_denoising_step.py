@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, default_collate
 
 from common.data.dataset import StepBatchSampler
 from common.data.latent_store import LatentDataset
-from common.diffusion.conditioning import TokenSelection
 from common.diffusion.noise_schedule import NoiseSchedule
+from common.networks.conditioning import TokenSelection
 from common.networks.latent_denoiser import DenoisingPass
 from common.training.denoising_step import DenoisingStep, DenoisingValidation, MeanError, drawn_latents, spread_uniform
 from common.training.descent import NonFiniteLossError

@@ -147,7 +147,7 @@ def test_another_picture_or_seed_is_another_patient(options):
 
 def test_dicom_seg_lies_on_the_same_plane(tmp_path):
     pytest.importorskip("highdicom")
-    from common.dicom.dicom_seg import write_dicom_seg
+    from common.segmentation.dicom_seg import write_dicom_seg
     from common.segmentation.segmentation_classes import class_table
 
     mask = np.zeros((65, 63), np.uint8)

@@ -7,10 +7,10 @@ import torch
 from PIL import Image, ImageCms
 from pydicom.uid import DigitalXRayImageStorageForPresentation
 
-from common.dicom.dicom_seg import dicom_cielab, require_highdicom, write_dicom_seg
 from common.dicom.synthetic_dicom import write_synthetic_dicom
 from common.errors import UserError
 from common.reader import read_radiograph
+from common.segmentation.dicom_seg import dicom_cielab, require_highdicom, write_dicom_seg
 from common.segmentation.mask_writer import MaskWriter
 from common.segmentation.segmentation_classes import ELEVEN, GROUPED
 

@@ -12,12 +12,12 @@ from test_autoencoder_step import phantom_batch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from common.diffusion.latent_statistics import measure_statistics
+from common.distributed import is_rank_zero, leave, local_device, rank, world_size
 from common.networks.latent_codec import VariationalPass
 from common.training.autoencoder_step import AutoencoderStep
 from common.training.checkpoint import TrainingCheckpoint
-from common.training.distributed import is_rank_zero, leave, local_device, rank, world_size
 from common.training.ema import ExponentialMovingAverage
+from common.training.latent_statistics import measure_statistics
 from common.training.losses import AdversarialTerm, ReconstructionLoss
 
 

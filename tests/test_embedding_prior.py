@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import randomise
 
-from common.diffusion.conditioning import ConditioningError
+from common.networks.conditioning import ConditioningError
 from common.networks.embedding_prior import EmbeddingPrior, PriorPass, TokenComponents, start_prior
 from common.networks.weights import MissingWeightsError, load_weights
 from common.training.checkpoint import half_precision

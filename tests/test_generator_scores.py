@@ -6,7 +6,7 @@ from conftest import draw_radiographs
 from tiny_ablation import SIZE
 
 from common.data.transforms import load_square
-from common.evaluation.generator_scores import FIGURES, GeneratorScores, GeneratorScoresError
+from common.experiments.generator_scores import FIGURES, GeneratorScores, GeneratorScoresError
 from common.networks.dino import DinoEncoder
 
 NUM_TRAIN, NUM_VAL = 12, 20

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from common.data.phantom import draw_chest_phantom
-from common.generation.image_writer import stored_values, write_png
+from common.generation.image_writer import write_png
 from common.reader import read_radiograph
 
 
@@ -29,13 +29,6 @@ def test_the_reader_stretches_16_bits_as_the_docstring_says(tmp_path):
     back = read_radiograph(write_png(pixels, tmp_path / "a.png", bits=16)).pixels
     low, high = np.percentile(pixels.numpy(), (0.5, 99.5))
     assert torch.allclose(back, ((pixels - low) / (high - low)).clamp(0, 1), atol=1e-3)
-
-
-@pytest.mark.parametrize("bits", [8, 16])
-def test_values_go_to_the_nearest_level(bits):
-    top = 2**bits - 1
-    values = torch.tensor([[[0.0, 0.49, 0.51, top - 0.51, top - 0.49, top]]], dtype=torch.float64) / top
-    assert stored_values(values, bits).tolist() == [[0, 0, 1, top - 1, top, top]]
 
 
 def test_rows_are_rows(tmp_path):

@@ -22,8 +22,8 @@ from common.data.latent_store import ARRAYS, LatentDataset, LatentStore, StoreEr
 from common.data.phantom import draw_chest_phantom
 from common.data.readability import readable_radiographs
 from common.data.transforms import LoadRadiographd, ResizeCenterCropd
+from common.distributed import rank
 from common.networks.dino import DinoEncoder
-from common.training.distributed import rank
 
 CPU = torch.device("cpu")
 NUM_ROWS = 16  # 4 patients of 2 images, 2 views each

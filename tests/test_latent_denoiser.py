@@ -3,7 +3,7 @@ import torch
 from conftest import REPOSITORY, make_tiny_denoiser, randomise
 from monai.bundle import ConfigParser
 
-from common.diffusion.conditioning import ConditioningError
+from common.networks.conditioning import ConditioningError
 from common.networks.latent_denoiser import DenoisingPass, maybe_compiled, start_denoiser
 from common.networks.weights import MissingWeightsError, load_weights
 

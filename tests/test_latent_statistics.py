@@ -3,8 +3,8 @@ import torch
 from conftest import make_tiny_codec
 from torch.utils.data import DataLoader, TensorDataset
 
-from common.diffusion.latent_statistics import LatentStatistics, measure_statistics
 from common.networks.weights import load_weights
+from common.training.latent_statistics import LatentStatistics, measure_statistics
 
 
 class Images(TensorDataset):

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from common.diffusion.noise_schedule import NoiseSchedule
 from common.intensity import to_signed
-from common.networks.pixel_classifier import PixelClassifier, PixelClassifierError
 from common.seeding import Purpose, derive_seed, seeded_normal
+from common.segmentation.pixel_classifier import PixelClassifier, PixelClassifierError
 
 TIMESTEPS = (40, 10)
 

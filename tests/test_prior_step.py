@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, default_collate
 
 from common.data.dataset import StepBatchSampler
 from common.data.latent_store import LatentDataset
-from common.diffusion.conditioning import TokenSelection
 from common.diffusion.noise_schedule import NoiseSchedule
+from common.networks.conditioning import TokenSelection
 from common.networks.embedding_prior import EmbeddingPrior, PriorPass, start_prior
 from common.seeding import Purpose, derive_seed, seeded_normal
 from common.training.denoising_step import MeanError

@@ -6,8 +6,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from common.diffusion.conditioning import named_tokens
 from common.fingerprint import network_sha256
+from common.networks.conditioning import named_tokens
 from common.networks.dino import DinoEncoder
 from common.reader import read_radiograph
 

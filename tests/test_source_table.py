@@ -9,8 +9,8 @@ from PIL import Image
 
 from common.data.dataset import RadiographDataset
 from common.data.transforms import LoadRadiographd, ResizeCenterCropd
-from common.diffusion.conditioning import TokenSelection, named_tokens
 from common.generation.source_table import TABLE_NAME, SourceTable, encode_sources
+from common.networks.conditioning import TokenSelection, named_tokens
 from common.networks.dino import DinoEncoder
 
 CPU = torch.device("cpu")

@@ -40,7 +40,7 @@ def benefit_bundle(root: Path, dino: Path) -> Path:
         "network": _loaded({**DENOISER, "token_dim": TOKEN_DIM}, "model.pt"),
         "encoder": {"_target_": "common.networks.dino.DinoEncoder", "source": str(dino), "image_size": 56},
         "selection": {
-            "_target_": "common.diffusion.conditioning.TokenSelection",
+            "_target_": "common.networks.conditioning.TokenSelection",
             "use_registers": False,
             "patch_grid": 1,
         },

@@ -29,7 +29,7 @@ def zero_shot_bundle(root: Path, dino: Path) -> Path:
         "network": _loaded({**DENOISER, "token_dim": 16}, "model.pt"),
         "encoder": {"_target_": "common.networks.dino.DinoEncoder", "source": str(dino), "image_size": 56},
         "selection": {
-            "_target_": "common.diffusion.conditioning.TokenSelection",
+            "_target_": "common.networks.conditioning.TokenSelection",
             "use_registers": False,
             "patch_grid": 1,
         },

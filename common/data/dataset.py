@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
+from ..distributed import rank, world_size
 from ..seeding import Purpose, derive_seed
-from ..training.distributed import rank, world_size
 
 
 class RadiographDataset(Dataset):

@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..amp import autocast
-from ..diffusion.conditioning import named_tokens
+from ..distributed import is_rank_zero, rank, wait_for_all, world_size
 from ..fingerprint import network_sha256
+from ..networks.conditioning import named_tokens
 from ..networks.dino import DinoEncoder
 from ..networks.latent_codec import LatentCodec
 from ..seeding import Purpose, derive_seed
-from ..training.distributed import is_rank_zero, rank, wait_for_all, world_size
 from .latent_store import LatentStore, StoreError
 from .views import augmented_view
 

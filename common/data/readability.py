@@ -16,10 +16,10 @@ from typing import Any
 import torch.distributed as dist
 from tqdm import tqdm
 
+from ..distributed import is_rank_zero, world_size
 from ..files import atomic_path
 from ..reader import UnreadableRadiographError, read_radiograph
 from ..segmentation.mask_files import read_mask
-from ..training.distributed import is_rank_zero, world_size
 from .datalists import DatasetError, radiograph_items
 
 logger = logging.getLogger(__name__)

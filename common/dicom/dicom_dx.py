@@ -36,7 +36,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import UserError
 from ..files import atomic_path
-from ..generation.image_writer import stored_values
+from ..intensity import stored_values
 from ..reader import read_radiograph
 from ..reader.spacing import plausible_spacing
 from .source_history import LossyCompression

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..files import atomic_path
-from ..generation.image_writer import stored_values
+from ..intensity import stored_values
 from ..reader.spacing import plausible_spacing
 
 if TYPE_CHECKING:

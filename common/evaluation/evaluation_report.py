@@ -1,23 +1,12 @@
-"""What an evaluation says: summaries over images, the markdown table, the choice of examples, the provenance."""
+"""What an evaluation says: summaries over images, the markdown table, and the choice of examples."""
 
 from __future__ import annotations
 
 import math
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
-
-import monai
-import numpy as np
-import PIL
-import torch
-
-from .. import __version__
-from ..training.run_record import command_line, git_state
 
 METHODS = ("autoencoder", "bicubic", "jpeg")
 METRICS = {  # name: (heading, decimals)
@@ -92,15 +81,6 @@ def markdown_table(report: Mapping[str, Any]) -> str:
     if condition:
         notes += f" Rows without a remark: images with {condition} only."
     return "\n".join([*lines, "", notes, ""])
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Command, date, device, versions and git commit (None outside its checkout) behind a set of figures."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "monai": monai.__version__}
-    versions |= {"numpy": np.__version__, "pillow": PIL.__version__, "common": __version__}
-    git = git_state(Path(__file__).resolve().parent)
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {"command": command_line(), "date": date, "device": str(device), "versions": versions, "git": git}
 
 
 def _cell(value: Mapping[str, Any] | None, decimals: int) -> str:

@@ -26,7 +26,7 @@ from ..generation.embedding_strategies import Prior, Variation
 from ..generation.folder_generation import Generation, read_generated
 from ..generation.image_writer import write_png
 from ..generation.source_table import SourceTable
-from .evaluation_report import provenance
+from ..provenance import provenance
 from .image_features import FeatureExtractor, ImageFeatures
 from .image_quality import ImageQuality, split_halves
 from .metrics import MS_SSIM_MIN_SIZE, ms_ssim

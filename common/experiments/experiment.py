@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..evaluation.evaluation_report import provenance
 from ..files import atomic_path, read_json, write_json
+from ..provenance import provenance
 
 CELLS_FOLDER = "cells"
 SETTINGS_NAME = "settings.json"

@@ -9,9 +9,9 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 
 from ..diffusion.noise_schedule import NoiseSchedule
-from ..networks.pixel_classifier import PixelClassifier
 from ..networks.pixel_denoiser import PixelDenoiser
 from ..networks.weights import load_weights
+from ..segmentation.pixel_classifier import PixelClassifier
 from .label_efficiency import Cell, FineTuning
 
 CLASSIFIER = "pixel_classifier"  # the method's name

@@ -14,9 +14,9 @@ from monai.bundle import ConfigWorkflow
 
 from ..data.latent_store import LatentStore
 from ..data.readability import readable_radiographs
-from ..diffusion.conditioning import TokenSelection
 from ..diffusion.noise_schedule import NoiseSchedule
 from ..fingerprint import json_sha256, network_sha256
+from ..networks.conditioning import TokenSelection
 from ..networks.dino import DinoEncoder
 from ..networks.latent_codec import LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser

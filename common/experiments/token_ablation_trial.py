@@ -14,10 +14,10 @@ from tqdm import tqdm
 from ..data.latent_store import LatentStore
 from ..diffusion.image_sampler import ImageSampler
 from ..diffusion.samplers import Sampler
-from ..evaluation.generator_scores import GeneratorScores
 from ..networks.dino import DinoEncoder
 from ..networks.latent_codec import LatentCodec
 from ..seeding import Purpose, torch_seed
+from .generator_scores import GeneratorScores
 from .token_ablation import REAL, RECONSTRUCTION, STORE_SEED, UNCONDITIONAL, Cell, DenoiserTraining, TrainedDenoiser
 
 

@@ -16,9 +16,9 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from ..diffusion.conditioning import TokenScaler
 from ..diffusion.token_sampler import TokenSampler
 from ..fingerprint import network_sha256
+from ..networks.conditioning import TokenScaler
 from ..seeding import Purpose, derive_seed, torch_seed
 from .interpolation import Interpolation, InterpolationMode
 from .sample_request import SampleRequest, StrategyError, at_least_one, numbered_request

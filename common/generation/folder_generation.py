@@ -17,10 +17,11 @@ from ..contact_sheet import save_contact_sheet
 from ..dicom.synthetic_dicom import write_synthetic_dicom
 from ..diffusion.image_sampler import ImageSampler
 from ..errors import UserError
+from ..intensity import stored_values
 from .embedding_strategies import Strategy
 from .generation_manifest import GenerationManifest
 from .image_source import EmbeddedImages, ImageSource
-from .image_writer import stored_values, write_png
+from .image_writer import write_png
 from .manifest_row import ManifestRow
 from .sample_request import SampleRequest
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..diffusion.conditioning import TokenScaler
+from ..networks.conditioning import TokenScaler
 from ..seeding import Purpose, derive_seed
 from .sample_request import SampleRequest, StrategyError, at_least_one, numbered_request
 from .slerp import slerp

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data.dataset import RadiographDataset
-from ..diffusion.conditioning import TokenSelection, named_tokens
 from ..fingerprint import network_sha256
+from ..networks.conditioning import TokenSelection, named_tokens
 from ..networks.dino import DinoEncoder
 from ..training.checkpoint import save_atomically
 

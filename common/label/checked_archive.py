@@ -15,9 +15,9 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.utils.others.generic import md5_digest
 
-from ..dicom.dicom_seg import DicomSegError, write_dicom_seg
 from ..errors import UserError
 from ..reader import UnreadableRadiographError
+from ..segmentation.dicom_seg import DicomSegError, write_dicom_seg
 from .checked_datastore import CheckedDatastore
 from .dicom_archive import DicomArchive, StoredImage, StoredLabel
 from .http_errors import NOT_ALLOWED, ArchiveError, as_http_errors

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dicom.dicom_seg import DicomSegError, write_dicom_seg
 from ..files import atomic_path
 from ..reader import read_radiograph
+from ..segmentation.dicom_seg import DicomSegError, write_dicom_seg
 from ..segmentation.segmentation_classes import ClassTable, UnknownClassError
 from .http_errors import as_http_errors
 from .label_checks import check_label

@@ -9,7 +9,7 @@ from monai.networks.blocks import MLPBlock
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
-from ..diffusion.conditioning import ConditioningError, TokenScaler
+from .conditioning import ConditioningError, TokenScaler
 
 _logger = logging.getLogger(__name__)
 

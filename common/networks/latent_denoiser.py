@@ -8,7 +8,7 @@ from pathlib import Path
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
-from ..diffusion.conditioning import ContextEncoder
+from .conditioning import ContextEncoder
 from .weights import load_weights
 
 

@@ -23,10 +23,10 @@ from ..data.datalist_sources import MANIFEST_NAME
 from ..data.datalists import assert_disjoint_patients
 from ..data.transforms import load_square
 from ..errors import UserError
-from ..evaluation.evaluation_report import provenance
 from ..evaluation.image_features import FeatureExtractor, ImageFeatures
 from ..files import atomic_path, write_json
 from ..generation.manifest_row import several
+from ..provenance import provenance
 from ..seeding import derive_seed
 from .altered_copy import altered_copy
 from .copy_detection import CopyCheck, CopyReference

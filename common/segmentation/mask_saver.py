@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..contact_sheet import save_contact_sheet
-from ..dicom.dicom_seg import DicomSegError
 from ..errors import UserError
 from ..files import result_name
 from ..reader import read_radiograph
+from .dicom_seg import DicomSegError
 from .mask_sheet import mask_tiles
 from .mask_writer import AREAS_NAME, MaskWriter, area_row, write_area_table
 from .segmentation_classes import ClassTable

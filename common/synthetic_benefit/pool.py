@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..amp import autocast
-from ..diffusion.conditioning import TokenScaler, TokenSelection, named_tokens
 from ..diffusion.image_sampler import ImageSampler
 from ..diffusion.token_sampler import TokenSampler
 from ..evaluation.image_features import FeatureExtractor, ImageFeatures
@@ -23,6 +22,7 @@ from ..generation.image_writer import write_png
 from ..generation.interpolation import Interpolation
 from ..generation.sample_request import SampleRequest
 from ..generation.source_table import SourceTable
+from ..networks.conditioning import TokenScaler, TokenSelection, named_tokens
 from ..networks.dino import DinoEncoder
 from .recipes import INTERPOLATION, MIX_RANGE, PRIOR, VARIATION, Block, Recipe
 

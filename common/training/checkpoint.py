@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..distributed import is_rank_zero
 from ..errors import UserError
 from ..files import atomic_path
-from .distributed import is_rank_zero
 
 
 class Stateful(Protocol):

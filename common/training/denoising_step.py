@@ -12,12 +12,12 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import Tensor
 
 from ..amp import autocast
-from ..diffusion.conditioning import TokenSelection
 from ..diffusion.noise_schedule import NoiseSchedule
+from ..distributed import rank
+from ..networks.conditioning import TokenSelection
 from ..networks.latent_denoiser import LatentDenoiser
 from ..seeding import Purpose, derive_seed, seeded_dropout, seeded_normal
 from .descent import descend_and_average
-from .distributed import rank
 from .ema import ExponentialMovingAverage, Network
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (noisy, timesteps) to output

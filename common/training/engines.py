@@ -11,8 +11,8 @@ from monai.handlers import CheckpointLoader
 from torch import nn
 
 from ..data.dataset import StepBatchSampler
+from ..distributed import is_rank_zero
 from .checkpoint import TrainingCheckpoint, save_atomically
-from .distributed import is_rank_zero
 
 _logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from ..contact_sheet import contact_sheet_array, reconstruction_rows, save_contact_sheet
+from ..distributed import is_rank_zero
 from ..evaluation.metrics import psnr
 from ..files import atomic_path, result_name
-from .distributed import is_rank_zero
 
 _logger = logging.getLogger(__name__)
 

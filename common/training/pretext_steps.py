@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ..amp import autocast
 from ..data.augmentation import Augmentation, augmented_image
+from ..distributed import rank
 from ..intensity import to_signed
 from ..networks.pixel_denoiser import PixelDenoiser
 from ..seeding import Purpose, derive_seed, seeded_dropout, seeded_normal
 from .descent import descend_and_average
-from .distributed import rank
 from .ema import ExponentialMovingAverage
 
 

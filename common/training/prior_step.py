@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.latent_store import LatentDataset
-from ..diffusion.conditioning import TokenSelection
 from ..diffusion.noise_schedule import NoiseSchedule
+from ..networks.conditioning import TokenSelection
 from ..networks.embedding_prior import EmbeddingPrior
 from .denoising_step import DiffusionStep, DiffusionValidation, Predict, checked_share, context_drop
 from .ema import ExponentialMovingAverage

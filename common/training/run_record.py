@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import shlex
-import subprocess
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,13 +15,12 @@ from monai.bundle import ConfigWorkflow
 
 from .. import __version__
 from ..config.config_graph import find_workflow
+from ..distributed import is_rank_zero, world_size
 from ..files import atomic_path
-from .distributed import is_rank_zero, world_size
+from ..provenance import command_line, git_state
 
 RECORD_NAME = "run_record.json"
 CONFIG_STEM = "resolved_config"
-GIT_TIMEOUT_SECONDS = 10
-BUT_RESULTS = ":(top,exclude,glob)bundles/*/docs/**"  # a pathspec
 
 
 def write_run_record(output_dir: str, seed: int | None = None) -> None:
@@ -53,13 +49,6 @@ def write_run_record(output_dir: str, seed: int | None = None) -> None:
         temporary.write_text(json.dumps({"runs": [*runs, entry]}, indent=2) + "\n", encoding="utf-8")
 
 
-def command_line() -> str:
-    """The command of this process as one would type it, without the path of the interpreter or of MONAI."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    program = f"python -m {spec.name.removesuffix('.__main__')}" if spec is not None else f"python {sys.argv[0]}"
-    return shlex.join([*program.split(), *sys.argv[1:]])
-
-
 def describe_run(workflow: ConfigWorkflow, seed: int | None) -> dict[str, Any]:
     """One entry of the record, in plain JSON types."""
     meta = workflow.parser.get("_meta_") or {}
@@ -80,29 +69,6 @@ def describe_run(workflow: ConfigWorkflow, seed: int | None) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "packages": _package_versions(),
     }
-
-
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that holds this code and whether it was modified; None when it is not in one.
-
-    An installed copy may lie inside some other repository (a virtual environment in a checkout): only a repository
-    that tracks this very code counts. The docs of bundles do not: results are written there, and would else say of
-    themselves that they were made by other code than the commit's.
-    """
-    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None
-    commit, status = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--", ":/", BUT_RESULTS)
-    return {"commit": commit, "is_dirty": bool(status)} if commit else None
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Output of a git command; None when git is missing, too slow, or refuses."""
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_TIMEOUT_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _package_versions() -> dict[str, str]:

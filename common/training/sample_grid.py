@@ -12,11 +12,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..contact_sheet import contact_sheet_array, save_contact_sheet
 from ..data.latent_store import LatentDataset
-from ..diffusion.conditioning import TokenSelection
 from ..diffusion.image_sampler import ImageSampler
 from ..diffusion.pixel_image_sampler import PixelImageSampler
+from ..distributed import is_rank_zero
+from ..networks.conditioning import TokenSelection
 from ..seeding import Purpose, derive_seed
-from .distributed import is_rank_zero
 
 TITLES = ["source (decoded)", "sample 1", "sample 2", "sample 3"]
 COLUMNS = 4  # of unconditional samples

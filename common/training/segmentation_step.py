@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ..amp import autocast
 from ..data.augmentation import Augmentation, augmented_pair
+from ..distributed import rank
 from ..errors import UserError
 from ..networks.diffusion_segmenter import DiffusionSegmenter
 from ..seeding import Purpose, seeded_dropout
 from .descent import descend_and_average
-from .distributed import rank
 from .ema import ExponentialMovingAverage
 
 

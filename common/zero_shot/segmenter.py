@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..diffusion.conditioning import TokenSelection, pooled_patch_grid
+from ..networks.conditioning import TokenSelection, pooled_patch_grid
 from ..networks.dino import DinoEncoder
 from .attention_maps import SelfAttention, aggregate, fitted_size
 from .baselines import kmeans_labels, membership_affinity, otsu_labels

@@ -10,11 +10,11 @@ import torch
 from fastapi import HTTPException
 from PIL import Image
 
-from common.dicom.dicom_seg import write_dicom_seg
 from common.dicom.synthetic_dicom import write_synthetic_dicom
 from common.errors import UserError
 from common.label.seg_conversion import image_to_nifti, read_dicom_seg, seg_file, use_own_conversion
 from common.reader import read_radiograph
+from common.segmentation.dicom_seg import write_dicom_seg
 from common.segmentation.segmentation_classes import CARIES, GROUPED
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
-from ..networks.dino import DinoEncoder, DinoTokens
+from .dino import DinoEncoder, DinoTokens
 
 
 class ConditioningError(UserError, ValueError):

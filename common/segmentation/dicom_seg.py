@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import UserError
 from ..files import atomic_path
-from ..segmentation.mask_files import as_uint8
-from ..segmentation.segmentation_classes import ClassTable, Colour
+from .mask_files import as_uint8
+from .segmentation_classes import ClassTable, Colour
 
 MANUFACTURER = "radiograph-diffusion-bundles"
 SERIES_NUMBER = 9001  # far from those of acquisitions; the standard asks only for some number

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from ..diffusion.noise_schedule import NoiseSchedule
 from ..errors import UserError
 from ..intensity import to_signed
+from ..networks.pixel_denoiser import PixelDenoiser
 from ..seeding import Purpose, derive_seed, seeded_normal
-from .pixel_denoiser import PixelDenoiser
 
 FEW_CLASSES = 30  # below it the smaller hidden layers
 HIDDEN_FEW, HIDDEN_MANY = (128, 32), (256, 128)

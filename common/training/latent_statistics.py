@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from ..distributed import is_rank_zero, rank, wait_for_all, world_size
 from ..networks.latent_codec import LatentCodec
 from ..networks.weights import load_weights
-from ..training.checkpoint import save_atomically
-from ..training.distributed import is_rank_zero, rank, wait_for_all, world_size
+from .checkpoint import save_atomically
 
 _logger = logging.getLogger(__name__)
 
