@@ -17,10 +17,10 @@ from test_diffusion_segmenter import make_tiny_segmenter
 from test_pixel_denoiser import TINY
 
 from common.data.datalists import DatasetError, radiograph_items
+from common.data.mask_files import read_mask
 from common.generation.pseudo_labels import PseudoLabelError
 from common.networks.weights import MissingWeightsError
 from common.reader import read_radiograph
-from common.segmentation.mask_files import read_mask
 from common.segmentation.mask_transforms import to_original
 
 SCRIPT = REPOSITORY / "scripts" / "label_generated.py"

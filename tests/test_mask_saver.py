@@ -8,11 +8,11 @@ import torch
 from ignite.engine import Engine
 from PIL import Image
 
+from common.data.mask_files import read_mask
 from common.data.phantom import draw_chest_phantom
 from common.dicom import dicom_seg
 from common.dicom.synthetic_dicom import write_synthetic_dicom
 from common.errors import UserError
-from common.segmentation.mask_files import read_mask
 from common.segmentation.mask_saver import MaskSaver
 from common.segmentation.segmentation_classes import GROUPED
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.data.mask_files import read_mask
 from common.reader import read_radiograph
-from common.segmentation.mask_files import read_mask
 from common.segmentation.mask_writer import MaskWriter, area_row, write_area_table, write_mask_png
 from common.segmentation.segmentation_classes import GROUPED
 

@@ -4,7 +4,7 @@ import torch
 from scipy.ndimage import correlate1d
 from torch import nn
 
-from common.evaluation import metrics
+from common import metrics
 
 
 def scipy_ssim(x, y):

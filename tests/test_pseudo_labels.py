@@ -4,6 +4,7 @@ from conftest import randomise
 from test_diffusion_segmenter import make_tiny_segmenter
 
 from common.data.datalists import radiograph_items
+from common.data.mask_files import read_mask
 from common.generation.pseudo_labels import (
     PseudoLabelError,
     consensus,
@@ -12,7 +13,6 @@ from common.generation.pseudo_labels import (
     write_pseudo_labelled,
 )
 from common.reader import read_radiograph
-from common.segmentation.mask_files import read_mask
 from common.segmentation.segmentation_classes import class_table
 
 CLASSES = class_table("grouped")

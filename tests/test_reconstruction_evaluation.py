@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Dinov2Config, Dinov2Model
 
-from common.evaluation import metrics
+from common import metrics
 from common.evaluation.codec_baselines import bicubic_down_up, jpeg_at_bytes
 from common.evaluation.evaluation_report import ImageRecord, choose_examples
 from common.evaluation.reconstruction_evaluation import ReconstructionEvaluator

@@ -9,7 +9,7 @@ from monai.bundle import ConfigParser
 
 from common.data.datalists import radiograph_items
 from common.data.transforms import LoadRadiographd, ResizeCenterCropd
-from common.evaluation.metrics import psnr
+from common.metrics import psnr
 from common.networks.latent_codec import LatentCodec
 from common.networks.weights import load_weights
 

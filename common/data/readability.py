@@ -19,8 +19,8 @@ from tqdm import tqdm
 from ..distributed import is_rank_zero, world_size
 from ..files import atomic_path
 from ..reader import UnreadableRadiographError, read_radiograph
-from ..segmentation.mask_files import read_mask
 from .datalists import DatasetError, radiograph_items
+from .mask_files import read_mask
 
 logger = logging.getLogger(__name__)
 

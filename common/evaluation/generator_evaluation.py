@@ -26,10 +26,10 @@ from ..generation.embedding_strategies import Prior, Variation
 from ..generation.folder_generation import Generation, read_generated
 from ..generation.image_writer import write_png
 from ..generation.source_table import SourceTable
+from ..metrics import MS_SSIM_MIN_SIZE, ms_ssim
 from ..provenance import provenance
 from .image_features import FeatureExtractor, ImageFeatures
 from .image_quality import ImageQuality, split_halves
-from .metrics import MS_SSIM_MIN_SIZE, ms_ssim
 
 _logger = logging.getLogger(__name__)
 

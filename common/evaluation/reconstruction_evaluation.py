@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from ..contact_sheet import reconstruction_rows, save_contact_sheet
 from ..files import atomic_path
+from ..metrics import MS_SSIM_MIN_SIZE, lpips, ms_ssim, plain, psnr, ssim, token_cosine
 from ..networks.dino import DinoEncoder
 from ..networks.lpips import LPIPS
 from ..provenance import provenance
 from .codec_baselines import bicubic_down_up, jpeg_at_bytes
 from .evaluation_report import METRICS, ImageRecord, choose_examples, markdown_table, summarise
-from .metrics import MS_SSIM_MIN_SIZE, lpips, ms_ssim, plain, psnr, ssim, token_cosine
 
 logger = logging.getLogger(__name__)
 

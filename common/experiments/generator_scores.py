@@ -21,7 +21,7 @@ from ..data.transforms import load_square
 from ..errors import UserError
 from ..evaluation.image_features import FeatureExtractor, ImageFeatures, build_extractor
 from ..evaluation.image_quality import ImageQuality, split_halves
-from ..evaluation.metrics import MS_SSIM_MIN_SIZE, ms_ssim, token_cosine
+from ..metrics import MS_SSIM_MIN_SIZE, ms_ssim, token_cosine
 from ..networks.dino import DinoEncoder
 from ..privacy.copy_detection import CopyReference
 from ..privacy.copy_features import CopyFeatureNetwork, CopyFeatures

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
 
-from ..segmentation.mask_files import read_mask
+from ..data.mask_files import read_mask
 from ..segmentation.segmentation_metrics import score_mask
 from .bundle import TRAINING, Bundle, RequestError
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.mask_files import MaskError, read_mask
 from ..errors import UserError
 from ..reader import Radiograph, UnreadableRadiographError, read_radiograph
-from ..segmentation.mask_files import MaskError, read_mask
 from ..segmentation.segmentation_classes import BACKGROUND, ClassTable, UnknownClassError
 from .readable import readable_file
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..data.mask_files import as_uint8
 from ..errors import UserError
 from ..files import atomic_path
-from .mask_files import as_uint8
 from .segmentation_classes import ClassTable, Colour
 
 MANUFACTURER = "radiograph-diffusion-bundles"

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from torch import Tensor
 
+from ..data.mask_files import as_uint8
 from ..files import atomic_path
-from .mask_files import as_uint8
 from .segmentation_classes import ClassTable
 
 OPACITY = 0.35  # of areas; outlines are opaque

@@ -11,8 +11,8 @@ from monai.transforms import MapTransform
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.mask_files import MaskError, read_mask
 from ..reader import read_radiograph
-from .mask_files import MaskError, read_mask
 from .segmentation_classes import ClassTable, UnknownClassError
 from .segmentation_metrics import clean_up
 

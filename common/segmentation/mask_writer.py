@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..data.mask_files import as_uint8, write_nifti_mask
 from ..files import atomic_path
 from ..reader import Radiograph
 from ..reader.formats import detect_format
 from .dicom_seg import require_highdicom, write_dicom_seg
-from .mask_files import as_uint8, write_nifti_mask
 from .mask_overlay import write_overlay_png
 from .segmentation_classes import ClassTable
 

@@ -18,9 +18,9 @@ from torch import nn
 from tqdm import tqdm
 
 from ..contact_sheet import save_contact_sheet
-from ..evaluation.metrics import plain
 from ..files import atomic_path
 from ..fingerprint import network_sha256
+from ..metrics import plain
 from ..provenance import provenance
 from ..reader import read_radiograph
 from .mask_sheet import mask_tiles

@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from .mask_files import stored_mask
+from ..data.mask_files import stored_mask
 
 
 class ToStoredOrderd(MapTransform):

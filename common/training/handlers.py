@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from ..contact_sheet import contact_sheet_array, reconstruction_rows, save_contact_sheet
 from ..distributed import is_rank_zero
-from ..evaluation.metrics import psnr
 from ..files import atomic_path, result_name
+from ..metrics import psnr
 
 _logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.mask_files import read_mask
 from ..errors import UserError
-from ..segmentation.mask_files import read_mask
 
 COLUMNS = ("image", "mask_file", "source", "split")
 

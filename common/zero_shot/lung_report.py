@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from ..contact_sheet import save_contact_sheet
+from ..data.mask_files import read_mask
 from ..experiments.error_bar_plot import Point, write_error_bar_plot
 from ..experiments.experiment import write_experiment_report
 from ..experiments.seed_statistics import fixed, mean_sd
 from ..reader import read_radiograph
-from ..segmentation.mask_files import read_mask
 from ..segmentation.mask_sheet import mask_tiles
 from ..segmentation.segmentation_classes import ClassTable, SegmentationClass
 from .lung_masks import LungCase

@@ -18,8 +18,8 @@ from label_data import BUNDLE, REPOSITORY, dice
 from monai.bundle import ConfigParser
 from PIL import Image
 
+from common.data.mask_files import read_mask
 from common.networks.diffusion_segmenter import take_pretrained
-from common.segmentation.mask_files import read_mask
 from common.segmentation.segmentation_classes import GROUPED
 
 START_SECONDS, TRAIN_SECONDS = 300, 400

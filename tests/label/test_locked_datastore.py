@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from label_data import truth_folder
 
+from common.data.mask_files import read_mask
 from common.label.locked_datastore import LockedDatastore
-from common.segmentation.mask_files import read_mask
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ WRITER = """
 import shutil, sys
 from pathlib import Path
 from common.label.checked_datastore import CheckedDatastore
-from common.segmentation.mask_files import read_mask, write_nifti_mask
+from common.data.mask_files import read_mask, write_nifti_mask
 from common.segmentation.segmentation_classes import GROUPED
 studies, truth = map(Path, sys.argv[1:])
 store = CheckedDatastore(str(studies), GROUPED, extensions=["*.png", "*.nii.gz"])

@@ -16,7 +16,7 @@ from label_server import DENTAL_MODEL, client_of, free_port, kill_group, wait_fo
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
-from common.segmentation.mask_files import read_mask
+from common.data.mask_files import read_mask
 from common.sharing.packaging import package_bundle
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from monai.metrics.regression import MultiScaleSSIMMetric, SSIMMetric
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..networks.lpips import LPIPS
+from .networks.lpips import LPIPS
 
 MIN_MSE = 1e-10  # keeps PSNR finite: identical images score 100 dB
 SSIM_WINDOW = 11  # pixels; Gaussian, sigma 1.5 (Wang et al. 2004)
