@@ -22,3 +22,11 @@ def test_the_summary_has_the_figures_and_names_nobody(tmp_path, real_phantoms, p
     assert f"{sensitivity['found']} of {sensitivity['copies']} altered copies" in table
     for private in (str(tmp_path), train[3]["image"], "generated_dir", ".png"):
         assert private not in text.replace(json.dumps(found["provenance"]["command"]), "") and private not in table
+
+
+def test_what_may_be_shared_can_go_to_a_folder_of_its_own(tmp_path, real_phantoms, privacy_check):
+    generate(tmp_path / "generated", fresh(4))
+    privacy_check(real_phantoms, summary_dir=tmp_path / "shared").run()
+    shared = {"privacy_summary.json", "privacy_summary.md", "distances.png"}
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == shared
+    assert not shared & {path.name for path in (tmp_path / "report").iterdir()}

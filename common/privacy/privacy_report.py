@@ -50,11 +50,11 @@ class PrivacyCheckError(UserError, ValueError):
 class PrivacyCheck:
     """Compare generated images with the training set, against held-out images of other patients.
 
-    Writes into output_dir, each file atomically: privacy.json, privacy_per_image.csv, flagged.csv, distances.png and
-    flagged.png, which shows samples beside their nearest training images. Features are kept, so that a second run, or
+    Writes into output_dir, each file atomically: privacy.json, privacy_per_image.csv, flagged.csv and flagged.png,
+    which shows samples beside their nearest training images. Features are kept, so that a second run, or
     one that was killed, encodes only what is new. The sheet, the tables and the features are data of real patients:
-    output_dir must not be shared with the generated images, but for privacy_summary.json, privacy_summary.md and
-    distances.png, which name and show nobody.
+    output_dir must not be shared with the generated images. What may be, because it names and shows nobody, are
+    privacy_summary.json, privacy_summary.md and distances.png; these go to summary_dir.
 
     Args:
         generated_dir: folder with the manifest.csv of a generation run (columns image, strategy, sources).
@@ -64,6 +64,7 @@ class PrivacyCheck:
         encoder: maps [B, 1, H, W] in [0, 1] to an object with `cls_token` [B, D], such as `DinoEncoder`.
         device: where the encoder runs.
         output_dir: made if absent.
+        summary_dir: of what may be shared; by default output_dir.
         cache_dir: where features are kept; None for a folder in output_dir. Several checks may share one.
         image_size: px; every image is brought to this shorter side and its central square, as for training.
         picture_size: px of the small pictures that are compared.
@@ -86,6 +87,7 @@ class PrivacyCheck:
         encoder: nn.Module,
         device: torch.device | str,
         output_dir: str | Path,
+        summary_dir: str | Path | None = None,
         cache_dir: str | Path | None = None,
         image_size: int = 256,
         picture_size: int = 32,
@@ -100,6 +102,7 @@ class PrivacyCheck:
         progress: bool = True,
     ) -> None:
         self.generated_dir, self.output_dir = Path(generated_dir), Path(output_dir)
+        self.summary_dir = self.output_dir if summary_dir is None else Path(summary_dir)
         self.train_items, self.held_out_items = list(train_items), list(held_out_items)
         self.reference = CopyReference(num_neighbours, max_shift, false_flag_rate, significance)
         self.network = CopyFeatureNetwork(encoder, picture_size)
@@ -161,7 +164,7 @@ class PrivacyCheck:
         self._draw_distances(check)
         self._write_sheet([samples[i]["image"] for i in order], [table[i] for i in order])
         write_json(self.output_dir / REPORT_NAME, report)
-        write_summary(self.output_dir, report)
+        write_summary(self.summary_dir, report)
         self._log(report)
         return report
 
@@ -243,7 +246,7 @@ class PrivacyCheck:
             distance = self.reference.held_out_distance[space]
             panels.append((f"{space}: distance to the nearest training image", distance, mine.distance, None))
             panels.append((f"{space}: ratio, flagged below the line", held_out.sorted, mine.ratio, held_out.threshold))
-        with atomic_path(self.output_dir / PLOT_NAME) as temporary:
+        with atomic_path(self.summary_dir / PLOT_NAME) as temporary:
             histograms(panels).save(temporary, format="PNG")
 
     def _write_sheet(self, paths: Sequence[str], table: Sequence[Mapping[str, str]]) -> None:

@@ -50,9 +50,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def write_summary(output_dir: str | Path, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Write privacy_summary.json and .md beside the report, each whole or not at all; return the JSON."""
-    folder, found = Path(output_dir), summary(report)
+def write_summary(folder: str | Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Write privacy_summary.json and .md, each whole or not at all; return the JSON."""
+    folder, found = Path(folder), summary(report)
     write_json(folder / f"{STEM}.json", found)
     with atomic_path(folder / f"{STEM}.md") as temporary:
         temporary.write_text(markdown(found), encoding="utf-8")
