@@ -13,6 +13,7 @@ from common.experiments.knobs import read_grids
 from common.experiments.label_efficiency import grid as label_efficiency_grid
 from common.experiments.label_efficiency_report import markdown as label_efficiency_tables
 from common.experiments.token_ablation_report import markdown as token_ablation_tables
+from common.privacy.privacy_summary import markdown as privacy_tables
 from common.segmentation.segmentation_report import markdown_table as segmentation_table
 from common.synthetic_benefit.label_fidelity_report import markdown as label_fidelity_tables
 from common.synthetic_benefit.regimes import REAL_REGIMES, SYNTHETIC_REGIMES
@@ -96,6 +97,13 @@ def test_the_tables_of_the_segmenter_are_those_of_its_evaluation_and_experiment(
     report = json.loads((docs / "label_efficiency" / "label_efficiency.json").read_text())
     experiment = (docs / "label_efficiency" / "label_efficiency.md").read_text()
     assert experiment == label_efficiency_tables(report) and experiment.strip() in text
+
+
+def test_the_tables_of_the_privacy_check_are_those_of_its_json():
+    docs = REPOSITORY / "bundles" / "cxr_dino_latent_diffusion" / "docs"
+    text = (docs / "privacy" / "privacy_summary.md").read_text()
+    assert text == privacy_tables(json.loads((docs / "privacy" / "privacy_summary.json").read_text()))
+    assert text.strip() in (docs / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
