@@ -1,1 +1,1 @@
-"""Diffusion and flow models: the forward process, what conditions a denoiser, and sampling."""
+"""Diffusion and flow models: the forward process, and sampling of tokens, latents and images."""

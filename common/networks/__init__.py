@@ -1,1 +1,1 @@
-"""Networks of the bundles, and the weights of others that are measured with: MONAI core's networks where it has them."""
+"""Networks of the bundles, MONAI core's where it has them, and those that only measure."""
