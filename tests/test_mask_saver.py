@@ -10,9 +10,9 @@ from PIL import Image
 
 from common.data.mask_files import read_mask
 from common.data.phantom import draw_chest_phantom
-from common.dicom import dicom_seg
 from common.dicom.synthetic_dicom import write_synthetic_dicom
 from common.errors import UserError
+from common.segmentation import dicom_seg
 from common.segmentation.mask_saver import MaskSaver
 from common.segmentation.segmentation_classes import GROUPED
 

@@ -85,6 +85,6 @@ def test_the_tables_that_ship_are_those_of_the_cells_that_ship():
     cells = read_cells(SHIPPED, Cell)
     assert report["rows"] == rows(cells) and not report["settings"]["quick"]
     assert (SHIPPED / "synthetic_benefit.md").read_text() == markdown(report)
-    assert {path.suffix for path in SHIPPED.rglob("*") if path.is_file()} == {".json", ".md", ".png"}
+    assert {path.suffix for path in SHIPPED.rglob("*") if path.is_file()} == {".json", ".md", ".png", ".yaml"}
     for cell, result in cells:
         assert result["num_synthetic"] == cell.ratio * cell.size and result["num_real"] == cell.size
