@@ -2,25 +2,21 @@ import json
 import logging
 import shutil
 
-import numpy as np
 import pytest
 from monai.bundle import ConfigParser
-from PIL import Image
 from privacy_folders import (
     NUM_HELD_OUT,
     NUM_TRAIN,
     OPTIONS,
-    SIZE,
     Pooling,
     copy_of,
     fresh,
     generate,
-    phantom,
     read_csv,
 )
 
 from common.data.datalists import DatasetError
-from common.privacy.copy_detection import SPACES
+from common.privacy.nearest_patients import SPACES
 from common.privacy.privacy_report import PrivacyCheckError
 
 
@@ -44,20 +40,6 @@ def test_copies_are_reported_with_their_originals(tmp_path, real_phantoms, priva
         for image, number in (("images/0006.png", 3), ("images/0007.png", 41)):
             assert flagged[image][f"{space}_nearest"] == real_phantoms[0][number]["image"]
             assert float(flagged[image][f"{space}_distance"]) < 0.1
-    with Image.open(folder / "distances.png") as picture:
-        assert picture.size == (960, 480)
-
-
-def test_sheet_shows_samples_beside_their_neighbours_the_worst_first(tmp_path, real_phantoms, privacy_check):
-    generate(tmp_path / "generated", [*fresh(3), copy_of(3)])
-    privacy_check(real_phantoms, num_examples=2).run()
-    with Image.open(tmp_path / "report" / "flagged.png") as sheet:
-        assert sheet.width == 4 + 3 * (SIZE + 4) and sheet.height == 24 + 2 * (SIZE + 4 + 20)
-        cells = [np.asarray(sheet)[44 : 44 + SIZE, 4 + i * (SIZE + 4) :][:, :SIZE] for i in range(3)]
-    expected = [(phantom(3)[0] * 255).numpy()] * 3
-    assert np.abs(cells[0] - expected[0]).mean() < 5  # the copy has noise
-    for cell, image in zip(cells[1:], expected[1:], strict=True):
-        np.testing.assert_allclose(cell, image, atol=1)
 
 
 def test_a_set_without_copies_is_called_so(tmp_path, real_phantoms, privacy_check):

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..contact_sheet import save_contact_sheet
 from ..data.datalist_sources import MANIFEST_NAME
 from ..data.datalists import assert_disjoint_patients
 from ..data.transforms import load_square
@@ -31,16 +30,14 @@ from ..seeding import derive_seed
 from .altered_copy import altered_copy
 from .copy_detection import CopyCheck, CopyReference
 from .copy_features import CopyFeatureNetwork, CopyFeatures
-from .held_out_ratios import Floats
-from .histograms import histograms
 from .nearest_patients import SPACES
+from .privacy_pictures import draw_distances, draw_suspects
 from .privacy_summary import write_summary
 
 logger = logging.getLogger(__name__)
 
 REPORT_NAME, TABLE_NAME, FLAGGED_NAME = "privacy.json", "privacy_per_image.csv", "flagged.csv"
 SHEET_NAME, PLOT_NAME, CACHE_NAME = "flagged.png", "distances.png", "features"
-SHEET_CELL = 256  # pixels: larger images are reduced to this on the contact sheet
 
 
 class PrivacyCheckError(UserError, ValueError):
@@ -161,8 +158,10 @@ class PrivacyCheck:
         order = order[np.argsort(~check.is_flagged[order], kind="stable")]  # flagged first
         _write_csv(self.output_dir / TABLE_NAME, table)
         _write_csv(self.output_dir / FLAGGED_NAME, [table[i] for i in order if check.is_flagged[i]], list(table[0]))
-        self._draw_distances(check)
-        self._write_sheet([samples[i]["image"] for i in order], [table[i] for i in order])
+        draw_distances(self.summary_dir / PLOT_NAME, self.reference, check)
+        shown = order[: self.num_examples]
+        paths, lines = [samples[i]["image"] for i in shown], [table[i] for i in shown]
+        draw_suspects(self.output_dir / SHEET_NAME, paths, lines, self.image_size)
         write_json(self.output_dir / REPORT_NAME, report)
         write_summary(self.summary_dir, report)
         self._log(report)
@@ -238,33 +237,6 @@ class PrivacyCheck:
             "smallest_p_value": 1 / (len(held_out.sorted) + 1),
             "compared_with_held_out": nearer,
         }
-
-    def _draw_distances(self, check: CopyCheck) -> None:
-        panels: list[tuple[str, Floats, Floats, float | None]] = []
-        for space in SPACES:
-            held_out, mine = self.reference.held_out[space], check.spaces[space]
-            distance = self.reference.held_out_distance[space]
-            panels.append((f"{space}: distance to the nearest training image", distance, mine.distance, None))
-            panels.append((f"{space}: ratio, flagged below the line", held_out.sorted, mine.ratio, held_out.threshold))
-        with atomic_path(self.summary_dir / PLOT_NAME) as temporary:
-            histograms(panels).save(temporary, format="PNG")
-
-    def _write_sheet(self, paths: Sequence[str], table: Sequence[Mapping[str, str]]) -> None:
-        """Samples beside what they may have copied, the most suspicious first."""
-        rows, captions = [], []
-        for path, line in list(zip(paths, table, strict=True))[: self.num_examples]:
-            rows.append(
-                [load_square(name, self.image_size) for name in (path, *(line[f"{space}_nearest"] for space in SPACES))]
-            )
-            state = "COPY" if line["copy"] == "yes" else "flagged" if line["flagged"] == "yes" else "not flagged"
-            figures = ", ".join(
-                f"{name} {float(line[f'{name}_distance']):.3g} (p {float(line[f'{name}_p_value']):.2g})"
-                for name in SPACES
-            )
-            captions.append(f"{state}: {figures}; {line['image']}")
-        titles = ["generated", *(f"nearest by {space}" for space in SPACES)]
-        scale = min(1.0, SHEET_CELL / self.image_size)
-        save_contact_sheet(rows, self.output_dir / SHEET_NAME, titles, captions, scale)
 
     def _log(self, report: Mapping[str, Any]) -> None:
         for first, second in report["held_out_copies_of_training"]:
