@@ -1,0 +1,126 @@
+"""DICOM files for tests: data sets of given pixels, written in any coding, and read or refused."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+
+from common.reader import Radiograph, UnreadableRadiographError, read_radiograph
+
+IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+DEFLATED, RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
+JPEG, JPEG_LS, JPEG_2000 = (f"1.2.840.10008.1.2.4.{n}" for n in (50, 80, 90))
+PYDICOM_3 = int(pydicom.__version__.split(".")[0]) >= 3
+
+
+def make(values: np.ndarray, photometric: str = "MONOCHROME2", stored: int = 0, **elements: object) -> Dataset:
+    """Return a data set of these pixels, [rows, columns] or [rows, columns, 3]."""
+    width = values.dtype.itemsize * 8
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "1.2.3.4"
+    dataset.Modality, dataset.PhotometricInterpretation = "DX", photometric
+    dataset.Rows, dataset.Columns = values.shape[:2]
+    dataset.SamplesPerPixel = 3 if values.ndim == 3 else 1
+    if values.ndim == 3:
+        dataset.PlanarConfiguration = 0
+    dataset.BitsAllocated, dataset.BitsStored = width, stored or width
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelRepresentation = int(values.dtype.kind == "i")
+    dataset.PixelData = values.tobytes() + b"\0" * (values.nbytes % 2)
+    dataset["PixelData"].VR = "OW" if width > 8 else "OB"
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def write(dataset: Dataset, path: Path, syntax: str = EXPLICIT) -> Path:
+    """Write with either pydicom."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = syntax
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
+    encoding = {"is_implicit_VR": syntax == IMPLICIT, "is_little_endian": syntax != BIG}
+    whole = FileDataset(str(path), dataset, file_meta=meta, preamble=b"\0" * 128, **encoding)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if PYDICOM_3:
+            whole.save_as(path, enforce_file_format=True)
+        else:
+            whole.save_as(path, write_like_original=False)
+    return path
+
+
+def read(path: Path) -> Radiograph:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        radiograph = read_radiograph(path)
+    assert radiograph.pixels.isfinite().all() and 0 <= radiograph.pixels.min() < radiograph.pixels.max() <= 1
+    assert radiograph.pixels.is_contiguous() and radiograph.pixels.dtype.is_floating_point
+    return radiograph
+
+
+def pixels(dataset: Dataset, tmp_path: Path, syntax: str = EXPLICIT) -> np.ndarray:
+    return read(write(dataset, tmp_path / "a.dcm", syntax)).pixels[0].numpy()
+
+
+def refused(path: Path, *words: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UnreadableRadiographError) as caught:
+            read_radiograph(path)
+    for word in (str(path), "found", "expected", *words):
+        assert word in str(caught.value)
+
+
+def stretched(values: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(values, (0.5, 99.5))
+    return np.clip((values - low) / (high - low), 0, 1)
+
+
+def ramp(bits: int, signed: bool) -> np.ndarray:
+    """Return 20 × 30 values over all of the range, in no order that a wrong layout would survive."""
+    low = -(2 ** (bits - 1)) if signed else 0
+    values = np.linspace(low, low + 2**bits - 1, 600).astype(np.int64)
+    dtype = ("i" if signed else "u") + ("1" if bits == 8 else "2")
+    return np.random.default_rng(0).permutation(values).reshape(20, 30).astype(dtype)
+
+
+def replace_bytes(path: Path, old: bytes, new: bytes) -> Path:
+    content = path.read_bytes()
+    assert content.count(old) == 1 and len(old) == len(new)
+    path.write_bytes(content.replace(old, new))
+    return path
+
+
+def encoded(values: np.ndarray, syntax: str, bits: int) -> bytes:
+    if syntax == JPEG:
+        buffer = io.BytesIO()
+        Image.fromarray(values).save(buffer, "JPEG", quality=100)
+        return buffer.getvalue()
+    if syntax == JPEG_LS:
+        import jpeg_ls
+
+        return bytes(jpeg_ls.encode_array(values))
+    if syntax == JPEG_2000:
+        from openjpeg.utils import encode_array
+
+        return encode_array(values, bits_stored=bits)
+    from rle.utils import encode_pixel_data
+
+    samples = values.shape[2] if values.ndim == 3 else 1
+    shape = {"rows": values.shape[0], "columns": values.shape[1], "samples_per_pixel": samples, "number_of_frames": 1}
+    return encode_pixel_data(values.tobytes(), byteorder="<", bits_allocated=values.dtype.itemsize * 8, **shape)
+
+
+def compressed(values: np.ndarray, syntax: str, bits: int, photometric: str = "MONOCHROME2") -> Dataset:
+    frame = encoded(values, syntax, bits)
+    dataset = make(values, photometric, bits, PixelData=encapsulate([frame + b"\0" * (len(frame) % 2)]))
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    return dataset
