@@ -13,16 +13,8 @@ from torch import Tensor, nn
 
 from common.command_line import run_command
 from common.files import atomic_path
-from common.networks.legacy import (
-    KINDS,
-    TOLERANCE,
-    LegacyCheckpointError,
-    MissingGenerativeError,
-    core_arguments,
-    load_legacy_network,
-    read_legacy_state,
-    verify_against_generative,
-)
+from common.networks.legacy import KINDS, LegacyCheckpointError, core_arguments, load_legacy_network, read_legacy_state
+from common.networks.legacy_verification import TOLERANCE, MissingGenerativeError, verify_against_generative
 from common.training.checkpoint import save_atomically
 
 

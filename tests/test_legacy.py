@@ -3,121 +3,39 @@
 from __future__ import annotations
 
 import inspect
-import json
-import sys
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
-import fire
 import pytest
 import torch
-from monai.bundle import ConfigParser
-from script_module import load_script
+from legacy_networks import (
+    AUTOENCODER,
+    CASES,
+    CONDITIONED,
+    NO_ATTENTION,
+    SILENTLY_WRONG_IN_MONAI,
+    UNET,
+    difference,
+    generative_nets,
+    legacy_arguments,
+    monai_loaded,
+    old_network,
+)
 from torch import Tensor, nn
 
 from common.errors import UserError
 from common.networks.legacy import (
     KINDS,
     LegacyCheckpointError,
-    LegacyVerificationError,
-    MissingGenerativeError,
     build_core_network,
     convert_state_dict,
     core_arguments,
     load_legacy_network,
     read_legacy_state,
-    verify_against_generative,
 )
+from common.networks.legacy_verification import LegacyVerificationError, verify_against_generative
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore:.*autocast")]
-generative_nets = pytest.importorskip("generative.networks.nets")
-
-AUTOENCODER, UNET = "autoencoder_kl", "diffusion_model_unet"
-NO_ATTENTION = {
-    "attention_levels": [False, False],
-    "with_encoder_nonlocal_attn": False,
-    "with_decoder_nonlocal_attn": False,
-}
-CONDITIONED = {"with_conditioning": True, "cross_attention_dim": 6}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "autoencoder without attention": (AUTOENCODER, NO_ATTENTION),
-    "autoencoder with attention at a level": (AUTOENCODER, {**NO_ATTENTION, "attention_levels": [False, True]}),
-    "autoencoder with attention in the encoder": (AUTOENCODER, {**NO_ATTENTION, "with_encoder_nonlocal_attn": True}),
-    "autoencoder with attention in the decoder": (AUTOENCODER, {**NO_ATTENTION, "with_decoder_nonlocal_attn": True}),
-    "autoencoder with attention everywhere": (AUTOENCODER, {"attention_levels": [True, True]}),
-    "volume autoencoder": (AUTOENCODER, {"spatial_dims": 3, "attention_levels": [False, False]}),
-    "unet": (UNET, {}),
-    "unet with attention in the middle only": (UNET, {"attention_levels": [False, False]}),
-    "unet with classes": (UNET, {"num_class_embeds": 3}),
-    "unet with residual up- and downsampling": (UNET, {"resblock_updown": True}),
-    "conditional unet": (UNET, CONDITIONED),
-    "conditional unet, two layers": (UNET, {**CONDITIONED, "transformer_num_layers": 2, "upcast_attention": True}),
-    "conditional unet with all": (
-        UNET,
-        {**CONDITIONED, "num_class_embeds": 3, "resblock_updown": True, "num_head_channels": [0, 8]},
-    ),
-    "conditional unet with dropout and odd heads": (
-        UNET,
-        {**CONDITIONED, "dropout_cattn": 0.5, "num_head_channels": 6},
-    ),
-}
-SILENTLY_WRONG_IN_MONAI = [name for name in CASES if "attention" in name.replace("without attention", "")] + [
-    "volume autoencoder",
-    "unet",
-    "unet with classes",
-    "unet with residual up- and downsampling",
-]
-
-
-def legacy_arguments(kind: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    base = {"spatial_dims": 2, "num_res_blocks": 1, "num_channels": [8, 16], "norm_num_groups": 4}
-    own = {"latent_channels": 2} if kind == AUTOENCODER else {"in_channels": 2, "out_channels": 2}
-    levels = {"attention_levels": [False, True]}
-    return {**base, **own, **levels, **overrides}
-
-
-def randomised(network: nn.Module) -> nn.Module:
-    """Give every parameter its own random values: zero-initialised layers and unit norms would hide mistakes."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
-            offset = 0.0 if parameter.ndim > 1 else 0.5
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5 + offset)
-    return network.eval()
-
-
-def old_network(kind: str, arguments: dict[str, Any]) -> nn.Module:
-    return randomised(getattr(generative_nets, KINDS[kind].__name__)(**arguments))
-
-
-def monai_loaded(kind: str, arguments: dict[str, Any], state: dict[str, Tensor], **flags: bool) -> nn.Module:
-    """What a user of core gets who renames `num_channels` and calls its own loader."""
-    renamed = {("channels" if name == "num_channels" else name): value for name, value in arguments.items()}
-    network: Any = KINDS[kind](**renamed, **flags)
-    network.load_old_state_dict(dict(state))
-    return network.eval()
-
-
-@torch.no_grad()
-def outputs(network: Any, arguments: dict[str, Any]) -> list[Tensor]:
-    """All outputs for a fixed input, written apart from the code under test."""
-    torch.manual_seed(11)
-    if "latent_channels" in arguments:
-        image = torch.randn(1, 1, *[16] * arguments["spatial_dims"])
-        mean, sigma = network.encode(image)
-        return [mean, sigma, network.decode(torch.randn_like(mean)), network.reconstruct(image), *network(image)]
-    image, timesteps = torch.randn(4, 2, 16, 16), torch.tensor([0, 10, 500, 999])
-    context = torch.randn(4, 3, 6) if arguments.get("with_conditioning") else None
-    classes = torch.tensor([2, 0, 1, 1]) if arguments.get("num_class_embeds") else None
-    return [network(image, timesteps, context=context, class_labels=classes)]
-
-
-def difference(found: nn.Module, expected: nn.Module, arguments: dict[str, Any]) -> float:
-    """Largest difference of any output, in units of that output's scale."""
-    pairs = zip(outputs(found, arguments), outputs(expected, arguments), strict=True)
-    return max(((one - other).abs().max() / other.abs().max()).item() for one, other in pairs)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -233,39 +151,6 @@ def test_narrow_twin_of_the_published_chest_xray_ldm_gives_the_same_outputs(kind
     old = old_network(kind, arguments)
     new = load_legacy_network(kind, arguments, old.state_dict())
     assert verify_against_generative(kind, arguments, old.state_dict(), new) < 1e-5
-
-
-@pytest.mark.parametrize("projection", ["attn1.to_q", "attn1.to_v", "attn2.to_k"])
-def test_verification_leaves_the_mode_and_notices_one_changed_row(projection):
-    arguments = legacy_arguments(UNET, {**CONDITIONED, "dropout_cattn": 0.5})
-    state = old_network(UNET, arguments).state_dict()
-    new = load_legacy_network(UNET, arguments, state).train()
-    verify_against_generative(UNET, arguments, state, new)
-    assert new.training
-    with torch.no_grad():
-        new.get_parameter(f"middle_block.attention.transformer_blocks.0.{projection}.weight")[0] += 1
-    with pytest.raises(LegacyVerificationError, match="timestep 371 by"):
-        verify_against_generative(UNET, arguments, state, new)
-
-
-def test_verification_refuses_what_proves_nothing():
-    arguments = legacy_arguments(UNET, {})
-    untrained = generative_nets.DiffusionModelUNet(**arguments).state_dict()
-    new = load_legacy_network(UNET, arguments, untrained)
-    with pytest.raises(LegacyVerificationError, match="nothing but zeros"):
-        verify_against_generative(UNET, arguments, untrained, new)
-    broken = {key: torch.full_like(value, float("nan")) for key, value in untrained.items()}
-    with pytest.raises(LegacyVerificationError, match="by nan"):
-        verify_against_generative(UNET, arguments, broken, load_legacy_network(UNET, arguments, broken))
-
-
-def test_without_generative_conversion_works_and_verification_says_what_is_missing(monkeypatch):
-    arguments = legacy_arguments(AUTOENCODER, NO_ATTENTION)
-    state = old_network(AUTOENCODER, arguments).state_dict()
-    monkeypatch.setitem(sys.modules, "generative.networks.nets", None)
-    new = load_legacy_network(AUTOENCODER, arguments, state)
-    with pytest.raises(MissingGenerativeError, match="pip install monai-generative"):
-        verify_against_generative(AUTOENCODER, arguments, state, new)
 
 
 def _without_a_decoder_conv(state: dict[str, Tensor]) -> None:
@@ -384,85 +269,3 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, content):
         (tmp_path / "old.pt").write_bytes(content)
     with pytest.raises(LegacyCheckpointError, match=r"old\.pt: found no file"):
         read_legacy_state(tmp_path / "old.pt")
-
-
-@pytest.fixture
-def script() -> ModuleType:
-    return load_script("convert_checkpoint")
-
-
-@pytest.fixture
-def convert(script) -> Callable[..., None]:
-    """The command line, in this process: it takes the words after `python scripts/convert_checkpoint.py`."""
-    return lambda *words: fire.Fire(script.convert_checkpoint, command=[str(word) for word in words])
-
-
-@pytest.fixture
-def old_files(tmp_path) -> tuple[list[str], nn.Module, dict[str, Any]]:
-    """Words that name an old checkpoint with attention and where to put the new one; the old network; its arguments."""
-    arguments = legacy_arguments(AUTOENCODER, {})
-    old = old_network(AUTOENCODER, arguments)
-    torch.save({"epoch": 1, "state_dict": old.state_dict()}, tmp_path / "old.pt")
-    block = {"_target_": "generative.networks.nets.AutoencoderKL", **arguments}
-    (tmp_path / "legacy.json").write_text(json.dumps(block))
-    files = {"arguments": "legacy.json", "checkpoint": "old.pt", "output": "converted/new.pt"}
-    words = [word for name, file in files.items() for word in (f"--{name}", str(tmp_path / file))]
-    return ["--kind", AUTOENCODER, *words], old, arguments
-
-
-def test_command_line_round_trip(convert, old_files, tmp_path, capsys):
-    words, old, arguments = old_files
-    convert(*words, "--verify", True)
-    assert "verified: outputs differ by at most" in capsys.readouterr().out
-    folder = tmp_path / "converted"
-    assert sorted(path.name for path in folder.iterdir()) == ["new.json", "new.pt"]
-    description = json.loads((folder / "new.json").read_text())
-    assert description["_target_"] == "monai.networks.nets.AutoencoderKL"
-    rebuilt = ConfigParser({"network_def": description}).get_parsed_content("network_def")
-    rebuilt.load_state_dict(torch.load(folder / "new.pt", weights_only=True), strict=True)
-    assert difference(rebuilt.eval(), old, arguments) < 1e-5
-
-
-def test_command_line_replaces_a_conversion_only_when_told_and_an_input_never(convert, old_files, tmp_path):
-    words, _, _ = old_files
-    new = tmp_path / "converted" / "new.pt"
-    new.parent.mkdir()
-    new.write_bytes(b"precious")
-    with pytest.raises(LegacyCheckpointError, match="exists"):
-        convert(*words)
-    assert new.read_bytes() == b"precious"
-    convert(*words, "--overwrite", True)
-    assert new.read_bytes() != b"precious"
-    for file in ("old.pt", "legacy.pt"):  # legacy.pt would put its description over legacy.json
-        with pytest.raises(LegacyCheckpointError, match="is an input"):
-            convert(*words[:-1], tmp_path / file, "--overwrite", True)
-    with pytest.raises(LegacyCheckpointError, match="expected a file of weights"):
-        convert(*words[:-1], tmp_path / "new.json")
-
-
-def test_command_line_says_when_it_did_not_verify(convert, old_files, monkeypatch, capsys):
-    words, _, _ = old_files
-    convert(*words, "--verify", False)
-    monkeypatch.setitem(sys.modules, "generative.networks.nets", None)
-    convert(*words, "--overwrite", True)
-    with pytest.raises(MissingGenerativeError):
-        convert(*words, "--overwrite", True, "--verify", True)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "verified" in line]
-    assert lines[0] == "not verified, as asked" and "no working monai-generative" in lines[1] and len(lines) == 2
-
-
-def test_command_line_writes_nothing_when_verification_fails(convert, script, old_files, monkeypatch, tmp_path):
-    words, _, _ = old_files
-    monkeypatch.setattr(script, "load_legacy_network", monai_loaded)
-    with pytest.raises(LegacyVerificationError):
-        convert(*words)
-    assert not (tmp_path / "converted").exists()
-
-
-@pytest.mark.parametrize("content", ["[1]", "no json", None])
-def test_command_line_refuses_arguments_that_are_no_json_object(convert, old_files, tmp_path, content):
-    words, _, _ = old_files
-    file = tmp_path / "legacy.json"
-    file.unlink() if content is None else file.write_text(content)
-    with pytest.raises(LegacyCheckpointError, match=r"legacy\.json"):
-        convert(*words)

@@ -8,7 +8,6 @@ every tensor of the file is loaded or known to be unused, and every parameter of
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import pickle
 import re
@@ -23,8 +22,6 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 KINDS: dict[str, type[nn.Module]] = {"autoencoder_kl": AutoencoderKL, "diffusion_model_unet": DiffusionModelUNet}
-TOLERANCE = 5e-5  # of an output's scale; float32 sums in another order stay below 2e-6, a wrong flag gives above 5e-2
-
 _CORE_TO_LEGACY_ARGUMENT = {"channels": "num_channels", "use_checkpoint": "use_checkpointing"}
 _CORE_ONLY_ARGUMENTS = {"include_fc", "use_combined_linear"}
 _CORE_TO_LEGACY_KEY = (
@@ -36,20 +33,11 @@ _UNUSED_KEY = re.compile(r"(.+)\.proj_attn\.(?:weight|bias)")
 _ENTRIES = ("state_dict", "model_state_dict", "model", "network", "net", "autoencoder", "diffusion", "unet")
 _WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError)  # all that torch.load gave
-_TIMESTEPS = (0, 371, 999)
 _NAMED_KEYS = 4  # in a message
 
 
 class LegacyCheckpointError(UserError, ValueError):
     """A legacy checkpoint, or the arguments it is said to belong to, cannot be converted without changing results."""
-
-
-class LegacyVerificationError(LegacyCheckpointError):
-    """The converted network does not give the outputs of the old one."""
-
-
-class MissingGenerativeError(UserError, ImportError):
-    """monai-generative, needed to verify against, cannot be imported."""
 
 
 def read_legacy_state(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
@@ -93,7 +81,7 @@ def core_arguments(kind: str, legacy_arguments: Mapping[str, Any]) -> dict[str, 
     Raises:
         LegacyCheckpointError: an unknown kind or argument, or one that core cannot reproduce.
     """
-    core_names = inspect.signature(_core_class(kind)).parameters.keys() - _CORE_ONLY_ARGUMENTS
+    core_names = inspect.signature(core_class(kind)).parameters.keys() - _CORE_ONLY_ARGUMENTS
     names = {_CORE_TO_LEGACY_ARGUMENT.get(name, name): name for name in core_names}
     if unknown := sorted(legacy_arguments.keys() - names.keys()):
         raise LegacyCheckpointError(
@@ -117,7 +105,7 @@ def build_core_network(kind: str, legacy_arguments: Mapping[str, Any]) -> nn.Mod
     """
     arguments = core_arguments(kind, legacy_arguments)
     try:
-        return _core_class(kind)(**arguments)
+        return core_class(kind)(**arguments)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise LegacyCheckpointError(f"{kind}: core's constructor refuses {arguments}: {error}") from error
 
@@ -169,53 +157,12 @@ def load_legacy_network(
     return network
 
 
-def verify_against_generative(
-    kind: str,
-    legacy_arguments: Mapping[str, Any],
-    legacy_state: Mapping[str, Tensor],
-    network: nn.Module,
-    tolerance: float = TOLERANCE,
-    seed: int = 0,
-) -> float:
-    """Compare every output of a converted network with the old network's, in evaluation mode on a seeded input.
-
-    Args:
-        kind: "autoencoder_kl" (compared: mean, sigma, decoded mean) or "diffusion_model_unet" (compared:
-            the output for three timesteps, with context and classes where it has them).
-        legacy_arguments: constructor arguments of the old network.
-        legacy_state: its state dict.
-        network: the converted float32 network, on any device.
-        tolerance: largest accepted absolute difference, as a fraction of the largest absolute old output.
-        seed: of the input.
-
-    Returns:
-        The largest such fraction over all outputs.
+def core_class(kind: str) -> type[nn.Module]:
+    """The core network of a kind.
 
     Raises:
-        MissingGenerativeError: monai-generative is not installed.
-        LegacyVerificationError: a difference above the tolerance, or outputs that cannot show any.
+        LegacyCheckpointError: there is no such kind.
     """
-    device = next(network.parameters()).device
-    legacy, arguments = _build_legacy(kind, legacy_arguments, legacy_state)
-    outputs = _autoencoder_outputs if kind == "autoencoder_kl" else _unet_outputs
-    was_training = network.training
-    try:
-        with torch.no_grad():
-            expected = outputs(legacy.to(device).eval(), arguments, device, seed)
-            found = outputs(network.eval(), arguments, device, seed)
-    finally:
-        network.train(was_training)
-    differences = {name: _relative_difference(found[name], expected[name]) for name in expected}
-    if bad := {name: value for name, value in differences.items() if not value <= tolerance}:  # NaN is bad, too
-        named = ", ".join(f"{name} by {value:.2g}" for name, value in bad.items())
-        raise LegacyVerificationError(
-            f"{kind}: the converted network differs from monai-generative's: {named} of the output's scale; expected "
-            f"at most {tolerance:g}"
-        )
-    return max(differences.values())
-
-
-def _core_class(kind: str) -> type[nn.Module]:
     if kind not in KINDS:
         raise LegacyCheckpointError(f"Found the kind {kind!r}; expected one of {', '.join(KINDS)}")
     return KINDS[kind]
@@ -260,65 +207,3 @@ def _named(keys: Any) -> str:
     ordered = sorted(keys)
     more = f" and {len(ordered) - _NAMED_KEYS} more" if len(ordered) > _NAMED_KEYS else ""
     return (", ".join(ordered[:_NAMED_KEYS]) or "none") + more
-
-
-def _generative_nets() -> Any:
-    """Import the only part of monai-generative that works with monai 1.6: not its schedulers, losses or engines."""
-    try:
-        return importlib.import_module("generative.networks.nets")
-    except ImportError as error:
-        raise MissingGenerativeError(
-            f"Found no working monai-generative ({error}); expected it to verify against: pip install monai-generative"
-        ) from error
-
-
-def _build_legacy(
-    kind: str, legacy_arguments: Mapping[str, Any], legacy_state: Mapping[str, Tensor]
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the old network with its weights, and all its constructor arguments, defaults included."""
-    legacy_class = getattr(_generative_nets(), _core_class(kind).__name__)
-    try:
-        bound = inspect.signature(legacy_class).bind(**{**legacy_arguments, "use_flash_attention": False})
-        bound.apply_defaults()
-        legacy = legacy_class(**bound.arguments)
-        legacy.load_state_dict(dict(legacy_state), strict=True)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise LegacyCheckpointError(f"{kind}: monai-generative refuses arguments or state dict: {error}") from error
-    return legacy, dict(bound.arguments)
-
-
-def _seeded_image(arguments: Mapping[str, Any], generator: torch.Generator) -> Tensor:
-    """Noise whose lowest resolution is 4: over a single position attention would be the same whatever its weights."""
-    size = 4 * 2 ** (len(arguments["num_channels"]) - 1)
-    shape = (len(_TIMESTEPS), arguments["in_channels"], *[size] * arguments["spatial_dims"])
-    return torch.randn(shape, generator=generator)
-
-
-def _autoencoder_outputs(
-    network: Any, arguments: Mapping[str, Any], device: torch.device, seed: int
-) -> dict[str, Tensor]:
-    image = _seeded_image(arguments, torch.Generator().manual_seed(seed)).to(device)
-    mean, sigma = network.encode(image)
-    return {"mean": mean, "sigma": sigma, "decoded mean": network.decode(mean)}
-
-
-def _unet_outputs(network: Any, arguments: Mapping[str, Any], device: torch.device, seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    image = _seeded_image(arguments, generator).to(device)
-    conditions: dict[str, Tensor] = {}
-    if arguments["with_conditioning"]:
-        shape = (len(_TIMESTEPS), 4, arguments["cross_attention_dim"])  # over one token attention is constant
-        conditions["context"] = torch.randn(shape, generator=generator).to(device)
-    if arguments["num_class_embeds"] is not None:
-        conditions["class_labels"] = torch.arange(len(_TIMESTEPS), device=device) % arguments["num_class_embeds"]
-    output = network(image, torch.tensor(_TIMESTEPS, device=device), **conditions)
-    return {f"output at timestep {timestep}": part for timestep, part in zip(_TIMESTEPS, output, strict=True)}
-
-
-def _relative_difference(found: Tensor, expected: Tensor) -> float:
-    scale = expected.abs().max()
-    if scale == 0:
-        raise LegacyVerificationError(
-            "Found an old output of nothing but zeros, as an untrained network gives; expected one to compare with"
-        )
-    return ((found - expected).abs().max() / scale).item()
