@@ -89,18 +89,10 @@ def label_efficiency(
         quick: two budgets, one seed, five steps, eight images, to see whether everything works; no figure of it means
             anything.
     """
-    if not isinstance(starts, Mapping):
-        raise ExperimentError(
-            f"--starts: found {starts!r}; expected \"{{'none': 'none', 'ddpm': 'PATH'}}\", quotes and all"
-        )
-    limit = QUICK_IMAGES if quick else None
-    if GENERATED in starts and generated is None:
-        raise ExperimentError(f"--starts names {GENERATED}; give the folder of generated radiographs by --generated")
-    pretrained = with_ensemble(starts)
+    check_starts(starts, generated)
     knobs = {"methods": list(starts), "budgets": budgets, "seeds": seeds, "timesteps": timesteps}
     cells = chosen_cells(grids, knobs, grid, {"methods": list(starts)}, NUMBERS, QUICK_LISTS if quick else {})
-    if quick:
-        num_steps = QUICK_STEPS
+    num_steps, limit = (QUICK_STEPS, QUICK_IMAGES) if quick else (num_steps, None)
     work_dir = work_dir or str(Path(bundle_root) / "outputs" / "label_efficiency")
     classes = class_table(table)
     overrides = {
@@ -122,16 +114,16 @@ def label_efficiency(
         "overrides": overrides,
         "quick": quick,
     }
-    fine_tuning = FineTuning(bundle_root, dataset_dir, work_dir, pretrained, num_steps, overrides)
-    special: dict[str, Callable[[Cell], nn.Module]] = {
-        CLASSIFIER: PixelClassifying(fine_tuning, max_steps=CLASSIFIER_QUICK_STEPS if quick else CLASSIFIER_STEPS)
-    }
+    fine_tuning = FineTuning(bundle_root, dataset_dir, work_dir, with_ensemble(starts), num_steps, overrides)
+    trainings: dict[str, Callable[[Cell], nn.Module]] = dict.fromkeys(starts, fine_tuning)
+    trainings[CLASSIFIER] = PixelClassifying(
+        fine_tuning, max_steps=CLASSIFIER_QUICK_STEPS if quick else CLASSIFIER_STEPS
+    )
     if generated is not None:
-        size = (image_size[0], image_size[1])
-        special[GENERATED] = GeneratedLabels(fine_tuning, generated, size, classes)
+        trainings[GENERATED] = GeneratedLabels(fine_tuning, generated, (image_size[0], image_size[1]), classes)
 
     def do(cell: Cell) -> dict[str, Any]:
-        network = special.get(cell.method, fine_tuning)(cell)
+        network = trainings[cell.method](cell)
         scores = segment_and_score(network, SimpleInferer(), val_images, classes, "cpu", with_hd95=False)
         return summarise_scores(scores, classes)
 
@@ -139,6 +131,21 @@ def label_efficiency(
     experiment.run(cells, (share[0], share[1]))
     # train.yaml takes a GPU where there is one
     write_report(output_dir, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def check_starts(starts: Any, generated: str | None) -> None:
+    """Refuse starts that cannot be used.
+
+    Raises:
+        ExperimentError: no mapping, weights that differ where they must not, or no folder for `ddpm_generated`.
+    """
+    if not isinstance(starts, Mapping):
+        raise ExperimentError(
+            f"--starts: found {starts!r}; expected \"{{'none': 'none', 'ddpm': 'PATH'}}\", quotes and all"
+        )
+    if GENERATED in starts and generated is None:
+        raise ExperimentError(f"--starts names {GENERATED}; give the folder of generated radiographs by --generated")
+    with_ensemble(starts)
 
 
 def with_ensemble(starts: Mapping[str, str]) -> dict[str, str]:
