@@ -49,7 +49,8 @@ def test_the_report_is_marked_as_quick_and_says_the_budget(folder):
     report = write_report(folder, torch.device("cpu"))
     text = (folder / "token_ablation.md").read_text()
     assert text.startswith(QUICK_WARNING) and text == QUICK_WARNING + markdown(report)
-    assert "| vits | CLS + 4 × 4 | 2 |" in text and "1.55 ± 0.07" in text and "-1.50" in text
+    assert "| vits | CLS + 4 × 4 | 2 | 1 |" in text, "a number of tokens has no spread"
+    assert "1.55 ± 0.07" in text and "-1.50" in text
     assert "8 steps of 16 images of 192 px, 1,000 to 1,000 parameters" in text
     assert "FD-Inception" not in text.split("\n\n")[1], "no column that nobody has"
     assert json.loads((folder / "token_ablation.json").read_text())["rows"] == report["rows"]

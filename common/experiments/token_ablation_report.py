@@ -45,7 +45,7 @@ CLOSENESS = {
     "own_source_nearest_pixels": ("source nearest, pixels", 3),
     "copies_source": ("copies source", 3),
     "flagged": ("near-copies of training", 3),
-    "num_copies": ("copies of training", 0),
+    "num_copies": ("copies of training", 1),
     "nearer_than_held_out_embedding": ("nearer to training, DINO", 2),
     "nearer_than_held_out_pixels": ("nearer to training, pixels", 2),
 }
@@ -163,7 +163,10 @@ def _table(
         cells = [row["encoder"], label(row["variant"]), str(len(row["seeds"])) if row["encoder"] else ""]
         if row["variant"] == UNCONDITIONAL:
             cells[2] = str(len(row["seeds"]))
-        cells += [fixed(row[kind].get(key), decimals, sign) for key, (_, decimals) in used.items()]
+        values = {key: row[kind].get(key) for key in used}
+        if values.get("num_tokens"):  # is what it is in every seed
+            values["num_tokens"] = {**values["num_tokens"], "sd": None}
+        cells += [fixed(values[key], decimals, sign) for key, (_, decimals) in used.items()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
