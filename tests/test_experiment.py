@@ -1,9 +1,11 @@
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
+import common
 from common.experiments.experiment import (
     QUICK_WARNING,
     Experiment,
@@ -13,6 +15,7 @@ from common.experiments.experiment import (
     settle,
     write_experiment_report,
 )
+from common.provenance import git_state
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,13 @@ def test_every_cell_is_done_once_and_a_killed_experiment_goes_on(tmp_path):
     Experiment(tmp_path, {}, lambda cell: {"value": 2}).run(CELLS)
     results = dict(read_cells(tmp_path, Cell))
     assert [results[cell]["value"] for cell in CELLS] == [1, 1, 1, 2, 2, 2]
+
+
+def test_a_result_says_what_it_is_of_and_which_code_gave_it(tmp_path):
+    Experiment(tmp_path, {}, lambda cell: {"value": 1}, lambda cell: {"start": "old"}).run(CELLS[:1])
+    found = json.loads((tmp_path / "cells" / "a_seed0.json").read_text())
+    git = git_state(Path(common.__file__).parent)
+    assert found == {"cell": {"method": "a", "seed": 0}, "start": "old", "git": git, "result": {"value": 1}}
 
 
 def test_a_result_that_was_made_from_something_else_is_refused(tmp_path):

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import atomic_path, read_json, write_json
-from ..provenance import provenance
+from ..provenance import git_state, provenance
 
 CELLS_FOLDER = "cells"
 SETTINGS_NAME = "settings.json"
@@ -42,7 +42,7 @@ CellT = TypeVar("CellT", bound=NamedCell)
 
 
 class Experiment(Generic[CellT]):
-    """A grid of cells in a folder: every cell is done once, its result kept as `cells/<name>.json`.
+    """A grid of cells in a folder: every cell is done once, its result and commit kept as `cells/<name>.json`.
 
     Args:
         output_dir: of the results; one folder is one experiment.
@@ -65,6 +65,7 @@ class Experiment(Generic[CellT]):
         self.output_dir = Path(output_dir)
         self.do = do
         self.describe = describe
+        self.git = git_state(Path(__file__).parent)  # of the code that is in memory, whatever happens to the checkout
         settle(self.output_dir / SETTINGS_NAME, settings)
 
     def run(self, cells: Sequence[CellT], share: tuple[int, int] = (0, 1)) -> None:
@@ -99,7 +100,7 @@ class Experiment(Generic[CellT]):
     def _do(self, cell: CellT) -> None:
         result = dict(self.do(cell))
         about: Any = cell  # a dataclass, which a Protocol cannot say
-        write_json(self.path(cell), {"cell": asdict(about), **self.describe(cell), "result": result})
+        write_json(self.path(cell), {"cell": asdict(about), **self.describe(cell), "git": self.git, "result": result})
         _logger.info("%s: done", cell.name)
 
 
