@@ -17,6 +17,7 @@ import torch
 
 from . import __version__
 
+OWN_CODE = Path(__file__).resolve().parent
 GIT_TIMEOUT_SECONDS = 10
 BUT_RESULTS = ":(top,exclude,glob)bundles/*/docs/**"  # a pathspec
 
@@ -25,9 +26,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
     """Command, date, device, versions and git commit (None outside its checkout) behind a set of figures."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "monai": monai.__version__}
     versions |= {"numpy": np.__version__, "pillow": PIL.__version__, "common": __version__}
-    git = git_state(Path(__file__).resolve().parent)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {"command": command_line(), "date": date, "device": str(device), "versions": versions, "git": git}
+    return {"command": command_line(), "date": date, "device": str(device), "versions": versions, "git": git_state()}
 
 
 def command_line() -> str:
@@ -37,7 +37,7 @@ def command_line() -> str:
     return shlex.join([*program.split(), *sys.argv[1:]])
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
+def git_state(folder: Path = OWN_CODE) -> dict[str, Any] | None:
     """Commit of the checkout that holds this code and whether it was modified; None when it is not in one.
 
     An installed copy may lie inside some other repository (a virtual environment in a checkout): only a repository

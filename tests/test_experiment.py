@@ -1,11 +1,9 @@
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 
-import common
 from common.experiments.experiment import (
     QUICK_WARNING,
     Experiment,
@@ -51,7 +49,7 @@ def test_every_cell_is_done_once_and_a_killed_experiment_goes_on(tmp_path):
 def test_a_result_says_what_it_is_of_and_which_code_gave_it(tmp_path):
     Experiment(tmp_path, {}, lambda cell: {"value": 1}, lambda cell: {"start": "old"}).run(CELLS[:1])
     found = json.loads((tmp_path / "cells" / "a_seed0.json").read_text())
-    git = git_state(Path(common.__file__).parent)
+    git = git_state()
     assert found == {"cell": {"method": "a", "seed": 0}, "start": "old", "git": git, "result": {"value": 1}}
 
 

@@ -18,7 +18,7 @@ def test_figures_say_where_they_come_from():
     found = provenance(torch.device("cpu"))
     assert set(found) == {"command", "date", "device", "versions", "git"} and found["device"] == "cpu"
     assert found["versions"]["torch"] == torch.__version__ and found["versions"]["common"] == common.__version__
-    assert found["git"] == git_state(Path(common.__file__).parent)
+    assert found["git"] == git_state()
 
 
 def test_git_state(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_git_state(tmp_path: Path) -> None:
 
 def test_a_missing_git_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_state(Path(common.__file__).parent) is None
+    assert git_state() is None
 
 
 def test_the_command_is_what_one_would_type(tmp_path):

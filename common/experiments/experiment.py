@@ -65,7 +65,7 @@ class Experiment(Generic[CellT]):
         self.output_dir = Path(output_dir)
         self.do = do
         self.describe = describe
-        self.git = git_state(Path(__file__).parent)  # of the code that is in memory, whatever happens to the checkout
+        self.git = git_state()  # of the code that is in memory, whatever happens to the checkout
         settle(self.output_dir / SETTINGS_NAME, settings)
 
     def run(self, cells: Sequence[CellT], share: tuple[int, int] = (0, 1)) -> None:

@@ -60,7 +60,7 @@ def describe_run(workflow: ConfigWorkflow, seed: int | None) -> dict[str, Any]:
         "command": command_line(),
         "seed": seed,
         "common_version": __version__,
-        "git": git_state(Path(__file__).parent),
+        "git": git_state(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch_threads": torch.get_num_threads(),
