@@ -19,7 +19,7 @@ from common.training.denoising_step import DenoisingStep, DenoisingValidation, M
 from common.training.descent import NonFiniteLossError
 from common.training.ema import ExponentialMovingAverage
 from common.training.engines import KeepBest
-from common.training.lr_schedule import ResumableWarmupCosine
+from common.training.lr_schedule import WarmupConstantDecay
 
 CPU = torch.device("cpu")
 SCHEDULES = {
@@ -231,7 +231,7 @@ def make_trainer(store, folder, kill_at=None):
     train = LatentDataset(store, "train")
     sampler = StepBatchSampler(len(train), batch_size=2, seed=0)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-2, fused=True)
-    scheduler = ResumableWarmupCosine(optimizer, warmup_steps=2, t_total=8)
+    scheduler = WarmupConstantDecay(optimizer, warmup_steps=2, total_steps=8)
     step = make_step(denoiser, uncond_prob=0.3, selection=SELECTION)
     keep_best = KeepBest("val_loss", step.ema.network, str(folder / "model.pt"))
     evaluator = SupervisedEvaluator(

@@ -18,7 +18,7 @@ from common.training.checkpoint import CheckpointMismatchError, TrainingCheckpoi
 from common.training.ema import ExponentialMovingAverage
 from common.training.engines import KeepBest, ResumableTrainer
 from common.training.losses import AdversarialTerm, ReconstructionLoss
-from common.training.lr_schedule import ResumableWarmupCosine
+from common.training.lr_schedule import WarmupConstantDecay
 from common.training.prepare_batch import image_as_label
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def make_trainer(folder, max_epochs=4, kill_at=None, seed=0, checkpoint_every_st
     critic = PatchDiscriminator(spatial_dims=2, in_channels=1, channels=8, num_layers_d=2, norm="INSTANCE")
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), 1e-3)
-    scheduler = ResumableWarmupCosine(optimizer, warmup_steps=2, t_total=16)
+    scheduler = WarmupConstantDecay(optimizer, warmup_steps=2, total_steps=16)
     ema = ExponentialMovingAverage(codec, ema_decay=0.9)
     loss = ReconstructionLoss(None, 0.0)
     sampler = StepBatchSampler(len(PHANTOMS), batch_size=2, seed=seed)

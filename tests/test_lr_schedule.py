@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from common.training.lr_schedule import ResumableWarmupCosine
+from common.training.lr_schedule import DecayBegunError, WarmupConstantDecay
 
 
-def make_schedule(t_total, lr=1.0):
+def make_schedule(total_steps, lr=1.0, warmup_steps=5, decay_share=0.2):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr)
-    return ResumableWarmupCosine(optimizer, warmup_steps=5, t_total=t_total)
+    return WarmupConstantDecay(optimizer, warmup_steps, total_steps, decay_share)
 
 
 def rates(schedule, steps):
@@ -18,26 +18,39 @@ def rates(schedule, steps):
     return found
 
 
-def test_it_warms_up_peaks_and_ends_at_zero():
-    found = rates(make_schedule(20), 21)
-    assert found[0] == 0 and found[5] == pytest.approx(1.0) and found[20] == pytest.approx(0.0, abs=1e-9)
-    assert found[5:] == sorted(found[5:], reverse=True)
+def test_it_warms_up_stays_and_decays_to_zero_over_the_last_fifth():
+    found = rates(make_schedule(40), 41)
+    assert 0 < found[0] < found[4] < 1.0
+    assert found[5:33] == [1.0] * 28
+    assert found[33:] == pytest.approx([1 - step / 8 for step in range(1, 9)])
 
 
-def test_resumed_equals_uninterrupted():
-    whole = rates(make_schedule(20), 20)
-    first = make_schedule(20)
-    rates(first, 8)
-    second = make_schedule(20)
+def test_resumed_equals_uninterrupted_in_the_middle_of_the_decay():
+    whole = rates(make_schedule(40), 40)
+    first = make_schedule(40)
+    rates(first, 35)
+    second = make_schedule(40)
     second.load_state_dict(first.state_dict())
-    assert rates(second, 12) == whole[8:]
+    assert rates(second, 5) == whole[35:]
 
 
-@pytest.mark.parametrize("change", [{"t_total": 40}, {"lr": 0.5, "t_total": 20}])
-def test_a_run_continued_with_other_settings_follows_the_new_ones(change):
-    first = make_schedule(20)
-    rates(first, 8)
+@pytest.mark.parametrize("change", [{"total_steps": 80}, {"lr": 0.5, "total_steps": 40}])
+def test_before_the_decay_a_run_takes_other_settings(change):
+    first = make_schedule(40)
+    rates(first, 20)
     second = make_schedule(**change)
     second.load_state_dict(first.state_dict())
-    steps = change["t_total"] - 8
-    assert rates(second, steps) == pytest.approx(rates(make_schedule(**change), change["t_total"])[8:])
+    steps = change["total_steps"] - 20
+    assert rates(second, steps) == pytest.approx(rates(make_schedule(**change), change["total_steps"])[20:])
+
+
+@pytest.mark.parametrize("total_steps", [30, 80])
+def test_once_it_decays_the_length_is_settled(total_steps):
+    first = make_schedule(40)
+    rates(first, 34)
+    with pytest.raises(DecayBegunError):
+        make_schedule(total_steps).load_state_dict(first.state_dict())
+
+
+def test_a_run_of_a_few_steps_warms_up_for_fewer():
+    assert max(rates(make_schedule(3, warmup_steps=200), 3)) == 1.0

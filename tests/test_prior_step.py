@@ -20,7 +20,7 @@ from common.training.denoising_step import MeanError
 from common.training.descent import NonFiniteLossError
 from common.training.ema import ExponentialMovingAverage
 from common.training.engines import KeepBest
-from common.training.lr_schedule import ResumableWarmupCosine
+from common.training.lr_schedule import WarmupConstantDecay
 from common.training.prior_step import PriorStep, PriorValidation, TokenDataset
 
 CPU = torch.device("cpu")
@@ -189,7 +189,7 @@ def make_trainer(store, folder, kill_at=None):
     train, val = (TokenDataset(LatentDataset(store, split), SELECTION, prior) for split in ("train", "val"))
     sampler = StepBatchSampler(len(train), batch_size=3, seed=0)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-2, fused=True)
-    scheduler = ResumableWarmupCosine(optimizer, warmup_steps=2, t_total=9)
+    scheduler = WarmupConstantDecay(optimizer, warmup_steps=2, total_steps=9)
     step = make_step(prior)
     keep_best = KeepBest("val_loss", step.ema.network, str(folder / "prior.pt"))
     evaluator = SupervisedEvaluator(

@@ -17,7 +17,7 @@ from common.seeding import Purpose, derive_seed
 from common.training.descent import NonFiniteLossError
 from common.training.ema import ExponentialMovingAverage
 from common.training.engines import KeepBest
-from common.training.lr_schedule import ResumableWarmupCosine
+from common.training.lr_schedule import WarmupConstantDecay
 from common.training.segmentation_step import LabelValueError, SegmentationStep
 
 CPU = torch.device("cpu")
@@ -109,7 +109,7 @@ def make_trainer(folder, kill_at=None):
     train = RadiographDataset(LABELLED, transform=dict)
     sampler = StepBatchSampler(len(train), batch_size=2, seed=0)
     optimizer = torch.optim.AdamW(segmenter.parameters(), 1e-2, fused=True)
-    scheduler = ResumableWarmupCosine(optimizer, warmup_steps=2, t_total=8)
+    scheduler = WarmupConstantDecay(optimizer, warmup_steps=2, total_steps=8)
     step = make_step(segmenter, augmentation=roll)
     keep_best = KeepBest("val_loss", step.ema.network, str(folder / "model.pt"))
     metric = IgniteMetricHandler(loss_fn=make_loss(), output_transform=from_engine(["pred", "label"]))

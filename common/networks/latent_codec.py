@@ -187,14 +187,28 @@ class VariationalPass(nn.Module):
         return self.codec.reconstruct(raw_latents), mean, std
 
 
-def start_codec(codec: LatentCodec, path: str | Path | None) -> LatentCodec:
-    """Return the codec to train: as it was initialised, or from weights at `path`, whose statistics are forgotten.
+def start_codec(codec: LatentCodec, path: str | Path | None, trained_part: str = "all") -> LatentCodec:
+    """Return the codec to train: as it was initialised, or from weights at `path`.
+
+    Args:
+        codec: on its device.
+        path: of weights to start from; None starts from nothing.
+        trained_part: "all", whose latent statistics are forgotten and measured again at the end, or "decoder": encoder
+            and statistics stay as they are, so that latents made before remain valid.
 
     Raises:
         MissingWeightsError: there is no such file.
         RuntimeError: keys or shapes differ from the codec's.
+        ValueError: another part, or a decoder to train without weights to start from.
     """
+    if trained_part not in ("all", "decoder") or (trained_part == "decoder" and path is None):
+        raise ValueError(f"trained_part: expected all, or decoder with init_weights, found '{trained_part}', {path}")
     if path is not None:
         load_weights(codec, path)
-        codec.latents_num_images.zero_()  # so that they are measured again at the end
+    if trained_part == "decoder":
+        codec.requires_grad_(False)
+        for part in (codec.autoencoder.decoder, codec.autoencoder.post_quant_conv):
+            part.requires_grad_(True)
+    else:
+        codec.latents_num_images.zero_()
     return codec.train()

@@ -102,5 +102,8 @@ class AutoencoderStep:
         critic.train()
         with autocast(image.device, self.amp):
             terms = {"discriminator": self.adversarial.discriminator_loss(reconstruction, image)}
+            penalty = self.adversarial.penalty(image, engine.state.iteration)
+            if penalty is not None:
+                terms["gradient_penalty"] = penalty
         values, norm = descend(critic, self.discriminator_optimizer, terms, self.max_grad_norm, engine.state.iteration)
         return {**values, "discriminator_grad_norm": norm}

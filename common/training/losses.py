@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from monai.losses import PatchAdversarialLoss
 from torch import Tensor, nn
 
 from ..intensity import to_signed
+from ..spectrum import power_spectrum, radial_bands
 
 
 def kl_divergence(mean: Tensor, std: Tensor) -> Tensor:
@@ -21,24 +24,66 @@ def kl_divergence(mean: Tensor, std: Tensor) -> Tensor:
     return 0.5 * (mean.square() + variance - variance.clamp_min(1e-20).log() - 1.0).mean()
 
 
+class LocalPower(nn.Module):
+    """How far two images differ in local power, octave by octave: mean |log(P + ε) - log(P' + ε)|.
+
+    L1 and LPIPS are content with too little fine texture. Power says how much there is, where, without saying where
+    each grain lies, and unlike a discriminator it does not learn to be fooled.
+
+    Args:
+        window: px, side of the squares that overlap by half.
+        edges: of the bands, in cycles per pixel.
+        floor: ε, a variance of images in [0, 1]: less power than this is not seen. 8-bit rounding has 1.3e-6.
+    """
+
+    def __init__(
+        self, window: int = 32, edges: Sequence[float] = (0.0625, 0.125, 0.25, 0.5), floor: float = 4.0e-6
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.floor = floor
+        self.register_buffer("bands", radial_bands(window, window, edges).flatten(1), persistent=False)
+        self.bands: Tensor
+
+    def forward(self, image: Tensor, reference: Tensor) -> Tensor:
+        """Distances [B] of images [B, 1, H, W] in [0, 1] from their references."""
+        return (self._log_power(image) - self._log_power(reference)).abs().flatten(1).mean(1)
+
+    def _log_power(self, image: Tensor) -> Tensor:
+        squares = image[:, 0].unfold(1, self.window, self.window // 2).unfold(2, self.window, self.window // 2)
+        return (power_spectrum(squares).flatten(-2) @ self.bands.T + self.floor).log()
+
+
 class ReconstructionLoss(nn.Module):
-    """L1 on [-1, 1] plus weighted LPIPS, per image; also what validation ranks checkpoints by.
+    """L1 on [-1, 1] plus weighted LPIPS and local power, per image; also what validation ranks checkpoints by.
 
     Args:
         perceptual: maps two images [B, 1, H, W] in [0, 1] to distances [B]; None for L1 alone.
         perceptual_weight: weight of the distance.
+        local_power: the same of local power; None goes without.
+        local_power_weight: its weight.
     """
 
-    def __init__(self, perceptual: nn.Module | None, perceptual_weight: float) -> None:
+    def __init__(
+        self,
+        perceptual: nn.Module | None,
+        perceptual_weight: float,
+        local_power: LocalPower | None = None,
+        local_power_weight: float = 0.0,
+    ) -> None:
         super().__init__()
         self.perceptual = perceptual
         self.perceptual_weight = perceptual_weight
+        self.local_power = local_power
+        self.local_power_weight = local_power_weight
 
     def terms(self, reconstruction: Tensor, image: Tensor) -> dict[str, Tensor]:
         """Weighted terms by name, each [B]; both images [B, 1, H, W], nominally in [0, 1]."""
         terms = {"l1": (to_signed(reconstruction.float()) - to_signed(image)).abs().flatten(1).mean(1)}
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual_weight * self.perceptual(reconstruction, image).float()
+        if self.local_power is not None and self.local_power_weight > 0:
+            terms["local_power"] = self.local_power_weight * self.local_power(reconstruction.float(), image)
         return terms
 
     def forward(self, reconstruction: Tensor, image: Tensor) -> Tensor:
@@ -55,13 +100,27 @@ class AdversarialTerm:
         discriminator: MONAI PatchDiscriminator, possibly wrapped for distribution; sees [-1, 1].
         weight: of the generator's term.
         start_step: first step with the term; before it the discriminator is not trained either.
+        criterion: "least_squares" or "hinge".
+        gradient_penalty: γ of R1, γ/2·E‖∇D(x)‖² on real images (Mescheder et al. 2018), per patch that is judged; it
+            keeps the discriminator from winning. 0 goes without.
+        penalty_interval: steps between two penalties, each as many times as strong (Karras et al. 2020, section 3.1).
     """
 
-    def __init__(self, discriminator: nn.Module, weight: float, start_step: int) -> None:
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        weight: float,
+        start_step: int,
+        criterion: str = "least_squares",
+        gradient_penalty: float = 0.0,
+        penalty_interval: int = 8,
+    ) -> None:
         self.discriminator = discriminator
         self.weight = weight
         self.start_step = start_step
-        self.criterion = PatchAdversarialLoss(criterion="least_squares")
+        self.criterion = PatchAdversarialLoss(criterion=criterion)
+        self.gradient_penalty = gradient_penalty
+        self.penalty_interval = penalty_interval
 
     def is_active(self, step: int) -> bool:
         """Say whether the term counts at this step (the first step is 1)."""
@@ -81,3 +140,12 @@ class AdversarialTerm:
         fake, real = both.chunk(2)
         fake_loss = self.criterion(fake, target_is_real=False, for_discriminator=True)
         return 0.5 * (fake_loss + self.criterion(real, target_is_real=True, for_discriminator=True))
+
+    def penalty(self, image: Tensor, step: int) -> Tensor | None:
+        """R1 on real images [B, 1, H, W] in [0, 1], a scalar; None at steps that have none."""
+        if self.gradient_penalty == 0 or step % self.penalty_interval:
+            return None
+        signed = to_signed(image).detach().requires_grad_(True)
+        logits = self.discriminator(signed)[-1].float()
+        (gradient,) = torch.autograd.grad(logits.sum(), signed, create_graph=True)
+        return 0.5 * self.gradient_penalty * self.penalty_interval * gradient.square().sum() / logits.numel()

@@ -4,23 +4,64 @@ from __future__ import annotations
 
 from typing import Any
 
-from monai.optimizers import WarmupCosineSchedule
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..errors import UserError
 
 
-class ResumableWarmupCosine(WarmupCosineSchedule):
-    """MONAI's linear warm-up and cosine decay, whose state is the step only.
+class DecayBegunError(UserError, ValueError):
+    """A run was given another length after its learning rate had begun to decay."""
 
-    The stock schedule saves its length and its peak too, and loading them overrides what the config now says: a run
-    continued with more epochs would reach zero where the shorter one ended, and then rise again.
+
+class WarmupConstantDecay(LambdaLR):
+    """Linear warm-up, a constant rate, then linear decay to zero (trapezoidal, "WSD": Hägele et al. 2024).
+
+    Until the decay begins no step depends on how long the run will be, so a run can be given more steps by then.
+
+    Args:
+        optimizer: whose rate is its peak.
+        warmup_steps: from zero; fewer where the decay begins earlier, as in a run of a few steps.
+        total_steps: of the run.
+        decay_share: of the steps, at the end.
+
+    Raises:
+        ValueError: `decay_share` outside [0, 1].
     """
 
+    def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int, decay_share: float = 0.2) -> None:
+        if not 0.0 <= decay_share <= 1.0:
+            raise ValueError(f"decay_share: expected a share in [0, 1], found {decay_share}")
+        self.total_steps = total_steps
+        self.decay_start = total_steps - round(decay_share * total_steps)
+        self.warmup_steps = min(warmup_steps, self.decay_start)
+        super().__init__(optimizer, self.factor)
+
+    def factor(self, step: int) -> float:
+        """Share of the peak rate for the step after so many."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if step < self.decay_start:
+            return 1.0
+        return max(0.0, (self.total_steps - step) / (self.total_steps - self.decay_start))
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the steps done."""
-        return {"last_epoch": self.last_epoch, "_step_count": self._step_count}
+        """Return the steps done, and where the decay was to begin."""
+        return {"last_epoch": self.last_epoch, "_step_count": self._step_count, "decay_start": self.decay_start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue after the steps done, with the length and the peak that this object was made with."""
-        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
-        self._last_lr = self.get_lr()
+        """Continue after the steps done.
+
+        Raises:
+            DecayBegunError: the decay had begun, or the new one would have, at another step.
+        """
+        done, there = state_dict["last_epoch"], state_dict["decay_start"]
+        if there != self.decay_start and done > min(there, self.decay_start):
+            raise DecayBegunError(
+                f"learning rate: {done} steps are done, the decay was to begin at step {there} and now at "
+                f"{self.decay_start}; a run can be given another length only before it begins to decay"
+            )
+        self.last_epoch, self._step_count = done, state_dict["_step_count"]
+        self._last_lr = [base * self.factor(done) for base in self.base_lrs]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
