@@ -37,5 +37,21 @@ def radial_bands(height: int, width: int, edges: Sequence[float], device: torch.
 
 def band_power(image: Tensor, edges: Sequence[float] = OCTAVES) -> Tensor:
     """Mean power of images [B, 1, H, W] in each ring between `edges`: [B, bands]."""
-    bands = radial_bands(*image.shape[-2:], edges, image.device)
+    bands = radial_bands(image.shape[-2], image.shape[-1], edges, image.device)
     return torch.einsum("bhw,khw->bk", power_spectrum(image[:, 0]), bands)
+
+
+def line_power(image: Tensor, period: int) -> Tensor:
+    """How far images [B, 1, H, W] show a grid of `period` px: power on its lines over that two lines beside them.
+
+    1 where there is no grid. The lines are the frequencies 1 / period along one axis, averaged over the other's lower
+    half, and over the images.
+    """
+    power = power_spectrum(image[:, 0]).mean(0)
+    height, width = image.shape[-2:]
+    ratios = []
+    for spectrum, side in ((power[:, : width // 4].mean(1), height), (power[: height // 4].mean(0), width)):
+        line = round(side / period)
+        beside = torch.cat([spectrum[line - 4 : line - 2], spectrum[line + 3 : line + 5]])
+        ratios.append(spectrum[line - 1 : line + 2].max() / beside.mean())
+    return torch.stack(ratios).mean()

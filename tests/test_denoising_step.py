@@ -15,7 +15,14 @@ from common.data.latent_store import LatentDataset
 from common.diffusion.noise_schedule import NoiseSchedule
 from common.networks.conditioning import TokenSelection
 from common.networks.latent_denoiser import DenoisingPass
-from common.training.denoising_step import DenoisingStep, DenoisingValidation, MeanError, drawn_latents, spread_uniform
+from common.training.denoising_step import (
+    DenoisingStep,
+    DenoisingValidation,
+    MeanError,
+    alignment_loss,
+    drawn_latents,
+    spread_uniform,
+)
 from common.training.descent import NonFiniteLossError
 from common.training.ema import ExponentialMovingAverage
 from common.training.engines import KeepBest
@@ -49,12 +56,14 @@ class Known(nn.Module):
 
     def forward(self, noisy, timesteps, tokens, drop=None):
         self.given.append(SimpleNamespace(noisy=noisy, timesteps=timesteps, tokens=tokens, drop=drop))
-        return self.predict(noisy, timesteps) + 0.0 * self.weight
+        output = self.predict(noisy, timesteps) + 0.0 * self.weight
+        return output if drop is None else (output, None)
 
 
-def make_step(network, prediction_type="flow", uncond_prob=0.1, min_snr_gamma=None, selection=CLS):
+def make_step(network, prediction_type="flow", uncond_prob=0.1, min_snr_gamma=None, selection=CLS, **alignment):
     ema = ExponentialMovingAverage(network, 0.9)
-    return DenoisingStep(make_schedule(prediction_type), selection, uncond_prob, min_snr_gamma, ema, 1.0, False, seed=0)
+    schedule = make_schedule(prediction_type)
+    return DenoisingStep(schedule, selection, uncond_prob, min_snr_gamma, ema, 1.0, False, seed=0, **alignment)
 
 
 def make_engine(network, lr=0.0, iteration=1):
@@ -201,6 +210,26 @@ def test_one_batch_is_learnt_by_heart(tmp_path):
     losses = [step(engine, batch)["loss"] for _ in range(50)]
     assert losses[-1] < losses[0] / 10
     assert step.ema.num_updates == 50
+
+
+def test_the_middle_is_aligned_with_the_patch_tokens_for_the_first_steps(tmp_path):
+    denoiser = make_tiny_denoiser()
+    batch = make_batch(tmp_path)
+    network = DenoisingPass(denoiser, alignment_dim=batch["patch_grid"].shape[-1])
+    step = make_step(denoiser, uncond_prob=0.3, selection=SELECTION, alignment_weight=0.5, alignment_steps=60)
+    engine = make_engine(network, lr=1e-2)
+    losses = []
+    for engine.state.iteration in range(1, 62):
+        losses.append(step(engine, batch)["alignment"])
+    assert losses[59] < 0.9 * losses[0] and losses[60] == 0.0
+    assert step.ema.network.state_dict().keys() == denoiser.state_dict().keys()
+
+
+def test_the_alignment_is_nothing_where_features_are_the_tokens_less_their_mean():
+    tokens = torch.randn(3, 4, 4, 6) + 5.0
+    features = (tokens - tokens.mean((0, 1, 2))).permute(0, 3, 1, 2)
+    assert alignment_loss(features, tokens).item() == pytest.approx(0.0, abs=1e-5)
+    assert alignment_loss(-features, tokens).item() == pytest.approx(2.0, abs=1e-5)
 
 
 def test_a_loss_that_is_not_finite_leaves_everything_as_it_was(tmp_path):

@@ -47,3 +47,15 @@ def test_state_round_trip_continues_the_same():
 def test_decay_outside_its_range_is_refused(ema_decay):
     with pytest.raises(ValueError, match=r"expected a number in \[0, 1\)"):
         ExponentialMovingAverage(nn.Linear(1, 1), ema_decay)
+
+
+def test_a_second_average_is_what_one_of_its_length_alone_would_be():
+    network = nn.Linear(1, 1)
+    both, long = ExponentialMovingAverage(network, 0.5, long_decay=0.95), ExponentialMovingAverage(network, 0.95)
+    for value in range(40):
+        nn.init.constant_(network.weight, float(value))
+        both.update(), long.update()
+    assert both.long_network.weight.item() == long.network.weight.item() != both.network.weight.item()
+    restored = ExponentialMovingAverage(nn.Linear(1, 1), 0.5, long_decay=0.95)
+    restored.load_state_dict(both.state_dict())
+    assert torch.equal(restored.long_network.weight, both.long_network.weight)

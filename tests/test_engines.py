@@ -1,9 +1,10 @@
 import logging
+import signal
 
 import pytest
 import torch
 from conftest import make_tiny_codec
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from monai.handlers import CheckpointLoader, IgniteMetricHandler, LrScheduleHandler, ValidationHandler, from_engine
 from monai.networks.nets import PatchDiscriminator
@@ -16,7 +17,7 @@ from common.networks.latent_codec import VariationalPass
 from common.training.autoencoder_step import AutoencoderStep
 from common.training.checkpoint import CheckpointMismatchError, TrainingCheckpoint
 from common.training.ema import ExponentialMovingAverage
-from common.training.engines import KeepBest, ResumableTrainer
+from common.training.engines import KeepBest, Milestones, ResumableTrainer
 from common.training.losses import AdversarialTerm, ReconstructionLoss
 from common.training.lr_schedule import WarmupConstantDecay
 from common.training.prepare_batch import image_as_label
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 PHANTOMS = [{"image": draw_chest_phantom(32, 32, seed=seed)} for seed in range(7)]
 
 
-def make_trainer(folder, max_epochs=4, kill_at=None, seed=0, checkpoint_every_steps=3, start=None):
+def make_trainer(folder, max_epochs=4, kill_at=None, sigterm_at=None, seed=0, checkpoint_every_steps=3, start=None):
     """A whole training: codec, critic, EMA, schedule, validation; 4 steps an epoch."""
     torch.manual_seed(seed)
     codec = make_tiny_codec(seed)
@@ -67,6 +68,8 @@ def make_trainer(folder, max_epochs=4, kill_at=None, seed=0, checkpoint_every_st
     def update(engine, batch):
         if engine.state.iteration == kill_at:
             raise Killed
+        if engine.state.iteration == sigterm_at:
+            signal.raise_signal(signal.SIGTERM)
         output = step(engine, batch)
         losses[engine.state.iteration] = output["l1"]
         return output
@@ -114,6 +117,44 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(uninterrupted, tmp_p
     assert losses | more_losses == expected_losses
     assert_equal_states(state_of(resumed), state_of(expected_trainer))
     assert_equal_states(torch.load(tmp_path / "model.pt", weights_only=True), expected_model)
+
+
+@pytest.mark.parametrize("sigterm_at", [5, 8])  # 8 is the last of an epoch whose validation is still to come
+def test_sigterm_saves_the_step_at_hand_and_the_resumed_run_equals_uninterrupted(uninterrupted, tmp_path, sigterm_at):
+    trainer, losses = make_trainer(tmp_path, sigterm_at=sigterm_at, checkpoint_every_steps=1000)
+    with pytest.raises(SystemExit) as stopped:
+        trainer.run()
+    assert stopped.value.code == 143
+    resumed, more_losses = make_trainer(tmp_path)
+    resumed.run()
+    expected_trainer, expected_losses, expected_model = uninterrupted
+    assert min(more_losses) == sigterm_at + 1
+    assert losses | more_losses == expected_losses
+    assert_equal_states(state_of(resumed), state_of(expected_trainer))
+    assert_equal_states(torch.load(tmp_path / "model.pt", weights_only=True), expected_model)
+
+
+def test_milestones_keep_the_averages_of_their_steps(tmp_path):
+    network, average = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    engine = Engine(lambda engine, batch: network.weight.data.add_(1.0))
+    Milestones(2, {"ema": network, "long_ema": average, "none": None}, str(tmp_path)).attach(engine)
+    start = network.weight.detach().clone()
+    engine.run([0] * 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"step_00000{step}_{name}.pt" for step in (2, 4) for name in ("ema", "long_ema")
+    ]
+    found = torch.load(tmp_path / "step_000002_ema.pt", weights_only=True)["weight"]
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), start + 2.0, rtol=0, atol=2e-3)
+
+
+def test_without_a_metric_the_last_weights_are_kept(tmp_path):
+    network = torch.nn.Linear(1, 1)
+    keep = KeepBest(None, network, str(tmp_path / "model.pt"))
+    for value in (1.0, 2.0):
+        network.weight.data.fill_(value)
+        keep(Engine(lambda engine, batch: None))
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == 2.0
 
 
 def test_a_resumed_run_repeats_no_more_than_the_steps_since_the_checkpoint(tmp_path):

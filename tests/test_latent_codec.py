@@ -121,3 +121,18 @@ def test_training_starts_from_given_weights_and_measures_statistics_anew(tiny_co
     assert started.training and started.latents_num_images == 0
     untouched = make_tiny_codec(seed=1)
     assert torch.equal(start_codec(untouched, None)(image), make_tiny_codec(seed=1)(image))
+
+
+def test_training_of_the_decoder_leaves_encoder_and_statistics(tiny_codec, tmp_path):
+    tiny_codec.set_statistics(MEAN, STD, num_images=7)
+    torch.save(tiny_codec.state_dict(), tmp_path / "model.pt")
+    codec = start_codec(make_tiny_codec(seed=1), tmp_path / "model.pt", "decoder")
+    image = torch.rand(1, 1, 32, 32)
+    latents, reconstruction = codec.encode(image), codec(image)
+    optimizer = torch.optim.SGD([each for each in codec.parameters() if each.requires_grad], 1.0)
+    VariationalPass(codec)(image, None)[0].sum().backward()
+    optimizer.step()
+    assert torch.equal(codec.encode(image), latents)
+    assert not torch.equal(codec(image), reconstruction)
+    with pytest.raises(ValueError):
+        start_codec(make_tiny_codec(), None, "decoder")

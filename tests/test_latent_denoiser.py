@@ -49,8 +49,9 @@ def test_the_training_pass_is_the_denoiser_with_the_null_context_where_dropped()
     network = DenoisingPass(denoiser)
     kept = denoiser(noisy, timesteps, denoiser.encode_tokens(tokens))
     dropped = denoiser(noisy, timesteps, denoiser.null_context.expand(3, -1, -1))
-    assert torch.equal(network(noisy, timesteps, tokens, torch.zeros(3, dtype=torch.bool)), kept)
-    mixed = network(noisy, timesteps, tokens, torch.tensor([False, True, False]))
+    output, projected = network(noisy, timesteps, tokens, torch.zeros(3, dtype=torch.bool))
+    assert torch.equal(output, kept) and projected is None
+    mixed, _ = network(noisy, timesteps, tokens, torch.tensor([False, True, False]))
     torch.testing.assert_close(mixed, torch.stack([kept[0], dropped[1], kept[2]]))
     assert not torch.allclose(kept[1], dropped[1])
 
@@ -65,7 +66,8 @@ def trained_by_config():
     randomise(denoiser, 0.1)
     tokens = torch.randn(4, parser["num_tokens"], parser["token_dim"])
     drop = torch.tensor([False, True, False, True])
-    DenoisingPass(denoiser)(torch.randn(4, 4, 8, 8), torch.rand(4) * 1000, tokens, drop).square().mean().backward()
+    output, _ = DenoisingPass(denoiser)(torch.randn(4, 4, 8, 8), torch.rand(4) * 1000, tokens, drop)
+    output.square().mean().backward()
     return denoiser
 
 

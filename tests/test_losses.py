@@ -5,7 +5,7 @@ from torch import nn
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as torch_kl
 
-from common.training.losses import AdversarialTerm, ReconstructionLoss, kl_divergence
+from common.training.losses import AdversarialTerm, LocalPower, ReconstructionLoss, kl_divergence
 
 
 def make_critic():
@@ -78,3 +78,36 @@ def test_generator_weight_scales_the_term():
     image = torch.rand(1, 1, 32, 32)
     one, tenth = (AdversarialTerm(critic, weight, 1).generator_loss(image).item() for weight in (1.0, 0.1))
     assert tenth == pytest.approx(one / 10, rel=1e-5)
+
+
+def test_local_power_is_nothing_for_itself_and_sees_missing_and_added_texture():
+    image = (0.5 + 0.05 * torch.randn(2, 1, 64, 64)).clamp(0, 1)
+    blurred = torch.nn.functional.avg_pool2d(image, 3, stride=1, padding=1)
+    local_power = LocalPower()
+    assert torch.equal(local_power(image, image), torch.zeros(2))
+    assert (local_power(blurred, image) > 0.5).all()
+    assert (local_power(image, blurred) > 0.5).all()
+
+
+def test_local_power_asks_for_as_much_texture_not_for_the_same():
+    first, second = (0.5 + 0.05 * torch.randn(2, 1, 128, 128) for _ in range(2))
+    assert (LocalPower()(first, second) < 0.3).all()
+
+
+def test_local_power_counts_in_the_loss_where_it_has_a_weight():
+    image, other = torch.rand(2, 1, 64, 64), torch.rand(2, 1, 64, 64)
+    terms = ReconstructionLoss(None, 0.0, LocalPower(), 0.5).terms(image, other)
+    torch.testing.assert_close(terms["local_power"], 0.5 * LocalPower()(image, other))
+    assert "local_power" not in ReconstructionLoss(None, 0.0, LocalPower(), 0.0).terms(image, other)
+
+
+def test_the_gradient_penalty_of_a_linear_discriminator_is_its_squared_weight():
+    weights = torch.randn(1, 1, 4, 4)
+    convolution = nn.Conv2d(1, 1, 4, stride=4, bias=False)
+    convolution.weight.data = weights
+    term = AdversarialTerm(
+        lambda image: [convolution(image)], 1.0, 1, "hinge", gradient_penalty=3.0, penalty_interval=4
+    )
+    images = torch.rand(2, 1, 16, 16)
+    assert term.penalty(images, step=3) is None
+    assert term.penalty(images, step=4).item() == pytest.approx(0.5 * 3.0 * 4 * weights.square().sum().item(), rel=1e-5)

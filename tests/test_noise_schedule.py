@@ -16,6 +16,7 @@ KINDS = {
     "v zero terminal": {"schedule": "scaled_linear_beta", "prediction_type": "v_prediction", "zero_terminal_snr": True},
     "v cosine": {"schedule": "cosine", "prediction_type": "v_prediction"},
     "flow": {"schedule": "rectified_flow", "prediction_type": "flow"},
+    "sample": {"schedule": "rectified_flow", "prediction_type": "sample"},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -36,9 +37,11 @@ def test_perfect_prediction_gives_back_x0_and_noise_at_every_timestep(kind):
     x0, noise = torch.randn(2, len(timesteps), 2, 3, 3)
     noisy = schedule.add_noise(x0, noise, timesteps)
     found_x0, found_noise = schedule.to_x0_and_noise(schedule.target(x0, noise, timesteps), noisy, timesteps)
+    if kind == "sample":  # it divides by σ, 0 at the clean end
+        found_noise[0] = noise[0]
     # float32; only epsilon divides, by α >= 0.006
     torch.testing.assert_close(found_x0, x0, rtol=0, atol=2e-4 if "epsilon" in kind else 2e-6)
-    torch.testing.assert_close(found_noise, noise, rtol=0, atol=2e-6)
+    torch.testing.assert_close(found_noise, noise, rtol=0, atol=5e-4 if kind == "sample" else 2e-6)
 
 
 def test_targets_are_the_published_ones():
@@ -154,6 +157,16 @@ def test_min_snr_weighs_an_error_of_x0_alike_for_every_prediction_type(kind):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 
 
+def test_the_loss_of_a_predicted_sample_is_that_of_the_velocity_it_stands_for():
+    sample, flow = make("sample"), make("flow")
+    timesteps = torch.tensor([60.0, 500.0, 900.0])
+    noisy, x0 = torch.randn(2, 3, 4)
+    velocities = [(noisy - each) / (timesteps / 1000)[:, None] for each in (x0, x0 + 0.1)]
+    expected = (velocities[1] - velocities[0]).square().mean(1) * flow.loss_weight(timesteps, None)
+    torch.testing.assert_close(sample.loss_weight(timesteps, None) * 0.1**2, expected, rtol=1e-4, atol=0)
+    assert sample.loss_weight(torch.tensor([0.0]), None).isfinite()
+
+
 def test_weights_and_log_snr_at_both_ends():
     flow, zero = make("flow"), make("v zero terminal")
     ends = torch.tensor([0.0, 1000.0])
@@ -175,7 +188,7 @@ def test_nearest_timesteps_invert_log_snr(kind):
     ("changes", "message"),
     [
         ({"schedule": "linear"}, "expected one of .*'linear_beta'.*'rectified_flow'.*found 'linear'"),
-        ({"prediction_type": "sample"}, "expected one of .*'v_prediction'.*found 'sample'"),
+        ({"prediction_type": "noise"}, "expected one of .*'v_prediction'.*found 'noise'"),
         ({"prediction_type": "flow"}, "'rectified_flow' together with .* found 'scaled_linear_beta' and 'flow'"),
         ({"schedule": "rectified_flow"}, "found 'rectified_flow' and 'epsilon'"),
         ({"zero_terminal_snr": True}, "use v_prediction or flow"),

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ..errors import UserError
 
-PredictionType = Literal["epsilon", "v_prediction", "flow"]
+PredictionType = Literal["epsilon", "v_prediction", "flow", "sample"]
 RECTIFIED_FLOW = "rectified_flow"
+FLOW_TYPES = ("flow", "sample")
+LEAST_SIGMA = 0.05  # of the weight of `sample`, as in JiT, Algorithm 1
 
 
 class NoiseScheduleError(UserError, ValueError):
@@ -32,11 +34,13 @@ class NoiseSchedule:
     - `epsilon`: the noise ε; its inverse divides by α, so it says nothing where α is 0.
     - `v_prediction`: v = α·ε - σ·x0 (Salimans & Ho 2022).
     - `flow`: dz/dt = ε - x0. MONAI's RFlowScheduler has the opposite sign.
+    - `sample`: x0 itself, of rectified flow, under the loss of the velocity (z - x̂0) / t that follows from it (JiT,
+      arXiv 2511.13720): for networks that work on patches of pixels, whose noise they need not reproduce.
 
     Args:
         schedule: a name in MONAI's NoiseSchedules (`linear_beta`, `scaled_linear_beta`, `cosine`, ...) or
-            `rectified_flow`, which belongs to the prediction type `flow` and to no other.
-        prediction_type: `epsilon`, `v_prediction` or `flow`.
+            `rectified_flow`, which belongs to the prediction types `flow` and `sample` and to no other.
+        prediction_type: see above.
         num_train_timesteps: T, timesteps of the table; for rectified flow only the scale of what the network is fed.
         beta_start: first beta; `cosine` and `rectified_flow` do not read it.
         beta_end: last beta; likewise.
@@ -125,24 +129,30 @@ class NoiseSchedule:
             return noise
         if self.prediction_type == "flow":
             return noise - x0
+        if self.prediction_type == "sample":
+            return x0
         alpha, sigma = self._alpha_sigma_like(timesteps, x0)
         return alpha * noise - sigma * x0
 
     def to_x0_and_noise(self, model_output: Tensor, noisy: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """The x0 and ε that a model output at z_t = `noisy` stands for, all [B, ...]; the inverse of `target`.
 
-        Solved for each type without dividing by σ, and by α only for `epsilon`, whose tables never reach α = 0.
+        Solved for each type without dividing by σ, but for `sample`, and by α only for `epsilon`, whose tables never
+        reach α = 0. At σ = 0 the noise of `sample` is unknown: it comes out finite, and counts for nothing.
         """
         alpha, sigma = self._alpha_sigma_like(timesteps, noisy)
         if self.prediction_type == "epsilon":
             return (noisy - sigma * model_output) / alpha, model_output
         if self.prediction_type == "flow":
             return noisy - sigma * model_output, noisy + alpha * model_output
+        if self.prediction_type == "sample":
+            return model_output, (noisy - alpha * model_output) / sigma.clamp_min(1e-6)
         return alpha * noisy - sigma * model_output, sigma * noisy + alpha * model_output
 
     def loss_weight(self, timesteps: Tensor, min_snr_gamma: float | None) -> Tensor:
-        """Weight [B] of each sample's squared error; ones where `min_snr_gamma` is None.
+        """Weight [B] of each sample's squared error; ones where `min_snr_gamma` is None, but for `sample`.
 
+        An error of x0 is one of the velocity times σ, so `sample` has 1 / max(σ, 0.05)².
         Min-SNR-γ (Hang et al. 2023) weighs the error of x0 by min(SNR, γ). An error of the output becomes
         one of x0 times σ/α (epsilon) or σ (v and flow), hence min(SNR, γ)/SNR, min(SNR, γ)/(SNR + 1) with
         1/(SNR + 1) = σ², and min(SNR, γ)·σ². At pure noise the last two are 0: with a zero terminal SNR the last
@@ -150,11 +160,14 @@ class NoiseSchedule:
         """
         alpha, sigma = self.alpha_sigma(timesteps)
         if min_snr_gamma is None:
-            return torch.ones_like(alpha)
+            is_sample = self.prediction_type == "sample"
+            return sigma.clamp_min(LEAST_SIGMA) ** -2 if is_sample else torch.ones_like(alpha)
         if min_snr_gamma <= 0:
             raise NoiseScheduleError(f"min_snr_gamma: expected a positive number or null, found {min_snr_gamma}")
         if self.prediction_type == "epsilon":
             return (min_snr_gamma * sigma.square() / alpha.square()).clamp(max=1.0)
+        if self.prediction_type == "sample":
+            return (alpha.square() / sigma.square()).clamp(max=min_snr_gamma)
         # min(SNR, γ)·σ², multiplied out so that σ = 0 needs no care
         return torch.minimum(alpha.square(), min_snr_gamma * sigma.square())
 
@@ -176,9 +189,9 @@ def _check_kind(schedule: str, prediction_type: str, zero_terminal_snr: bool) ->
         raise NoiseScheduleError(
             f"prediction_type: expected one of {get_args(PredictionType)}, found '{prediction_type}'"
         )
-    if (schedule == RECTIFIED_FLOW) != (prediction_type == "flow"):
+    if (schedule == RECTIFIED_FLOW) != (prediction_type in FLOW_TYPES):
         raise NoiseScheduleError(
-            f"expected schedule '{RECTIFIED_FLOW}' together with prediction_type 'flow', or neither, "
+            f"expected schedule '{RECTIFIED_FLOW}' together with prediction_type 'flow' or 'sample', or neither, "
             f"found '{schedule}' and '{prediction_type}'"
         )
     if zero_terminal_snr and prediction_type == "epsilon":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .conditioning import ContextEncoder
 from .weights import load_weights
@@ -27,6 +28,8 @@ class LatentDenoiser(nn.Module):
         transformer_num_layers: transformer blocks per attention.
         norm_num_groups: of every GroupNorm; divides all of `channels`.
         use_flash_attention: torch's fused attention; faster on GPUs, slower in bfloat16 training on CPUs.
+        patch_size: latents, side of the squares that are folded into channels before the U-Net and unfolded after it
+            (as the patches of DiT, arXiv 2212.09748): it works at 1 / patch_size of the resolution.
     """
 
     def __init__(
@@ -42,12 +45,13 @@ class LatentDenoiser(nn.Module):
         transformer_num_layers: int = 1,
         norm_num_groups: int = 32,
         use_flash_attention: bool = False,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
         self.unet = DiffusionModelUNet(
             spatial_dims=2,
-            in_channels=latent_channels,
-            out_channels=latent_channels,
+            in_channels=latent_channels * patch_size**2,
+            out_channels=latent_channels * patch_size**2,
             channels=channels,
             num_res_blocks=num_res_blocks,
             attention_levels=attention_levels,
@@ -61,7 +65,9 @@ class LatentDenoiser(nn.Module):
         )
         self.context_encoder = ContextEncoder(num_tokens, token_dim, context_dim)
         self.latent_channels = latent_channels
-        self.downsampling_factor = 2 ** (len(channels) - 1)
+        self.patch_size = patch_size
+        self.middle_channels = channels[-1]
+        self.downsampling_factor = patch_size * 2 ** (len(channels) - 1)
 
     @property
     def null_context(self) -> Tensor:
@@ -83,20 +89,46 @@ class LatentDenoiser(nn.Module):
         Returns:
             [B, C, h, w].
         """
-        return self.unet(noisy, timesteps, context=context)
+        return F.pixel_shuffle(
+            self.unet(F.pixel_unshuffle(noisy, self.patch_size), timesteps, context=context), self.patch_size
+        )
 
 
 class DenoisingPass(nn.Module):
-    """The training pass of a denoiser as one `forward`, which is what DistributedDataParallel can wrap."""
+    """The training pass of a denoiser as one `forward`, which is what DistributedDataParallel can wrap.
 
-    def __init__(self, denoiser: LatentDenoiser) -> None:
+    Args:
+        denoiser: the network.
+        alignment_dim: D of patch tokens that the features of the U-Net's middle are projected to (REPA, arXiv
+            2410.06940; for U-Nets arXiv 2503.18414); the projection is not part of the denoiser. 0 goes without.
+    """
+
+    def __init__(self, denoiser: LatentDenoiser, alignment_dim: int = 0) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self.projection: nn.Module | None = None
+        if alignment_dim:
+            width = 2 * alignment_dim
+            self.projection = nn.Sequential(
+                nn.Conv2d(denoiser.middle_channels, width, 1), nn.SiLU(), nn.Conv2d(width, alignment_dim, 1)
+            )
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, drop: Tensor) -> Tensor:
-        """Encode tokens [B, N, D], drop the context where `drop` [B] is true, predict: [B, C, h, w]."""
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, drop: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Encode tokens [B, N, D], drop the context where `drop` [B] is true, predict.
+
+        Returns:
+            What the denoiser predicts, [B, C, h, w], and the projected features of its middle, [B, D, k, k], or None.
+        """
         context = self.denoiser.context_encoder.with_drop(tokens, drop)
-        return self.denoiser(noisy, timesteps, context)
+        if self.projection is None:
+            return self.denoiser(noisy, timesteps, context), None
+        middle: list[Tensor] = []
+        hook = self.denoiser.unet.middle_block.register_forward_hook(lambda *call: middle.append(call[-1]))
+        try:
+            output = self.denoiser(noisy, timesteps, context)
+        finally:
+            hook.remove()
+        return output, self.projection(middle[0])
 
 
 def maybe_compiled(network: nn.Module, enabled: bool) -> nn.Module:

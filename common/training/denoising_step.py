@@ -10,6 +10,7 @@ import torch
 from ignite.metrics import Average
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..amp import autocast
 from ..diffusion.noise_schedule import NoiseSchedule
@@ -56,6 +57,17 @@ def context_drop(draws: list[int], seed: int, uncond_prob: float) -> Tensor:
     return torch.tensor(chances, dtype=torch.float64) < uncond_prob
 
 
+def alignment_loss(projected: Tensor, patch_grid: Tensor) -> Tensor:
+    """1 - cosine between projected features [B, D, h, w] and patch tokens [B, k, k, D], averaged: a scalar (REPA).
+
+    The batch's mean token is taken off the tokens first: it is most of every token of a radiograph, and would be all
+    that is learned.
+    """
+    features = F.adaptive_avg_pool2d(projected.float(), patch_grid.shape[1]).permute(0, 2, 3, 1)
+    centred = patch_grid.float() - patch_grid.float().mean((0, 1, 2))
+    return 1.0 - F.cosine_similarity(features, centred, dim=-1).mean()
+
+
 class DiffusionStep(ABC, Generic[Network]):
     """One optimiser step on ‖output - target‖² (Ho et al. 2020, eq. 14; weights as `NoiseSchedule.loss_weight`).
 
@@ -95,6 +107,10 @@ class DiffusionStep(ABC, Generic[Network]):
         """What the network is given beside noisy sample and timesteps."""
         return ()
 
+    def split(self, found: Any, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the network gave, as its prediction and further loss terms."""
+        return found, {}
+
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, float]:
         """Do one step; return loss, learning rate and gradient norm.
 
@@ -111,10 +127,11 @@ class DiffusionStep(ABC, Generic[Network]):
         engine.network.train()
         dropout = seeded_dropout(device, self.seed, Purpose.DROPOUT, engine.state.iteration, rank())
         with dropout, autocast(device, self.amp):
-            output = engine.network(noisy, timesteps, *conditions)
+            found = engine.network(noisy, timesteps, *conditions)
+            output, terms = self.split(found, batch, engine.state.iteration)
         error = (output.float() - self.schedule.target(x0, noise, timesteps)).square().flatten(1).mean(1)
-        loss = (self.schedule.loss_weight(timesteps, self.min_snr_gamma) * error).mean()
-        return descend_and_average(engine, loss, self.ema, self.max_grad_norm)
+        terms["loss"] = (self.schedule.loss_weight(timesteps, self.min_snr_gamma) * error).mean()
+        return descend_and_average(engine, terms, self.ema, self.max_grad_norm)
 
     def _normal(self, purpose: Purpose, draws: list[int], shape: tuple[int, ...]) -> Tensor:
         return seeded_normal([derive_seed(self.seed, purpose, draw) for draw in draws], shape)
@@ -134,6 +151,8 @@ class DenoisingStep(DiffusionStep[LatentDenoiser]):
         max_grad_norm: gradients are clipped to this norm.
         amp: bfloat16 autocast where the hardware has it.
         seed: of everything random here.
+        alignment_weight: of `alignment_loss` with the patch grid of the store, where the network projects its middle.
+        alignment_steps: it counts in so many first steps (HASTE, arXiv 2505.16792: later it holds the network back).
     """
 
     def __init__(
@@ -146,10 +165,14 @@ class DenoisingStep(DiffusionStep[LatentDenoiser]):
         max_grad_norm: float,
         amp: bool,
         seed: int,
+        alignment_weight: float = 0.0,
+        alignment_steps: int = 0,
     ) -> None:
         super().__init__(schedule, min_snr_gamma, ema, max_grad_norm, amp, seed)
         self.selection = selection
         self.uncond_prob = checked_share(uncond_prob)
+        self.alignment_weight = alignment_weight
+        self.alignment_steps = alignment_steps
 
     def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
         """A draw of the posterior, [B, C, h, w]."""
@@ -159,6 +182,17 @@ class DenoisingStep(DiffusionStep[LatentDenoiser]):
     def conditions(self, batch: dict[str, Any], draws: list[int]) -> tuple[Tensor, ...]:
         """Tokens [B, N, D], and which samples [B] to train without them."""
         return self.selection.select(batch), context_drop(draws, self.seed, self.uncond_prob)
+
+    def split(self, found: Any, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The prediction, and the alignment where the network projects its middle; 0 times it once its steps are over.
+
+        DistributedDataParallel wants every parameter in every step.
+        """
+        output, projected = found
+        if projected is None:
+            return output, {}
+        weight = self.alignment_weight if step <= self.alignment_steps else 0.0
+        return output, {"alignment": weight * alignment_loss(projected, batch["patch_grid"].to(projected.device))}
 
 
 class DiffusionValidation(ABC):

@@ -50,23 +50,23 @@ def descend(
 
 
 def descend_and_average(
-    engine: SupervisedTrainer, loss: Tensor, ema: ExponentialMovingAverage[Any], max_grad_norm: float
+    engine: SupervisedTrainer, terms: dict[str, Tensor], ema: ExponentialMovingAverage[Any], max_grad_norm: float
 ) -> dict[str, float]:
-    """Do what ends every step with one loss and one network: descend, then update the average.
+    """Do what ends every step of one network: descend, then update the average.
 
     Args:
         engine: with the network and its optimiser.
-        loss: scalar.
+        terms: scalar loss terms by name.
         ema: of the network.
         max_grad_norm: gradients are clipped to this norm.
 
     Returns:
-        loss, grad_norm, and the learning_rate that the step was taken with.
+        The terms, grad_norm, and the learning_rate that the step was taken with.
 
     Raises:
         NonFiniteLossError: names the step; neither weights nor average have changed.
     """
     learning_rate = float(engine.optimizer.param_groups[0]["lr"])
-    logged, grad_norm = descend(engine.network, engine.optimizer, {"loss": loss}, max_grad_norm, engine.state.iteration)
+    logged, grad_norm = descend(engine.network, engine.optimizer, terms, max_grad_norm, engine.state.iteration)
     ema.update()
     return {**logged, "grad_norm": grad_norm, "learning_rate": learning_rate}

@@ -166,7 +166,7 @@ class PretextStep:
         with dropout, autocast(device, self.amp):
             restored = restore(engine.network, corrupted, self.timestep)
         loss = self.pretext.errors(restored, image, counts).mean()
-        return descend_and_average(engine, loss, self.ema, self.max_grad_norm)
+        return descend_and_average(engine, {"loss": loss}, self.ema, self.max_grad_norm)
 
 
 class PretextValidation:

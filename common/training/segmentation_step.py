@@ -68,7 +68,7 @@ class SegmentationStep:
         with dropout, autocast(device, self.amp):
             logits = engine.network(image)
         loss = self.loss_function(logits.float(), label)
-        return descend_and_average(engine, loss, self.ema, self.max_grad_norm)
+        return descend_and_average(engine, {"loss": loss}, self.ema, self.max_grad_norm)
 
 
 def check_label_values(label: Tensor, num_classes: int) -> None:
