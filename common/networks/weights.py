@@ -40,3 +40,8 @@ def load_weights(network: Network, path: str | Path) -> Network:
     """
     network.load_state_dict(read_weights(path), strict=True)
     return network.eval()
+
+
+def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an optimiser is to have: those that are not frozen."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]

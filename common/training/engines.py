@@ -18,6 +18,7 @@ from torch import nn
 from ..data.dataset import StepBatchSampler
 from ..distributed import is_rank_zero
 from .checkpoint import TrainingCheckpoint, half_precision, save_atomically
+from .step_log import StepLog
 
 STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # the exit code that shells and schedulers expect
 
@@ -29,6 +30,7 @@ class ResumableTrainer(SupervisedTrainer):
 
     A checkpoint is written after every epoch (after that epoch's validation) and every `checkpoint_every_steps`.
     Because order, augmentation and noise are functions of the step, the resumed run equals the uninterrupted one.
+    What it did is in `log.jsonl` beside the checkpoint, see `StepLog`.
     SIGTERM, with which schedulers announce the end, saves after the step at hand and exits with code 143.
     With a CheckpointLoader among its handlers, as MONAI Label adds one, a run starts from what that loads instead.
 
@@ -57,6 +59,8 @@ class ResumableTrainer(SupervisedTrainer):
         self.validator = validator
         self.starts_anew = any(isinstance(one, CheckpointLoader) for one in kwargs.get("train_handlers") or ())
         self.is_stopping = False
+        self.log = StepLog(checkpoint.path.parent)
+        self.log.attach(self, validator)
         self.add_event_handler(Events.ITERATION_COMPLETED(every=checkpoint_every_steps), self._save_within_epoch)
         self.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._validate_last)
@@ -69,6 +73,7 @@ class ResumableTrainer(SupervisedTrainer):
             self.state.iteration = progress["iteration"]
             self.state.epoch = progress["iteration"] // self.state.epoch_length
             self.sampler.start_step = progress["iteration"]
+            self.log.load_state_dict(progress.get("log", {}))
             if is_rank_zero():
                 _logger.info("resuming from %s at step %d", self.checkpoint.path, self.state.iteration)
             if progress.get("epoch_is_open"):
@@ -122,7 +127,8 @@ class ResumableTrainer(SupervisedTrainer):
         self._save(False)
 
     def _save(self, epoch_is_open: bool) -> None:
-        self.checkpoint.save({"iteration": self.state.iteration, "epoch_is_open": epoch_is_open})
+        log = self.log.state_dict()
+        self.checkpoint.save({"iteration": self.state.iteration, "epoch_is_open": epoch_is_open, "log": log})
 
 
 class KeepBest:
