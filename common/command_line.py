@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import fire
@@ -11,14 +12,21 @@ import fire
 from .errors import end_with_user_errors
 
 
-def run_command(command: Callable[..., None], words: Sequence[str] | None = None) -> None:
+def run_command(
+    command: Callable[..., None] | Mapping[str, Callable[..., None]], words: Sequence[str] | None = None
+) -> None:
     """Run a function from the command line; fire alone would report a mistyped option only after running it.
 
     Args:
-        command: its arguments are those of the command line, its docstring the help.
+        command: its arguments are those of the command line, its docstring the help; or several, by the first word.
         words: of the command line; None takes the program's own.
     """
     end_with_user_errors()
+    if isinstance(command, Mapping):
+        first, *words = (sys.argv[1:] if words is None else list(words)) or [""]
+        if first not in command:
+            sys.exit(f"expected one of {', '.join(command)} as the first word, found {first!r}")
+        command = command[first]
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     @functools.wraps(command)

@@ -11,13 +11,16 @@ import torch
 from torch import nn
 
 
-def network_sha256(network: nn.Module) -> str:
+def network_sha256(network: nn.Module, leave_out: tuple[str, ...] = ()) -> str:
     """SHA-256 over names, shapes and float32 values of a network's weights and buffers, whatever file they came from.
 
-    Half precision files and their float32 copies in memory agree.
+    Half precision files and their float32 copies in memory agree. What begins with a prefix in `leave_out` does not
+    count.
     """
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
+        if name.startswith(leave_out):
+            continue
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
         plain = value.detach().cpu()
         plain = plain.float() if plain.is_floating_point() else plain

@@ -40,7 +40,16 @@ PRIVATE_KEYS = frozenset(
     {*RUN_IDS, "imports"}
     | {"dataset_dir", "output_dir", "dataset", "datalist", "dataloader", "sampler", "batch_size"}
     | {"network", "amp", "inferer", "postprocessing", "handlers", "evaluator", "key_metric", "additional_metrics"}
-    | {"split", "max_unreadable_share", "train", "validate", "max_epochs", "epoch_length", "learning_rate", "warmup_steps"}
+    | {
+        "split",
+        "max_unreadable_share",
+        "train",
+        "validate",
+        "max_epochs",
+        "epoch_length",
+        "learning_rate",
+        "warmup_steps",
+    }
     | {"ema_decay", "val_interval", "augmentation"}
 )
 """Top-level keys that two workflow files of a bundle may fill differently: how a file runs, what it runs on, and how

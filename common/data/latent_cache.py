@@ -17,7 +17,7 @@ from ..distributed import is_rank_zero, rank, wait_for_all, world_size
 from ..fingerprint import network_sha256
 from ..networks.conditioning import named_tokens
 from ..networks.dino import DinoEncoder
-from ..networks.latent_codec import LatentCodec
+from ..networks.latent_codec import DECODER, LatentCodec
 from ..seeding import Purpose, derive_seed
 from .latent_store import LatentStore, StoreError
 from .views import augmented_view
@@ -81,7 +81,7 @@ class LatentCache:
         self.device = device
         made_with = {
             "dataset_dir": str(Path(dataset_dir).resolve()),
-            "codec_sha256": network_sha256(codec),
+            "codec_sha256": network_sha256(codec, leave_out=DECODER),  # latents do not depend on it
             "encoder_sha256": network_sha256(encoder),
             "encoder_image_size": encoder.image_size,
             "patch_grid": patch_grid,

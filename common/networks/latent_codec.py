@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..intensity import to_signed, to_unit
 from .weights import load_weights
 
+DECODER = ("autoencoder.decoder.", "autoencoder.post_quant_conv.")  # prefixes of the weights that only decoding reads
+
 
 class LatentCodec(nn.Module):
     """KL autoencoder (Rombach et al. 2022, section 3.1) that owns the scaling of its latents.
@@ -206,9 +208,8 @@ def start_codec(codec: LatentCodec, path: str | Path | None, trained_part: str =
     if path is not None:
         load_weights(codec, path)
     if trained_part == "decoder":
-        codec.requires_grad_(False)
-        for part in (codec.autoencoder.decoder, codec.autoencoder.post_quant_conv):
-            part.requires_grad_(True)
+        for name, parameter in codec.named_parameters():
+            parameter.requires_grad_(name.startswith(DECODER))
     else:
         codec.latents_num_images.zero_()
     return codec.train()

@@ -54,6 +54,7 @@ class StepLog:
         self.sums = dict(state)
 
     def _start(self, trainer: Engine) -> None:
+        self.every_steps = min(self.every_steps, trainer.state.epoch_length or self.every_steps)
         kept = [line for line in read_log(self.path.parent) if line["step"] <= trainer.state.iteration]
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -63,7 +64,7 @@ class StepLog:
 
     def _end_step(self, trainer: Engine) -> None:
         output = trainer.state.output
-        found = scalars(output) if isinstance(output, dict) else {}
+        found: dict[str, float] = scalars(output) if isinstance(output, dict) else {}
         for name, value in {"steps": 1.0, "seconds": time.perf_counter() - self.since, **found}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         if trainer.state.iteration % self.every_steps == 0:
