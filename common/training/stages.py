@@ -287,7 +287,7 @@ class Chain:
             raise SystemExit(128 + stopped_by)
         if child.returncode == 0:
             return True
-        if child.returncode == 128 + signal.SIGTERM:
+        if child.returncode in (128 + signal.SIGTERM, -signal.SIGTERM):  # the latter before it was ready to save
             return False
         tail = output.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]
         raise StageError(f"stage {name} failed with code {child.returncode}; {output} ends:\n" + "\n".join(tail))
