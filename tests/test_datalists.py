@@ -12,6 +12,7 @@ from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from common.data.datalist_sources import write_manifest
 from common.data.datalists import DatasetError, assert_disjoint_patients, radiograph_items
 
 SPLITS = ("train", "val", "test")
@@ -312,3 +313,20 @@ def test_images_listed_can_be_opened(tmp_path):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
     (item,) = radiograph_items(str(tmp_path), "all", 0, 0)
     assert Image.open(item["image"]).size == (8, 8)
+
+
+class TestWriteManifest:
+    def test_a_manifest_elsewhere_lists_the_originals(self, tmp_path):
+        data = tmp_path / "data"
+        touch(data, "deep/a.png", "b.png", "masks/a.png")
+        text = 'image,patient_id,split,mask,"a note, long"\ndeep/a.png,P,train,masks/a.png,"1, 2"\nb.png,Q,val,,\n'
+        items = radiograph_items(manifest(data, text), "all", 0.2, 0)
+        write_manifest(items, tmp_path / "work" / "manifest.csv")
+        assert radiograph_items(tmp_path / "work", "all", 0.2, 0) == items
+        assert items[0]["mask"] == str(data / "masks/a.png") and "mask" not in items[1]
+
+    @pytest.mark.parametrize("broken", [[], [{"image": ""}], [{"image": "a", "split": "val"}, {"image": "b"}]])
+    def test_what_no_list_could_read_is_not_written(self, tmp_path, broken):
+        with pytest.raises(DatasetError):
+            write_manifest(broken, tmp_path / "manifest.csv")
+        assert list(tmp_path.iterdir()) == []

@@ -7,11 +7,13 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
+from ..files import write_csv
 from ..reader import IMAGE_SUFFIXES, is_radiograph_file
 
 logger = logging.getLogger(__name__)
@@ -107,6 +109,33 @@ def manifest_rows(root: Path) -> list[Row]:
         raise DatasetError(f"{path} has a header but no rows; list one image per row")
     _check_listed_once(path, rows)
     return rows
+
+
+def write_manifest(items: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Write items as a manifest that `manifest_rows` reads back, atomically; image and mask by their absolute paths.
+
+    So a folder that holds this one file can be the `dataset_dir` of originals that stay where they are.
+
+    Args:
+        items: dicts with `image`; all with `patient_id` and `split`, or none. Other columns may be absent here and
+            there, and their cells are then empty.
+        path: of the file; its name must be `MANIFEST_NAME` for a data list to find it.
+
+    Raises:
+        DatasetError: no items, or some without `image`, `patient_id` or `split`.
+    """
+    columns = list(dict.fromkeys(column for item in items for column in item))
+    for column in ("image", "patient_id", "split"):
+        count = sum(not item.get(column) for item in items)
+        if count and (column in columns or column == "image"):
+            raise DatasetError(f"{path} not written: {column} is missing in {count} of {len(items)} items; fill it in")
+    if not items:
+        raise DatasetError(f"{path} not written: there are no items to list")
+    rows = []
+    for item in items:
+        paths = {column: os.path.abspath(item[column]) for column in PATH_COLUMNS if item.get(column)}
+        rows.append([{**item, **paths}.get(column, "") for column in columns])
+    write_csv(path, columns, rows)
 
 
 def _name_in(root: Path, image: str) -> str:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .datalist_sources import (
     manifest_rows,
 )
 
-__all__ = ["DatasetError", "assert_disjoint_patients", "radiograph_items"]
+__all__ = ["DatasetError", "assert_disjoint_patients", "radiograph_items", "split_by_hash"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,12 @@ def radiograph_items(
     is_listed = "split" in rows[0].item
 
     def split_up(rows: list[Row]) -> dict[str, list[Row]]:
-        by_split = _listed_splits(rows) if is_listed else _hashed_splits(rows, val_fraction, test_fraction, seed)
+        if is_listed:
+            by_split = _listed_splits(rows)
+        else:
+            patients = [row.item["patient_id"] for row in rows]
+            split_of = split_by_hash(patients, val_fraction, test_fraction, seed)
+            by_split = {name: [row for row in rows if split_of[row.item["patient_id"]] == name] for name in SPLITS}
         assert_disjoint_patients(**{name: [row.item for row in members] for name, members in by_split.items()})
         return {"all": rows, **by_split}
 
@@ -213,14 +218,14 @@ def _listed_splits(rows: list[Row]) -> dict[str, list[Row]]:
     return {name: [row for row in rows if row.item["split"] == name] for name in SPLITS}
 
 
-def _hashed_splits(rows: list[Row], val_fraction: float, test_fraction: float, seed: int) -> dict[str, list[Row]]:
-    """Splits by a hash of seed and patient, with at least one patient where a split is wanted and there are enough."""
+def split_by_hash(patients: Iterable[str], val_fraction: float, test_fraction: float, seed: int) -> dict[str, str]:
+    """The split of each patient by a hash of seed and name; one patient at least where a split is wanted and can be."""
 
     def draw(patient: str) -> float:
         digest = hashlib.blake2b(f"{seed}\0{patient}".encode("utf-8", "surrogateescape"), digest_size=7).digest()
         return int.from_bytes(digest, "big") / 2.0**56
 
-    ranked = sorted((draw(patient), patient) for patient in {row.item["patient_id"] for row in rows})
+    ranked = sorted((draw(patient), patient) for patient in set(patients))
     count = len(ranked)
     least_val = int(val_fraction > 0 and count >= 2)
     least_test = int(test_fraction > 0 and count >= 2 + least_val)
@@ -228,12 +233,10 @@ def _hashed_splits(rows: list[Row], val_fraction: float, test_fraction: float, s
     held_out = sum(value < test_fraction + val_fraction for value, _ in ranked)
     tested = min(max(tested, least_test), count - 1 - least_val)
     held_out = min(max(held_out, tested + least_val), count - 1)
-    order = {patient: place for place, (_, patient) in enumerate(ranked)}
-    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
-    for row in rows:
-        place = order[row.item["patient_id"]]
-        splits["test" if place < tested else "val" if place < held_out else "train"].append(row)
-    return splits
+    return {
+        patient: "test" if place < tested else "val" if place < held_out else "train"
+        for place, (_, patient) in enumerate(ranked)
+    }
 
 
 def _explain_empty_split(

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from ..distributed import is_rank_zero, world_size
-from ..files import atomic_path
+from ..files import write_csv
 from ..reader import UnreadableRadiographError, read_radiograph
 from .datalists import DatasetError, radiograph_items
 from .mask_files import read_mask
@@ -260,13 +260,13 @@ def _read_index(path: Path) -> dict[str, Stamp]:
 
 def _write_index(path: Path, index: Mapping[str, Stamp]) -> None:
     # list() first: it is quick, and rows come in the order of discovery
-    _write_rows(path, _INDEX_COLUMNS, [(image, *stamp) for image, stamp in list(index.items())])
+    write_csv(path, _INDEX_COLUMNS, [(image, *stamp) for image, stamp in list(index.items())])
 
 
 def _write_skipped(path: Path, name: str, problems: Iterable[_Problem]) -> None:
     """Replace the rows of one name, keep those of the others."""
     others = [tuple(row) for row in _read_rows(path, _SKIPPED_COLUMNS) if row[0] != name]
-    _write_rows(path, _SKIPPED_COLUMNS, [*others, *((name, *astuple(problem)) for problem in problems)])
+    write_csv(path, _SKIPPED_COLUMNS, [*others, *((name, *astuple(problem)) for problem in problems)])
 
 
 def _read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
@@ -279,14 +279,3 @@ def _read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
     if not rows or tuple(rows[0]) != tuple(columns):
         return []
     return [row for row in rows[1:] if len(row) == len(columns)]
-
-
-def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file so that a reader sees the old or the new one, never half of it."""
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)

@@ -21,12 +21,14 @@ from .held_out_ratios import Floats
 
 SPACES = ("embedding", "pixels")
 MIN_DISTANCE = 1e-6  # of cosine or correlation; float32 cannot tell less from 0
-DETAIL = 1 / 16  # of the side: sd of the Gaussian that local mean and contrast are taken with
+DETAIL = 1 / 16  # of the side
 MIN_CONTRAST = 0.1  # of a picture's sd, added to the local one: flat parts stay flat
 
 
-def evened_out(pictures: Tensor) -> Tensor:
+def evened_out(pictures: Tensor, detail: float = DETAIL) -> Tensor:
     """Take the local mean out of pictures [N, 1, h, w] and divide by the local contrast; float32.
+
+    `detail` is the sd, as a share of the side, of the Gaussian that both are taken with.
 
     What all chest radiographs share is coarse. What is left here, ribs and vessels and their exact place, belongs to
     one picture.
@@ -34,7 +36,7 @@ def evened_out(pictures: Tensor) -> Tensor:
     array = pictures.detach().float().numpy()
     array = array - array.mean((2, 3), keepdims=True)
     array /= np.maximum(array.std((2, 3), keepdims=True), MIN_DISTANCE)
-    sigma = (0, 0, DETAIL * array.shape[2], DETAIL * array.shape[3])
+    sigma = (0, 0, detail * array.shape[2], detail * array.shape[3])
     array -= gaussian_filter(array, sigma, mode="nearest")
     return torch.from_numpy(array / (np.sqrt(gaussian_filter(array**2, sigma, mode="nearest")) + MIN_CONTRAST))
 

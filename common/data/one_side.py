@@ -1,0 +1,162 @@
+"""Keep patients and pictures on one side of a split: whom duplicates link, who moves, and the report of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..contact_sheet import save_contact_sheet
+from ..files import write_csv
+from ..reader import read_radiograph
+from .datalists import DatasetError, split_by_hash
+from .duplicates import SIMILAR, Duplicates, linked_groups
+
+logger = logging.getLogger(__name__)
+
+DUPLICATES_NAME, MOVED_NAME, SHEET_NAME = "duplicates.csv", "moved.csv", "duplicates.png"
+LINK_COLUMNS = ("patient_id", "group")  # images with one value in either belong together
+_COLUMNS = (
+    *("image", "other", "kind", "hash_distance", "correlation", "cosine"),
+    *("patient_id", "other_patient_id", "split", "other_split", "action"),
+)
+_SHEET_SIDE = 192  # px of the longer side
+_PAIRS_PER_ROW = 3
+
+
+@dataclass(frozen=True)
+class Move:
+    """An image that changes sides; fields as in moved.csv."""
+
+    image: str
+    patient_id: str
+    before: str
+    after: str
+    why: str
+
+
+def one_side(
+    items: Sequence[Mapping[str, Any]],
+    groups: Sequence[Sequence[int]],
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+) -> tuple[list[dict[str, Any]], list[Move]]:
+    """Give every item a `split` such that no patient and no group is on two sides.
+
+    Images belong together where they are in one group, of one patient or of one `group` (a manifest's column), directly
+    or through others. Where the items bring a split, those that belong together and are on two sides go to train, so
+    that validation and test hold nothing that was seen; without one, a hash of seed and the first of their patients'
+    names decides, so that patients without duplicates go where `radiograph_items` puts them.
+
+    Args:
+        items: data list with `patient_id`, all with `split` or none.
+        groups: indices of images that are one picture, as `Duplicates.groups`.
+        val_fraction: share of the patients for validation; unused with a split, as the next two.
+        test_fraction: share of the patients for testing.
+        seed: of the split.
+
+    Returns:
+        Copies of the items, and what moved (nothing where no split was given).
+
+    Raises:
+        DatasetError: only some items have a split.
+    """
+    given = sum("split" in item for item in items)
+    if given not in (0, len(items)):
+        raise DatasetError(f"one_side: found a split in {given} of {len(items)} items; give all of them one, or none")
+    links = [(group[0], other) for group in groups for other in group[1:]]
+    for column in LINK_COLUMNS:
+        first: dict[Any, int] = {}
+        named = [(item[column], index) for index, item in enumerate(items) if item.get(column)]
+        links += [(first.setdefault(value, index), index) for value, index in named]
+    together = linked_groups(len(items), links)
+    if not given:
+        names = [str(item["patient_id"]) for item in items]
+        for members in together:
+            name = min(names[index] for index in members)
+            for index in members:
+                names[index] = name
+        split_of = split_by_hash(names, val_fraction, test_fraction, seed)
+        return [{**item, "split": split_of[name]} for item, name in zip(items, names, strict=True)], []
+    placed, moves = [dict(item) for item in items], []
+    for members in together:
+        if len({items[index]["split"] for index in members}) > 1:
+            for index in members:
+                if items[index]["split"] != "train":
+                    moves.append(_move(items, index, members))
+                    placed[index]["split"] = "train"
+    return placed, moves
+
+
+def write_duplicates(
+    found: Duplicates,
+    items: Sequence[Mapping[str, Any]],
+    moves: Sequence[Move],
+    work_dir: str | Path,
+    max_pairs_drawn: int = 60,
+) -> None:
+    """Write duplicates.csv, moved.csv and, where there are pairs, duplicates.png, each atomically.
+
+    All three name or show patients: work_dir is a place for patients' data.
+
+    Args:
+        found: pairs of `items`.
+        items: with the splits they came with, if any.
+        moves: from `one_side`.
+        work_dir: made when missing.
+        max_pairs_drawn: the least alike are drawn first, as these are worth a look.
+    """
+    work_dir = Path(work_dir)
+    moved = {move.image for move in moves}
+    rows = []
+    for pair in found.pairs:
+        one, other = items[pair.first], items[pair.second]
+        action = "moved to train" if moved & {str(one["image"]), str(other["image"])} else "on one side"
+        numbers = pair.hash_distance, f"{pair.correlation:.3f}", "" if math.isnan(pair.cosine) else f"{pair.cosine:.3f}"
+        pairs_of = [value for column in ("patient_id", "split") for value in (one.get(column), other.get(column))]
+        rows.append(
+            (one["image"], other["image"], pair.kind, *numbers, *pairs_of, "look" if pair.kind == SIMILAR else action)
+        )
+    write_csv(work_dir / DUPLICATES_NAME, _COLUMNS, rows)
+    write_csv(work_dir / MOVED_NAME, [field.name for field in fields(Move)], [astuple(move) for move in moves])
+    if found.pairs:
+        _draw(found, items, work_dir / SHEET_NAME, max_pairs_drawn)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(pair.kind for pair in found.pairs).items())
+    logger.info("%d images: %s; %d moved to train; see %s", len(items), kinds or "no duplicates", len(moves), work_dir)
+
+
+def _move(items: Sequence[Mapping[str, Any]], index: int, members: Sequence[int]) -> Move:
+    item = items[index]
+    other = next(items[i] for i in members if items[i]["split"] != item["split"])
+    why = f"belongs together with {other['image']} ({other['split']}, patient {other['patient_id']})"
+    return Move(str(item["image"]), str(item["patient_id"]), item["split"], "train", why)
+
+
+def _draw(found: Duplicates, items: Sequence[Mapping[str, Any]], path: Path, max_pairs: int) -> None:
+    pairs = found.pairs[::-1][:max_pairs]
+    rows, captions = [], []
+    for start in range(0, len(pairs), _PAIRS_PER_ROW):
+        some = pairs[start : start + _PAIRS_PER_ROW]
+        rows.append([_tile(items[index]["image"]) for pair in some for index in (pair.first, pair.second)])
+        captions.append(" | ".join(_caption(items[p.first], items[p.second], p.kind, p.correlation) for p in some))
+    save_contact_sheet(rows, path, None, captions)
+
+
+def _tile(path: str) -> Tensor:
+    pixels = read_radiograph(path).pixels
+    scale = _SHEET_SIDE / max(pixels.shape)
+    size = [max(1, round(side * scale)) for side in pixels.shape[1:]]
+    return F.interpolate(pixels[None], size=size, mode="area")[0]
+
+
+def _caption(one: Mapping[str, Any], other: Mapping[str, Any], kind: str, correlation: float) -> str:
+    sides = [f"{item['patient_id']} {item.get('split', '')}".strip() for item in (one, other)]
+    return f"{kind} {correlation:.2f}: {', '.join(sides)}"

@@ -1,0 +1,155 @@
+"""Duplicates: planted copies of drawn radiographs are found, other people are not, and the search stays linear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from common.data.datalists import DatasetError, radiograph_items
+from common.data.duplicates import (
+    NUM_NEIGHBOURS,
+    Duplicates,
+    Pair,
+    find_duplicates,
+    linked_groups,
+    nearest_pairs,
+    perceptual_hashes,
+)
+from common.data.phantom import draw_chest_phantom
+
+SIDE = 128
+NUM_PEOPLE = 10
+Grey = NDArray[np.float32]
+
+
+def resized(pixels: Grey, height: int, width: int) -> Grey:
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
+
+
+COPIES: dict[str, tuple[str, Callable[[Grey], Grey]]] = {
+    "same.png": ("identical", lambda pixels: pixels),
+    "stored_again.jpg": ("copy", lambda pixels: pixels),
+    "smaller.png": ("copy", lambda pixels: resized(pixels, 80, 80)),
+    "brighter.png": ("copy", lambda pixels: (pixels**0.6 * 0.8 + 0.1).astype(np.float32)),
+    "inverted.png": ("inverted copy", lambda pixels: 1 - pixels),
+    "cropped.png": ("copy", lambda pixels: pixels[4:-6, 5:-3]),
+    "framed.png": ("copy", lambda pixels: np.pad(pixels, 6)),
+    "squashed.png": ("copy", lambda pixels: resized(pixels[:, 16:-16], SIDE, SIDE)),
+}
+
+
+def write(path: Path, pixels: Grey) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((pixels * 255).round().astype(np.uint8)).save(
+        path, **({"quality": 40} if path.suffix == ".jpg" else {})
+    )
+
+
+def same_pictures(found: Duplicates) -> list[Pair]:
+    """Without the alike ones, which some phantoms are: all have one way of standing."""
+    return [pair for pair in found.pairs if pair.kind != "alike"]
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> Path:
+    """A folder of different phantoms, and one of copies: the first copies person 0, the second person 1, ..."""
+    folder = tmp_path_factory.mktemp("people")
+    phantoms = [draw_chest_phantom(SIDE, SIDE, seed)[0].numpy() for seed in range(NUM_PEOPLE)]
+    for number, pixels in enumerate(phantoms):
+        write(folder / "originals" / f"{number}.png", pixels)
+    for pixels, (name, (_, change)) in zip(phantoms, COPIES.items(), strict=False):
+        write(folder / "copies" / name, change(pixels))
+    return folder
+
+
+def test_copies_of_all_kinds_are_found_across_patients_and_nothing_else(people):
+    items = radiograph_items(people, "all", 0.2, 0)
+    found = find_duplicates(items, progress=False)
+    names = [Path(item["image"]).name for item in items]
+    kinds = {frozenset((names[pair.first], names[pair.second])): pair.kind for pair in same_pictures(found)}
+    assert kinds == {frozenset((f"{n}.png", name)): kind for n, (name, (kind, _)) in enumerate(COPIES.items())}
+    assert all(items[pair.first]["patient_id"] != items[pair.second]["patient_id"] for pair in same_pictures(found))
+    assert sorted(len(group) for group in found.groups()) == [2] * len(COPIES)
+
+
+def test_different_people_are_no_duplicates(people):
+    items = radiograph_items(people / "originals", "all", 0.2, 0)
+    found = find_duplicates(items, progress=False)
+    assert found.num_aligned > 0  # the hash alone does not tell them apart
+    assert same_pictures(found) == [] and found.groups() == []
+
+
+def test_a_threshold_turns_copies_into_alike_ones(people):
+    items = radiograph_items(people, "all", 0.2, 0)
+    found = find_duplicates(items, min_correlation=1.01, progress=False)
+    assert {pair.kind for pair in found.pairs} == {"identical", "alike"}
+    assert len(found.groups()) == 1 < len(found.groups(with_alike=True))
+
+
+def test_embeddings_propose_what_the_hash_does_not_and_decide_nothing(tmp_path):
+    large = draw_chest_phantom(160, 160, 0)[0].numpy()
+    pictures = [large, large[4:140, 20:156], *(draw_chest_phantom(SIDE, SIDE, seed)[0].numpy() for seed in range(1, 9))]
+    for number, pixels in enumerate(pictures):
+        write(tmp_path / f"{number}.png", pixels)
+    items = radiograph_items(tmp_path, "all", 0.2, 0)
+    assert same_pictures(find_duplicates(items, progress=False)) == []
+    embeddings = np.random.default_rng(0).standard_normal((len(items), 16))
+    embeddings[1] = embeddings[0]
+    embeddings[3] = embeddings[2]  # other people
+    (pair,) = same_pictures(find_duplicates(items, embeddings, progress=False))
+    assert (pair.first, pair.second, pair.kind) == (0, 1, "copy")
+    assert pair.cosine == pytest.approx(1)
+
+
+def test_pairs_grow_with_images_not_with_their_square():
+    generator = np.random.default_rng(0)
+    hashes = np.where(generator.random((600, 1, 143)) < 0.05, -1, 1).astype(np.int8)  # all within 36 bits
+    pairs = nearest_pairs(hashes, NUM_NEIGHBOURS, least=0.5)
+    assert 600 <= len(pairs) <= NUM_NEIGHBOURS * 600 < 600 * 599 / 2
+    assert [len(group) for group in linked_groups(600, pairs.tolist())] == [600]
+
+
+def test_nearest_pairs_are_those_of_comparing_all_with_all():
+    generator = np.random.default_rng(1)
+    hashes = np.where(generator.random((1100, 2, 20)) < 0.5, -1, 1).astype(np.int8)  # more than one block
+    similarity = np.abs(np.einsum("nvd,md->nvm", hashes.astype(int), hashes[:, 0].astype(int))).max(1) / 20
+    wanted = {tuple(sorted(pair)) for pair in np.argwhere(similarity >= 0.9).tolist() if pair[0] != pair[1]}
+    assert {tuple(pair) for pair in nearest_pairs(hashes, 1099, least=0.9).tolist()} == wanted != set()
+
+
+def test_an_inverted_picture_has_the_inverted_hash():
+    pictures = np.random.default_rng(0).standard_normal((3, 64, 64)).astype(np.float16)
+    assert np.array_equal(perceptual_hashes(-pictures), -perceptual_hashes(pictures))
+
+
+def test_one_image_has_no_duplicate(tmp_path):
+    write(tmp_path / "a.png", draw_chest_phantom(SIDE, SIDE, 0)[0].numpy())
+    items = radiograph_items(tmp_path, "all", 0, 0)
+    assert find_duplicates(items, np.ones((1, 4)), progress=False).pairs == []
+
+
+def test_what_cannot_be_compared_is_refused(people):
+    items = radiograph_items(people, "all", 0.2, 0)
+    for arguments in ({"max_images": 5}, {"embeddings": np.zeros((3, 4))}):
+        with pytest.raises(DatasetError):
+            find_duplicates(items, progress=False, **arguments)
+    with pytest.raises(DatasetError):
+        find_duplicates([], progress=False)
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_the_four_known_copies_are_found_and_patients_seen_again_are_none(shared_data):
+    known = ("0cd9fcb6", "6646071b", "b0500187", "ce09cfab")
+    items = radiograph_items(shared_data / "cxr", "all", 0.1, 0)
+    some = [item for item in items if item["source"] in ("covid_chestxray", "hannover_covid", "montgomery")]
+    names = [Path(item["image"]).stem for item in some]
+    pairs = same_pictures(find_duplicates(some, progress=False))
+    found = {(names[pair.first], names[pair.second]) for pair in pairs}
+    assert {(f"covid_chestxray__{name}", f"hannover_covid__{name}") for name in known} <= found
+    assert all(one.split("__")[1] == other.split("__")[1] for one, other in found)  # both sources use one name
