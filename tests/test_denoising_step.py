@@ -155,6 +155,20 @@ def test_the_draw_of_the_posterior_and_the_noise_are_not_the_same():
     assert logged["loss"] == pytest.approx(2.0, abs=0.1)  # E|ε - x0|², 0 if they were
 
 
+def test_noise_of_a_whole_batch_is_as_random_and_repeats():
+    def noisy(seed, draws):
+        network = Known()
+        step = make_step(network)
+        step.noise_device, step.seed = CPU, seed
+        logged = step(make_engine(network), batch_of(torch.zeros(len(draws), 1, 8, 8), 1.0, draws))
+        assert logged["loss"] == pytest.approx(2.0, abs=0.1)
+        return network.given[0].noisy
+
+    first = noisy(0, range(200))
+    assert torch.equal(noisy(0, range(200)), first)
+    assert not torch.equal(noisy(1, range(200)), first) and not torch.equal(noisy(0, range(200, 400)), first)
+
+
 # ---- the loss ------------------------------------------------------------------------------------------------------
 
 

@@ -83,6 +83,9 @@ class DiffusionStep(ABC, Generic[Network]):
         seed: of everything random here.
     """
 
+    # Where to draw noise with one seed per batch: quicker for large ones, but it then depends on batch and hardware.
+    noise_device: torch.device | None = None
+
     def __init__(
         self,
         schedule: NoiseSchedule,
@@ -134,6 +137,9 @@ class DiffusionStep(ABC, Generic[Network]):
         return descend_and_average(engine, terms, self.ema, self.max_grad_norm)
 
     def _normal(self, purpose: Purpose, draws: list[int], shape: tuple[int, ...]) -> Tensor:
+        if self.noise_device is not None:
+            generator = torch.Generator(self.noise_device).manual_seed(derive_seed(self.seed, purpose, draws[0]))
+            return torch.randn(len(draws), *shape, generator=generator, device=self.noise_device)
         return seeded_normal([derive_seed(self.seed, purpose, draw) for draw in draws], shape)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
+from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -32,10 +35,15 @@ class WarmupConstantDecay(LambdaLR):
     def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int, decay_share: float = 0.2) -> None:
         if not 0.0 <= decay_share <= 1.0:
             raise ValueError(f"decay_share: expected a share in [0, 1], found {decay_share}")
-        self.total_steps = total_steps
-        self.decay_start = total_steps - round(decay_share * total_steps)
-        self.warmup_steps = min(warmup_steps, self.decay_start)
+        self.asked_warmup_steps, self.decay_share = warmup_steps, decay_share
+        self.set_length(total_steps)
         super().__init__(optimizer, self.factor)
+
+    def set_length(self, total_steps: int) -> None:
+        """Plan for so many steps; in the course of a run only before it decays."""
+        self.total_steps = total_steps
+        self.decay_start = total_steps - round(self.decay_share * total_steps)
+        self.warmup_steps = min(self.asked_warmup_steps, self.decay_start)
 
     def factor(self, step: int) -> float:
         """Share of the peak rate for the step after so many."""
@@ -43,7 +51,7 @@ class WarmupConstantDecay(LambdaLR):
             return (step + 1) / (self.warmup_steps + 1)
         if step < self.decay_start:
             return 1.0
-        return max(0.0, (self.total_steps - step) / (self.total_steps - self.decay_start))
+        return max(0.0, (self.total_steps - step) / max(1, self.total_steps - self.decay_start))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the steps done, and where the decay was to begin."""
@@ -65,3 +73,51 @@ class WarmupConstantDecay(LambdaLR):
         self._last_lr = [base * self.factor(done) for base in self.base_lrs]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
+
+
+class TimedLength:
+    """Handler of a trainer: as many steps as the time allows, by the seconds per step so far; it moves the rate, too.
+
+    The length is settled when the decay begins. A run that slows down after that is ended in time all the same.
+
+    Args:
+        schedule: of the run.
+        end: reading of the clock at which the last step is to be done.
+        max_steps: more are never done.
+        ignored_steps: first ones, slow while the hardware settles.
+        clock: to read.
+    """
+
+    def __init__(
+        self,
+        schedule: WarmupConstantDecay,
+        end: float,
+        max_steps: int,
+        ignored_steps: int = 20,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.schedule = schedule
+        self.end = end
+        self.max_steps = max_steps
+        self.ignored_steps = ignored_steps
+        self.clock = clock
+        self.since = 0.0
+        self.seconds_per_step: float | None = None
+        schedule.set_length(max_steps)
+
+    def attach(self, engine: Engine) -> None:
+        """Follow this trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Plan, move the rate, and end the run after its last step."""
+        step, now = engine.state.iteration, self.clock()
+        if step <= self.ignored_steps:
+            self.since = now
+        elif step < self.schedule.decay_start:
+            self.seconds_per_step = (now - self.since) / (step - self.ignored_steps)
+            left = int((self.end - now) / self.seconds_per_step)
+            self.schedule.set_length(max(step, min(self.max_steps, step + left)))
+        self.schedule.step()
+        if step >= self.schedule.total_steps or now >= self.end:
+            engine.terminate()
