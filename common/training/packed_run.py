@@ -156,7 +156,7 @@ class PackedRun:
         planned = {"planned_steps": length.schedule.total_steps, "seconds_per_step": length.seconds_per_step}
         return {"steps": steps, **planned, "batch_size": size, "images_seen": steps * size}
 
-    def _update(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, float]:
+    def _update(self, engine: Any, batch: dict[str, Any]) -> dict[str, float]:
         """One step; a network that cannot be compiled goes on as it is."""
         try:
             return self.step(engine, batch)
