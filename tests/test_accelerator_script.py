@@ -119,7 +119,7 @@ def test_prior_and_images_are_packed_and_trained_too(script, trained, tmp_path):
     assert joined(script, tmp_path / "prior", [config], "prior_def").num_components == 4
 
     draw_radiographs(tmp_path / "images", 8, size=40)
-    configs = [DENTAL / "pretrain.yaml", DENTAL / "pretrain_sample.yaml"]
+    configs = [DENTAL / "pretrain.yaml"]
     packed = tmp_path / "images.npz"
     command(script, "pack", tmp_path / "images", output_file=packed, config=[str(each) for each in configs])
     tiny = {f"denoiser_def#{name}": 8 for name in ("num_head_channels", "norm_num_groups")}
