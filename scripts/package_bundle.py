@@ -21,18 +21,20 @@ def package(
     torchscript: bool = True,
     large_files_url: str | None = None,
     source_url: str = "",
+    bundles_dir: str | None = None,
 ) -> None:
     """Write OUTPUT_DIR/NAME, OUTPUT_DIR/NAME_v<version>.zip and the zip's entry in OUTPUT_DIR/model_info.json.
 
     Args:
-        name: of a bundle in bundles/, or all.
+        name: of a bundle, or all.
         output_dir: made if need be; a bundle packaged there before is replaced.
         torchscript: trace the network to models/model.ts, which MONAI loads without any code of ours.
         large_files_url: where files above 25 MiB will lie on the net; the folder then lists them in large_files.yml,
             as the model zoo wants it. The zip holds them in any case.
         source_url: where the zips will lie on the net, for model_info.json.
+        bundles_dir: folder of the bundles; None for this repository's.
     """
-    for bundle_dir in chosen_bundles(name):
+    for bundle_dir in chosen_bundles(name, BUNDLES if bundles_dir is None else Path(bundles_dir)):
         trace = trace_bundle if torchscript else None
         made = package_bundle(
             bundle_dir, Path(common.__file__).parent, Path(output_dir), trace, large_files_url, source_url
@@ -41,9 +43,9 @@ def package(
         print(f"{made.archive}: {size:.1f} MiB, sha256 {made.sha256}")
 
 
-def chosen_bundles(name: str) -> list[Path]:
+def chosen_bundles(name: str, bundles: Path = BUNDLES) -> list[Path]:
     """The bundle of a name, or all."""
-    known = sorted(path for path in BUNDLES.iterdir() if (path / "configs" / "metadata.json").is_file())
+    known = sorted(path for path in bundles.iterdir() if (path / "configs" / "metadata.json").is_file())
     chosen = [path for path in known if name in ("all", path.name)]
     if not chosen:
         raise PackagingError(f"found {name!r}; expected all, {', '.join(path.name for path in known)}")

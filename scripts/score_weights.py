@@ -1,6 +1,6 @@
 """Score weights on validation radiographs, to choose among trials, averages and milestones; one row per call.
 
-python scripts/score_weights.py autoencoder RUN/model.pt --name lpips1 --config "[train.yaml,finetune_decoder.yaml]" \
+python scripts/score_weights.py autoencoder RUN/model.pt --name lpips1 --config "[train.yaml,recipe_train.yaml]" \
     --dataset_dir DIR --output_dir OUT --dino_source bundles/cxr_dino_latent_diffusion/models/dinov2_vits14
 """
 

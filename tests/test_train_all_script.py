@@ -1,0 +1,144 @@
+"""From the shipped samples to a packaged bundle by one command, in miniature."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY
+from script_module import load_script
+
+from common.errors import UserError
+from common.training.stages import Chain
+from common.training.step_log import read_log
+
+BUNDLE = "dental_radiograph_segmentation"
+SAMPLES = REPOSITORY / "bundles" / BUNDLE / "samples"
+SIZES = {"channels": [8, 16, 16], "attention_levels": [False, False, True], "num_head_channels": 8}
+SIZES |= {"norm_num_groups": 8}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """The dental recipe with the smoke configs in the place of its own."""
+    content = yaml.safe_load((REPOSITORY / "scripts" / "recipes" / "dental.yaml").read_text())
+    stages = content["stages"]
+    pretraining, segmenter, evaluation = (stages[name] for name in ("pretraining", "segmenter", "evaluation"))
+    pretraining |= {"steps": 40, "defaults": [f"denoiser_def#{key}" for key in SIZES]}
+    pretraining["commands"][0]["configs"] = ["pretrain.yaml", "smoke_pretrain.yaml"]
+    segmenter |= {"steps": 6, "defaults": [f"network_def#{key}" for key in SIZES]}
+    segmenter["commands"][0]["configs"] = ["train.yaml", "smoke.yaml"]
+    for stage in (pretraining, segmenter):
+        stage.pop("choose", None)
+        stage["commands"][0]["settings"]["checkpoint_every_steps"] = 5
+    evaluation["commands"][0]["configs"] = ["evaluate.yaml"]
+    evaluation["commands"][0]["settings"] |= {f"network_def#{key}": str(value) for key, value in SIZES.items()}
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    stages["package"]["commands"][0]["settings"]["chain"] = str(path)
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def words(command, recipe, work, **more):
+    script = REPOSITORY / "scripts" / "train_all.py"
+    settings = {"work_dir": work, "chain": recipe, **more}
+    return [
+        sys.executable,
+        str(script),
+        command,
+        str(SAMPLES),
+        *(f"--{key}={value}" for key, value in settings.items()),
+    ]
+
+
+def run(command, recipe, work, **more):
+    done = subprocess.run(words(command, recipe, work, **more), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    work = tmp_path_factory.mktemp("whole")
+    return Chain(recipe, SAMPLES, work, REPOSITORY), run("run", recipe, work)
+
+
+@pytest.mark.slow
+def test_a_folder_becomes_a_packaged_bundle_with_its_record(whole):
+    chain, output = whole
+    assert {chain.status(name) for name in chain.stages} == {"done"}
+    assert all(name in output for name in chain.stages)
+    with zipfile.ZipFile(next((chain.work / "dist").glob("*.zip"))) as archive:
+        record = json.loads(archive.read(f"{BUNDLE}/docs/training/pretraining.json"))
+        config = yaml.safe_load(archive.read(f"{BUNDLE}/configs/generate.yaml"))
+    assert config["denoiser_def"]["channels"] == SIZES["channels"]
+    assert (record["steps"], record["images_seen"], record["seed"], record["resumed"]) == (40, 80, 0, 0)
+    assert len(record["data_sha256"]) == len(record["file"]["sha256"]) == 64
+    assert (chain.work / "bundles" / BUNDLE / "docs" / "training" / "pretraining.png").is_file()
+    shipped = torch.load(chain.work / "bundles" / BUNDLE / "models" / "denoiser.pt", weights_only=True)
+    trained = torch.load(chain.weights("pretraining"), weights_only=True)
+    assert all(torch.equal(shipped[key], value.to(shipped[key].dtype)) for key, value in trained.items())
+    evaluated = json.loads((chain.folder("evaluation") / "segmenter" / "evaluation.json").read_text())
+    assert evaluated
+
+
+@pytest.mark.slow
+def test_a_chain_stopped_in_the_middle_ends_like_an_uninterrupted_one(whole, recipe, tmp_path):
+    chain = Chain(recipe, SAMPLES, tmp_path / "work", REPOSITORY)
+    process = subprocess.Popen(words("run", recipe, chain.work, only="['data','pretraining','segmenter']"))
+    while chain.steps_done("pretraining") < 10 and process.poll() is None:
+        time.sleep(0.05)
+    assert "saved" in run("pause", recipe, chain.work)
+    assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    assert chain.status("pretraining") == "stopped" and chain.status("segmenter") == "waiting"
+    run("run", recipe, chain.work, only="['data','pretraining','segmenter']")
+    for name in ("pretraining", "segmenter"):
+        found, expected = (
+            torch.load(each.weights(name), map_location="cpu", weights_only=True) for each in (chain, whole[0])
+        )
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(value, expected[key]) for key, value in found.items()), name
+        logs = [
+            [
+                {key: value for key, value in line.items() if key != "seconds"}
+                for line in read_log(each.run_folder(name))
+            ]
+            for each in (chain, whole[0])
+        ]
+        assert logs[0] == logs[1]
+
+
+def test_the_plan_names_every_stage_its_steps_and_state(recipe, tmp_path, capsys):
+    plan = load_script("train_all").plan
+    plan(str(SAMPLES), work_dir=str(tmp_path / "work"), chain=str(recipe), measure=False)
+    lines = capsys.readouterr().out.splitlines()
+    found = {line.split()[0]: line for line in lines}
+    assert {"data", "pretraining", "segmenter", "evaluation", "package"} < found.keys()
+    assert "0 of 40" in found["pretraining"] and "waiting" in found["pretraining"]
+    assert not (tmp_path / "work").exists()
+
+
+def test_what_is_not_finished_is_not_shipped(recipe, tmp_path):
+    ship = load_script("train_all").ship
+    with pytest.raises(UserError):
+        ship(str(SAMPLES), work_dir=str(tmp_path / "work"), chain=str(recipe), bundles_dir=str(tmp_path / "bundles"))
+
+
+@pytest.mark.parametrize("chain", ["cxr", "dental"])
+def test_every_file_and_setting_of_the_recipes_exists(chain):
+    chain = Chain(REPOSITORY / "scripts" / "recipes" / f"{chain}.yaml", SAMPLES, "work", REPOSITORY)
+    for stage in chain.stages.values():
+        for command in stage.commands:
+            if "script" in command:
+                assert (REPOSITORY / "scripts" / command["script"]).is_file()
+                continue
+            configs = REPOSITORY / "bundles" / command["bundle"] / "configs"
+            keys = set(yaml.safe_load((configs / command["configs"][0]).read_text()))
+            assert all((configs / name).is_file() for name in command["configs"])
+            assert set(command["settings"]) <= keys, stage.name
+        assert all((REPOSITORY / "bundles" / name / path).is_file() for name, path in stage.ships.items())
