@@ -7,10 +7,11 @@
 # Labels and an index are written into STUDIES, fine-tuned weights and logs below scripts/monailabel_app (not in git;
 # --conf weights_dir DIR puts the weights elsewhere). Labels of an archive are stored in it as DICOM SEG, and its images
 # are cached in ~/.cache/monailabel or MONAI_LABEL_DATASTORE_CACHE_PATH. MONAI_LABEL_DICOMWEB_USERNAME and _PASSWORD are
-# sent to it. Any MONAI_LABEL_* variable that is set already is left as it is.
+# sent to it. Any MONAI_LABEL_* variable that is set already is left as it is. MONAI_LABEL_CORS_ORIGINS lets in other
+# pages and names of this server: '["http://labels.example:8000"]'.
 set -euo pipefail
 
-usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 fail() {
   echo "serve_label.sh: $1" >&2
   exit 2
@@ -58,6 +59,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/label_environment.sh
 make_label_environment
 
+[[ $host == *:* ]] && shown="[$host]" || shown=$host
+
 # What MONAI Label would miss or fetch by itself; patterns are case-sensitive.
 suffixes='"*.png","*.PNG","*.jpg","*.JPG","*.jpeg","*.JPEG","*.tif","*.tiff","*.dcm","*.DCM","*.nii.gz","*.nii","*.nrrd"'
 export MONAI_LABEL_DATASTORE_FILE_EXT="${MONAI_LABEL_DATASTORE_FILE_EXT:-[$suffixes]}"
@@ -66,6 +69,10 @@ export MONAI_LABEL_AUTO_UPDATE_SCORING="${MONAI_LABEL_AUTO_UPDATE_SCORING:-false
 export MONAI_LABEL_TRACKING_ENABLED="${MONAI_LABEL_TRACKING_ENABLED:-false}"       # MLflow
 no_proxy="127.0.0.1,localhost,::1,${no_proxy:-${NO_PROXY:-}}" # an archive on this machine is behind no proxy
 export no_proxy NO_PROXY="$no_proxy"
+# As an option of the app: MONAI Label's own start fails where this variable is set.
+[[ " ${passed_on[*]-} " == *" cors_origins "* ]] ||
+  passed_on+=(--conf cors_origins "${MONAI_LABEL_CORS_ORIGINS:-[\"http://$shown:$port\"]}")
+unset MONAI_LABEL_CORS_ORIGINS
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 case $host in
@@ -82,7 +89,6 @@ case $host in
     ;;
 esac
 
-[[ $host == *:* ]] && shown="[$host]" || shown=$host
 echo "MONAI Label: http://$shown:$port serves $studies (Ctrl-C stops it)"
 exec "$label_python" -m monailabel.main start_server --app scripts/monailabel_app --studies "$studies" \
   --host "$host" --port "$port" ${passed_on[@]+"${passed_on[@]}"}

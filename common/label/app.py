@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import tempfile
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
-from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
@@ -21,14 +22,16 @@ from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 
 from .batch_infer import RadiographBatchInfer
-from .bundle import Bundle
+from .bundle import Bundle, RequestError
 from .checked_archive import CheckedArchive
 from .checked_datastore import CheckedDatastore
 from .dicom_archive import DicomArchive, archive_client
 from .http_errors import NOT_FOUND
 from .infer_task import RadiographInferTask, ServedModel
+from .request_files import CheckedSessions, is_of_request
 from .scoring import EpistemicScoring
 from .seg_conversion import use_own_conversion
+from .server_guard import guard_server
 from .strategies import Epistemic
 from .train_task import RadiographTrainTask
 from .weights_store import WeightsStore
@@ -46,10 +49,12 @@ class RadiographApp(MONAILabelApp):
     Args:
         app_dir: of main.py; fine-tuned weights are kept below it.
         studies: folder of the radiographs.
-        conf: "bundle_dir" for another bundle, "weights_dir" for another folder of fine-tuned weights.
+        conf: "bundle_dir" for another bundle, "weights_dir" for another folder of fine-tuned weights, "cors_origins"
+            for origins of other pages that may send requests, as a JSON list.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        guard_server(_origins(conf.get("cors_origins") or "[]"))
         self.bundle = Bundle(conf.get("bundle_dir") or DEFAULT_BUNDLE)
         weights_dir = conf.get("weights_dir") or Path(app_dir) / "model" / self.bundle.name
         self.store = WeightsStore(weights_dir, self.bundle.shipped_weights)
@@ -110,34 +115,33 @@ class RadiographApp(MONAILabelApp):
         """Segment an image of the datastore, an upload or a session.
 
         Raises:
-            HTTPException: 404 without such an image or model.
+            HTTPException: 404 without such an image.
         """
         image = request.get("image")
         store = datastore or self.datastore()
-        if isinstance(image, str) and not store.get_image_uri(image) and not self._is_upload(image):
-            raise HTTPException(NOT_FOUND, f"image: found no {image!r} in the datastore; expected the id of an image.")
-        try:
-            return super().infer(request, datastore)
-        except MONAILabelException as error:
-            raise HTTPException(NOT_FOUND, error.msg) from error
+        if isinstance(image, str) and not self._is_own_file(image, request) and not store.get_image_uri(image):
+            raise HTTPException(
+                NOT_FOUND,
+                f"image: found no {image!r} in the datastore; expected the id of an image or of a session, or a file.",
+            )
+        return super().infer(request, datastore)
 
-    def _is_upload(self, path: str) -> bool:
-        """Whether a path is where uploads lie; clients may not have the server read any other file."""
-        sessions = self.sessions()
-        allowed = [tempfile.gettempdir(), *([sessions.store_path] if sessions is not None else [])]
-        resolved = Path(path).resolve()
-        return resolved.exists() and any(resolved.is_relative_to(Path(folder).resolve()) for folder in allowed)
+    def _is_own_file(self, path: str, request: dict[str, Any]) -> bool:
+        """Whether a path is an upload of this request or what its session keeps; no client may name any other file."""
+        session = request.get("session")
+        if isinstance(session, dict) and (sessions := self.sessions()) is not None:
+            kept = sessions.get_session(str(session.get("name")))
+            if kept is not None and path == kept.image:
+                return True
+        return is_of_request(path)
 
-    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The next image to label; 404 for a strategy that there is not."""
-        try:
-            return super().next_sample(request)
-        except MONAILabelException as error:
-            raise HTTPException(NOT_FOUND, error.msg) from error
+    def _load_sessions(self, load: bool = False) -> CheckedSessions | None:
+        return CheckedSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
 
-    def train(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Train; 404 for a model that there is not."""
-        try:
-            return super().train(request)
-        except MONAILabelException as error:
-            raise HTTPException(NOT_FOUND, error.msg) from error
+
+def _origins(text: str) -> list[str]:
+    with suppress(ValueError):
+        origins = json.loads(text)
+        if isinstance(origins, list) and all(re.fullmatch(r"https?://[^/@]+/?", str(origin)) for origin in origins):
+            return origins
+    raise RequestError(f"MONAI_LABEL_CORS_ORIGINS: found {text}; expected a list such as '[\"http://NAME:PORT\"]'.")

@@ -14,7 +14,7 @@ from PIL import Image
 from ..data.mask_files import write_nifti_mask
 from ..files import atomic_path
 from ..segmentation.segmentation_classes import ClassTable
-from .http_errors import CONFLICT, as_http_errors, discard_upload
+from .http_errors import CONFLICT, as_http_errors
 from .label_checks import RefusedUploadError, check_id, check_image, check_label, check_tag
 from .locked_datastore import LockedDatastore, timestamp
 from .readable import readable_file
@@ -42,7 +42,7 @@ class CheckedDatastore(LockedDatastore):
         Raises:
             HTTPException: 400 with the reason why it is no radiograph, 409 if the id belongs to another image.
         """
-        with as_http_errors(image_filename):
+        with as_http_errors():
             own_id, suffix = self._to_id(Path(image_filename).name)
             image_id = image_id or own_id
             check_id(image_id)
@@ -53,7 +53,6 @@ class CheckedDatastore(LockedDatastore):
             if present:
                 if Path(present).read_bytes() == Path(image_filename).read_bytes():
                     return image_id
-                discard_upload(image_filename)
                 raise HTTPException(
                     CONFLICT, f"{image_id}: found another image with this id; expected a new one. Choose another id."
                 )
@@ -78,7 +77,7 @@ class CheckedDatastore(LockedDatastore):
             HTTPException: 400 with what is wrong with the label, 404 without such an image.
         """
         info = dict(label_info or {})
-        with as_http_errors(label_filename):
+        with as_http_errors():
             check_tag(label_tag)
             self.reload()
             image = self.get_image_uri(image_id)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from fastapi import HTTPException
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
@@ -20,28 +18,16 @@ class ArchiveError(UserError, OSError):
 
 
 @contextmanager
-def as_http_errors(upload: str | Path | None = None) -> Iterator[None]:
+def as_http_errors() -> Iterator[None]:
     """Within the block, what is the client's to mend becomes an HTTP error with our message.
 
     MONAI Label's endpoints turn every error into an empty 500, but let HTTP errors through.
-
-    Args:
-        upload: the temporary file of a refused upload, which MONAI Label removes only where all went well.
     """
     try:
         yield
     except ArchiveError as error:
-        discard_upload(upload)
         raise HTTPException(BAD_GATEWAY, str(error)) from error
     except UserError as error:
-        discard_upload(upload)
         raise HTTPException(BAD_REQUEST, str(error)) from error
     except (ImageNotFoundException, LabelNotFoundException) as error:
-        discard_upload(upload)
         raise HTTPException(NOT_FOUND, error.msg) from error
-
-
-def discard_upload(path: str | Path | None) -> None:
-    """Remove a file that MONAI Label's endpoint wrote into the temporary folder; anything else stays."""
-    if path and Path(path).parent == Path(tempfile.gettempdir()) and Path(path).name.startswith("tmp"):
-        Path(path).unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -19,6 +18,7 @@ from .bundle import SWITCHES, Bundle, Pipeline
 from .http_errors import BAD_REQUEST, as_http_errors
 from .label_checks import named_in_errors
 from .readable import readable_file
+from .request_files import request_folder
 from .weights_store import WeightsStore
 from .writer import default_suffix, result_suffix, write_result
 
@@ -95,7 +95,7 @@ class RadiographInferTask(InferTask):
         path = request["image"]
         if not isinstance(path, str):
             raise HTTPException(BAD_REQUEST, "image: found pixels; expected the id of an image or an uploaded file.")
-        with as_http_errors(path):
+        with as_http_errors():
             return self._segment(path, request)
 
     def _segment(self, path: str, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -109,7 +109,7 @@ class RadiographInferTask(InferTask):
             mask = pipeline.segment(file, **switches)
             done = time.perf_counter()
             # Beside its place first, so that nothing is left there when it cannot be written.
-            result = str(Path(tempfile.gettempdir()) / f"mask_{uuid.uuid4().hex}{suffix}")
+            result = str(request_folder() / f"mask_{uuid.uuid4().hex}{suffix}")
             write_result(mask, result, radiograph, bundle.classes, f"{bundle.name} weights {version}")
         written = time.perf_counter()
         latencies = {"infer": round(done - start, 3), "write": round(written - done, 3)}

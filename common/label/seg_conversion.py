@@ -6,10 +6,7 @@ dcmqi and pydicom-seg need a position in space, which projection radiographs do 
 from __future__ import annotations
 
 import gzip
-import tempfile
-import time
 import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +20,9 @@ from ..segmentation.segmentation_classes import ClassTable, UnknownClassError
 from .http_errors import as_http_errors
 from .label_checks import check_label
 from .readable import readable_file
+from .request_files import request_folder
 
 SEG_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
-_RESULT_PREFIX, _RESULT_SECONDS = "radiograph_seg_", 600
 
 
 def read_dicom_seg(path: str | Path, classes: ClassTable) -> tuple[NDArray[np.uint8], str]:
@@ -81,7 +78,7 @@ def segment_names(dataset: Any) -> dict[int, str]:
 
 
 def seg_file(source: str | Path, label: str | Path, classes: ClassTable, model: str) -> Path:
-    """Turn a mask of the model into a SEG of its image, in the temporary folder; the caller removes it.
+    """Turn a mask of the model into a SEG of its image, in the folder of the request.
 
     Args:
         source: DICOM file of the image, or the folder that holds it alone.
@@ -97,7 +94,7 @@ def seg_file(source: str | Path, label: str | Path, classes: ClassTable, model: 
     with readable_file(source) as file:
         size = read_radiograph(file).pixels.shape[-2:]
         mask = check_label(label, "label", (size[0], size[1]), classes)
-        target = Path(tempfile.gettempdir()) / f"{_RESULT_PREFIX}{uuid.uuid4().hex}.dcm"
+        target = request_folder() / f"seg_{uuid.uuid4().hex}.dcm"
         return write_dicom_seg(mask, target, classes, file, model)
 
 
@@ -113,18 +110,9 @@ def use_own_conversion(classes: ClassTable, model: str) -> None:
     def nifti_to_dicom_seg(series_dir: str, label: str, *_: Any, **__: Any) -> str:
         # The mask is our own: what `label_info` of the client says of its values does not matter.
         with as_http_errors():
-            _remove_old_results()
             return str(seg_file(series_dir, label, classes, model))
 
     infer.nifti_to_dicom_seg = nifti_to_dicom_seg
-
-
-def _remove_old_results() -> None:
-    """The endpoint leaves what it has sent; after ten minutes nobody is reading it any more."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_RESULT_PREFIX}*.dcm"):
-        with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _RESULT_SECONDS:
-                path.unlink()
 
 
 def image_to_nifti(source: str | Path, path: Path) -> Path:

@@ -25,6 +25,7 @@ from .split import hold_out
 from .weights_store import WeightsStore
 
 USE_VERSION = "use_version"  # in a request: serve this version again instead of training
+STATS = ("parent", "started_from", "is_held_out", "before", "after", "verdict", "request")
 
 _logger = logging.getLogger(__name__)
 
@@ -51,8 +52,9 @@ class RadiographTrainTask(TrainTask):
         return as_json(FineTuningRequest())
 
     def stats(self) -> dict[str, Any]:
-        """Versions of the weights and what they scored; `info` of the server shows it."""
-        history = {str(version): self.store.info(version) for version in self.store.versions()}
+        """Versions of the weights and what they scored, without names of images: `info` shows it to everybody."""
+        infos = ((str(version), self.store.info(version)) for version in self.store.versions())
+        history = {version: {key: info[key] for key in STATS if key in info} for version, info in infos}
         return {"served_version": self.store.served(), "versions": history}
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:

@@ -71,6 +71,8 @@ def app_client(studies: Path | str, sessions: Path | None = None, **conf: Any):
     from monailabel.config import settings
     from monailabel.interfaces.utils.app import clear_cache
 
+    from common.label.server_guard import guard_server
+
     settings.MONAI_LABEL_APP_DIR = str(APP)
     settings.MONAI_LABEL_STUDIES = str(studies)
     settings.MONAI_LABEL_APP_CONF = {key: str(value) for key, value in conf.items()}
@@ -81,6 +83,7 @@ def app_client(studies: Path | str, sessions: Path | None = None, **conf: Any):
     clear_cache()
     from monailabel.app import app
 
+    guard_server()  # as the server's start does
     return TestClient(app, raise_server_exceptions=False)
 
 

@@ -6,6 +6,7 @@ import re
 import highdicom
 import numpy as np
 import pytest
+import requests
 import SimpleITK
 from label_data import MODEL, SIZE, app_client, dice, infer, save_label, truth_folder, upload
 from orthanc import make_dx, running_orthanc
@@ -285,3 +286,18 @@ def test_batch_inference_keeps_drafts_in_the_cache_and_out_of_the_archive(client
     assert np.array_equal(as_mask(draft, tmp_path / "draft.nii.gz"), read_mask(truth[image]))
     info = client.get("/datastore/label/info", params={"label": image, "tag": "original"}).json()
     assert info["from"] == "other"
+
+
+def test_proxy_stays_below_the_archive(client, orthanc, truth):
+    study = client.get("/proxy/dicom/qido/studies").json()[0]["0020000D"]["Value"][0]
+    series = client.get(f"/proxy/dicom/qido/studies/{study}/series").json()[0]["0020000E"]["Value"][0]
+    assert series in truth
+    assert client.get(f"/proxy/dicom/wado/studies/{study}/series/{series}/metadata").status_code == 200
+    assert requests.get(f"{orthanc.root}/system", timeout=30).status_code == 200  # which no client is to reach
+    dots = ("..", "%2e%2e", "%252e%252e", "studies/..%2f..", "studies/%252e%252e/%252e%252e", "studies/.%2e/%2e.")
+    for way in (f"{dot}{slash}system" for dot in dots for slash in ("/", "%2f", "%252f", "%5c")):
+        for prefix in ("", "wado/", "qido/", "stow/"):
+            for method in ("GET", "POST"):
+                answer = client.request(method, f"/proxy/dicom/{prefix}{way}")
+                assert answer.status_code == 404 and "DicomAet" not in answer.text, way
+    assert client.get("/proxy/dicom/servers").status_code == 404

@@ -1,13 +1,18 @@
 """A real server process, MONAI Label's own client, and the loop of labelling against it."""
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+import requests
 from label_data import MODEL, REPOSITORY, truth_folder
+from label_realm import login_realm
 from label_server import (
     DENTAL_MODEL,
     START_SECONDS,
@@ -48,6 +53,94 @@ def test_the_loop_on_phantoms_and_a_kill_in_the_middle(tiny_bundle, studies, tmp
         assert client.info()["datastore"]["completed"] == 5
         assert infer_labels(client, "tooth_0", MODEL)[1]["weights_version"] == 1
         assert mean_dice(client, MODEL, truth) == pytest.approx(after)
+
+
+def test_training_ends_with_its_killed_server(tiny_bundle, studies, tmp_path):
+    options = ["--conf", "bundle_dir", str(tiny_bundle), "--conf", "weights_dir", str(tmp_path / "weights")]
+    with serving(studies, tmp_path / "server.log", *options) as (address, process):
+        client = client_of(address, tmp_path / "client")
+        client.save_label("tooth_0", str(truth_folder(studies) / "tooth_0.png"))
+        client.train_start(MODEL, {"max_epochs": 500, "epoch_length": 100})
+        deadline = time.monotonic() + START_SECONDS
+        while not list((tmp_path / "weights" / "runs").glob("*/model.pt")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.2)
+        children = psutil.Process(process.pid).children(recursive=True)
+        # A reader of its output stays, so that it is not the broken pipe that ends it at some time.
+        readers = [os.open(f"/proc/{child.pid}/fd/1", os.O_RDONLY) for child in children]
+        os.kill(process.pid, signal.SIGKILL)  # and not waited for
+        assert readers and not psutil.wait_procs(children, timeout=30)[1]
+        for reader in readers:
+            os.close(reader)
+
+
+def test_with_a_login_everything_but_info_needs_it(studies, tmp_path):
+    with login_realm() as (realm, token_for):
+        environment = {
+            "MONAI_LABEL_AUTH_ENABLE": "true",
+            "MONAI_LABEL_AUTH_REALM_URI": realm,
+            "MONAI_LABEL_CORS_ORIGINS": '["http://viewer.example:3000"]',
+        }
+        with serving(studies, tmp_path / "server.log", **environment) as (address, _):
+            assert requests.get(f"{address}/info/", timeout=60).json()["models"]
+            assert requests.get(f"{address}/auth/", timeout=60).json()["enabled"]
+            admin, user = (login(address, name) for name in ("admin", "user"))
+            assert login(address, "nobody").status_code == 401
+            check_login_of_every_path(address, login_header(admin))
+            assert requests.post(f"{address}/reload", headers=login_header(user), timeout=60).status_code == 403
+            assert requests.post(f"{address}/reload", headers=login_header(admin), timeout=60).status_code == 200
+            forged = {"Authorization": f"Bearer {token_for('admin', algorithm='none')}"}
+            assert requests.get(f"{address}/datastore/", headers=forged, timeout=60).status_code == 401
+            client = client_of(address, tmp_path / "client")
+            client.update_auth(user.json())
+            assert client.next_sample("first", {})["id"] == "tooth_0"
+            check_listed_viewer(address, login_header(user))
+
+
+def login(address, name):
+    return requests.post(f"{address}/auth/token", data={"username": name, "password": "secret"}, timeout=60)
+
+
+def login_header(answer):
+    return {"Authorization": f"Bearer {answer.json()['access_token']}"}
+
+
+def check_login_of_every_path(address, header):
+    """Every path that the server tells of, and those that it does not, answer 401 without the header."""
+    told = requests.get(f"{address}/openapi.json", headers=header, timeout=60).json()["paths"]
+    asked = [(method, re.sub(r"{[^}]*}", "x", path)) for path, methods in told.items() for method in methods]
+    asked = [(method, path) for method, path in asked if path not in ("/info/", "/auth/", "/auth/token")]
+    hidden = (
+        "/",
+        "/docs",
+        "/openapi.json",
+        "/favicon.ico",
+        "/ohif/",
+        "/static/ohif/index.html",
+        "/proxy/dicom/studies",
+    )
+    asked += [("get", path) for path in (*hidden, "/none", "//info/", "/info/../logs/")]
+    asked += [("post", path) for path in ("/reload", "/reload/", "/train/", "/infer/wsi/x")]
+    assert len(asked) > 40
+    for method, path in asked:
+        answer = requests.request(method, f"{address}{path}", timeout=60, allow_redirects=False)
+        assert answer.status_code == 401 and (method == "head" or answer.json()["detail"]), (method, path)
+
+
+def check_listed_viewer(address, header):
+    """The page in MONAI_LABEL_CORS_ORIGINS may do what a user may, and its host is a name of the server."""
+    viewer = {"Origin": "http://viewer.example:3000"}
+    preflight = {**viewer, "Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "authorization"}
+    for answer in (
+        requests.options(f"{address}/datastore/label", headers=preflight, timeout=60),
+        requests.get(f"{address}/datastore/", headers={**viewer, **header}, timeout=60),
+    ):
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == viewer["Origin"]
+    assert requests.get(f"{address}/info/", headers={"Host": "viewer.example"}, timeout=60).status_code == 200
+    for headers in ({"Host": "other.example"}, {"Origin": "http://viewer.example"}, {"Origin": "http://other.example"}):
+        refused = requests.get(f"{address}/info/", headers=headers, timeout=60)
+        assert refused.status_code in (400, 403) and "access-control-allow-origin" not in refused.headers
+    assert requests.get(f"{address}/info/", headers={"Origin": address}, timeout=60).status_code == 200
 
 
 @pytest.mark.shared

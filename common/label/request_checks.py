@@ -1,0 +1,144 @@
+"""Whether what a client sends is of the kind that MONAI Label's endpoints take for granted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from contextlib import suppress
+from typing import Annotated, Any
+
+import torch
+from fastapi import HTTPException
+from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.others.generic import device_map, name_to_device
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from .http_errors import BAD_REQUEST
+
+MAX_TEXT = 240  # bytes of a name, which may become that of a file
+SERVER_NOTES = ("strategy", "epistemic")  # what the server itself notes of an image, and goes by later
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
+_QUERY = {  # what MONAI Label hands on as it comes
+    "check_sum": (r"((SHA256|SHA512|MD5):)?[0-9A-Fa-f]+", "hexadecimal digits after SHA256:, SHA512: or MD5:"),
+    "lines": (r"-?\d{1,9}", "a whole number of up to nine digits"),
+}
+_ESCAPED_CONTROLS = re.compile(r"\\u00[01]")
+
+
+def _known_device(value: Any) -> Any:
+    """Check that torch has the device; as in MONAI Label a list is its first, and CUDA the CPU where there is none."""
+    name = value[0] if isinstance(value, list) and value else value
+    if name is None or isinstance(name, str):
+        with suppress(RuntimeError):
+            device = torch.device(name_to_device(name))
+            if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()):
+                return value
+    raise ValueError(f"one of {', '.join({'cpu': '', 'cuda': '', **device_map()})}")
+
+
+_Count = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class TaskParams(BaseModel):
+    """Parameters that MONAI Label reads; what the project's own tasks read they check themselves."""
+
+    model_config = ConfigDict(strict=True)
+
+    image: str = ""
+    model: str = ""
+    method: str = ""
+    strategy: str = ""
+    result_extension: str | None = None
+    label_tag: str = ""
+    images: str | list[str] = ""
+    device: Annotated[Any, AfterValidator(_known_device)] = None
+    gpus: Annotated[str, Field(pattern=r"^(all|\d{1,3}(,\d{1,3})*)$")] = "all"
+    multi_gpu: bool = True
+    save_label: bool = False
+    max_batch_size: _Count = 0
+    max_workers: _Count = 0
+
+
+def check_text(name: str, text: str, limit: int = MAX_TEXT) -> None:
+    """Refuse what cannot be the name of a file.
+
+    Raises:
+        HTTPException: 400 for control characters, NUL among them, and for too many bytes.
+    """
+    if _CONTROLS.search(text) or len(text.encode(errors="surrogatepass")) > limit:
+        raise _refusal(name, text, f"a name of up to {limit} bytes without control characters")
+
+
+def check_query(request: Request) -> None:
+    """Check names, check sums and numbers in the query.
+
+    Raises:
+        HTTPException: 400 with what was found and expected.
+    """
+    for name, text in request.query_params.multi_items():
+        check_text(name[:80], text)
+        pattern, expected = _QUERY.get(name, (None, ""))
+        if pattern and text and not re.fullmatch(pattern, text):
+            raise _refusal(name, text, expected)
+
+
+async def check_body(request: Request, path: str) -> None:
+    """Check forms and JSON as the endpoints will read them; anything else is left to them.
+
+    Raises:
+        HTTPException: 400 with what was found and expected.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        value = _json("body", await request.body())
+        if value is not None:
+            _check_params("body", value)
+    elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        async with request.form() as form:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    file_name = os.path.basename(value.filename or "")
+                    check_text(f"name of {name}", file_name)
+                    if file_name in (".", ".."):
+                        raise _refusal(f"name of {name}", file_name, "the name of a file")
+                elif name in ("params", "info"):
+                    check = _check_notes if path.startswith("/datastore") else _check_params
+                    check(name, _json(name, value or "{}"))
+
+
+def _check_params(name: str, params: Any) -> None:
+    try:
+        TaskParams.model_validate(params)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        raise _refusal(str(first["loc"][0]) if first["loc"] else name, first["input"], expected) from error
+    app = app_instance()
+    for key in params.keys() & {*app._trainers, *app._scoring_methods}:  # those of one task, where all are run
+        _check_params(key, params[key])
+
+
+def _check_notes(name: str, notes: Any) -> None:
+    if not isinstance(notes, dict) or notes.keys() & set(SERVER_NOTES):
+        raise _refusal(name, notes, f"an object without {' and '.join(SERVER_NOTES)}, which the server notes")
+
+
+def _json(name: str, text: str | bytes) -> Any:
+    try:
+        value = json.loads(text)
+        # What JSON cannot hold again, such as 1e999 or half a surrogate pair, would break all later answers with it.
+        written = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        written.encode()
+    except (ValueError, RecursionError) as error:
+        raise _refusal(name, text, "a JSON object with finite numbers") from error
+    if _ESCAPED_CONTROLS.search(written):
+        raise _refusal(name, written, "text without control characters")
+    return value
+
+
+def _refusal(name: str, found: Any, expected: str) -> HTTPException:
+    return HTTPException(BAD_REQUEST, f"{name}: found {found!r:.80}; expected {expected}.")
