@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 from fastapi import HTTPException
 from monailabel.utils.sessions import SessionInfo, Sessions
 
 from .http_errors import BAD_REQUEST
+
+PREFIX, STALE_SECONDS = "label_request_", 3600
 
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 _SESSION_ID = re.compile(r"[0-9a-f-]{36}")
@@ -35,7 +41,7 @@ def is_of_request(path: str | Path) -> bool:
 @contextmanager
 def new_request_folder() -> Iterator[Path]:
     """Within the block, `request_folder` is a new folder; at its end it goes with all that is in it."""
-    with tempfile.TemporaryDirectory(prefix="label_request_", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}_", ignore_cleanup_errors=True) as name:
         token = _folder.set(Path(name).resolve())
         try:
             yield request_folder()
@@ -53,6 +59,16 @@ def keep_files_in_request_folder() -> None:
 
     for module in (datastore, infer, local, session):
         module.tempfile = SimpleNamespace(NamedTemporaryFile=named_temporary_file)
+
+
+def remove_stale_request_folders() -> None:
+    """Remove what servers left that were killed while they answered; an hour later, as others may hide their ids."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*_*"):
+        server = folder.name.removeprefix(PREFIX).partition("_")[0]
+        with suppress(FileNotFoundError):
+            is_old = time.time() - folder.stat().st_mtime > STALE_SECONDS
+            if is_old and server.isdecimal() and not psutil.pid_exists(int(server)):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class CheckedSessions(Sessions):

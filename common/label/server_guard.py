@@ -39,7 +39,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .http_errors import BAD_GATEWAY, BAD_REQUEST, NOT_ALLOWED, NOT_FOUND
 from .request_checks import check_body, check_query, check_text
-from .request_files import keep_files_in_request_folder, new_request_folder, request_folder
+from .request_files import (
+    keep_files_in_request_folder,
+    new_request_folder,
+    remove_stale_request_folders,
+    request_folder,
+)
 
 MAX_BODY_BYTES = 2**29  # 512 MiB; a radiograph of 144 megapixels of 16 bits is 275 MiB
 UNAUTHORIZED, FORBIDDEN, TOO_LARGE, UNPROCESSABLE = 401, 403, 413, 422
@@ -205,6 +210,7 @@ def _guard(app: Any, origins: Sequence[str]) -> None:
     app.router.routes.insert(0, APIRoute("/info/", info.app_info, include_in_schema=False))  # without a login
     app.middleware_stack = app.build_middleware_stack()  # the app is loaded when the server has begun to start
     keep_files_in_request_folder()
+    remove_stale_request_folders()
     infer.binary_to_image = _no_scribbles
     # PyJWT takes no token without being told which signatures count, so that nobody could log in.
     rsa = [f"{kind}{bits}" for kind in ("RS", "PS") for bits in (256, 384, 512)]

@@ -3,6 +3,9 @@
 import io
 import itertools
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -13,7 +16,7 @@ from label_data import MODEL, SIZE, infer, png_labels, save_label, truth_folder,
 from PIL import Image
 
 from common.label import server_guard
-from common.label.request_files import new_request_folder
+from common.label.request_files import new_request_folder, remove_stale_request_folders
 
 JSON = {"content-type": "application/json"}
 
@@ -150,6 +153,21 @@ def test_files_of_a_request_go_with_it(client, studies, tmp_path, temporary):
     upload(client, "new", studies / "tooth_1.png")
     assert zipfile.is_zipfile(io.BytesIO(client.get("/datastore/dataset").content))
     assert not list(temporary.iterdir())
+
+
+def test_folders_of_requests_of_killed_servers_are_removed_after_an_hour(temporary):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    folders = [
+        temporary / f"label_request_{server}_{kind}" for server in (ended.pid, os.getpid()) for kind in ("new", "old")
+    ]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "upload.png").touch()
+        if folder.name.endswith("old"):
+            os.utime(folder, (0, 0))
+    remove_stale_request_folders()
+    assert [folder.exists() for folder in folders] == [True, False, True, True]
 
 
 WRONG = [
