@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from common.command_line import run_command
-from common.contact_sheet import save_contact_sheet
 from common.data.transforms import load_square
 from common.errors import UserError
-from common.generation.folder_generation import read_generated
-from common.generation.manifest_row import several
+from common.io.contact_sheet import save_contact_sheet
+from common.pipelines.folder_generation import read_generated
+from common.pipelines.manifest_row import several
 
 
 class SheetError(UserError, ValueError):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from common.command_line import run_command
-from common.sharing import exports
+from common.packaging import exports
 
 
 def export_bundle(

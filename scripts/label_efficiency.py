@@ -16,18 +16,18 @@ from torch import nn
 
 from common.command_line import run_command
 from common.data.dataset import RadiographDataset
+from common.data.label_budget import labelled_radiographs
+from common.data.mask_transforms import LoadMaskd, LoadSpacedRadiographd, PadResized
+from common.evaluation.segmentation_evaluation import segment_and_score
+from common.evaluation.segmentation_metrics import summarise_scores
 from common.experiments.experiment import Experiment, ExperimentError
 from common.experiments.generated_labels import ENSEMBLE, GENERATED, GeneratedLabels
 from common.experiments.knobs import chosen_cells
-from common.experiments.label_budget import labelled_radiographs
 from common.experiments.label_efficiency import Cell, FineTuning, grid
 from common.experiments.label_efficiency_report import write_report
 from common.experiments.pixel_classifying import CLASSIFIER, PixelClassifying
 from common.fingerprint import file_sha256
-from common.segmentation.mask_transforms import LoadMaskd, LoadSpacedRadiographd, PadResized
-from common.segmentation.segmentation_classes import ClassTable, class_table
-from common.segmentation.segmentation_evaluation import segment_and_score
-from common.segmentation.segmentation_metrics import summarise_scores
+from common.io.segmentation_classes import ClassTable, class_table
 
 BUNDLE = Path("bundles") / "dental_radiograph_segmentation"
 NUMBERS = {"budgets": 1, "seeds": 0, "timesteps": 0}  # with the least of each

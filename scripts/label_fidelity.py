@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import run_command
+from common.experiments.benefit_pool import load_generator
+from common.experiments.benefit_study import CLASSIFIERS, PROBE, Study, labelled_split
+from common.experiments.densenet import TrainingSettings
 from common.experiments.experiment import Experiment
 from common.experiments.knobs import check_names, check_numbers
-from common.synthetic_benefit.densenet import TrainingSettings
-from common.synthetic_benefit.label_fidelity import Judge, LabelFidelity
-from common.synthetic_benefit.label_fidelity_report import write_report
-from common.synthetic_benefit.pool import load_generator
-from common.synthetic_benefit.study import CLASSIFIERS, PROBE, Study, labelled_split
+from common.experiments.label_fidelity import Judge, LabelFidelity
+from common.experiments.label_fidelity_report import write_report
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
 QUICK_INFERENCE_STEPS, QUICK_STEPS, QUICK_IMAGE_SIZE = 2, 2, 32

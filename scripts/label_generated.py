@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from common.command_line import run_command
 from common.data.datalists import DatasetError, radiograph_items
+from common.data.mask_transforms import GEOMETRY_KEY, to_original
+from common.experiments.pseudo_labels import PseudoLabelError, consensus, select_by_agreement, write_pseudo_labelled
 from common.files import atomic_path
 from common.fingerprint import file_sha256
-from common.generation.pseudo_labels import PseudoLabelError, consensus, select_by_agreement, write_pseudo_labelled
+from common.io import read_radiograph
 from common.networks.weights import load_weights
-from common.reader import read_radiograph
-from common.segmentation.mask_transforms import GEOMETRY_KEY, to_original
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "dental_radiograph_segmentation"
 SUMMARY_NAME = "pseudo_labels.json"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import common
 from common.command_line import run_command
-from common.sharing.packaging import PackagingError, package_bundle
-from common.sharing.torchscript import trace_bundle
+from common.packaging.packaging import PackagingError, package_bundle
+from common.packaging.torchscript import trace_bundle
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from common.command_line import run_command
 from common.data.datalist_sources import MANIFEST_NAME, DatasetError, folder_rows, manifest_rows
-from common.dicom.dicom_dx import DxError, DxSettings, dx_dataset, write_dx
-from common.dicom.source_history import source_history
 from common.errors import UserError
 from common.files import atomic_path, result_name
-from common.reader import read_radiograph
-from common.reader.spacing import plausible_spacing
+from common.io import read_radiograph
+from common.io.dicom_dx import DxError, DxSettings, dx_dataset, write_dx
+from common.io.source_history import source_history
+from common.io.spacing import plausible_spacing
 
 TABLE_NAME = "png_to_dx.csv"
 WRITTEN, THERE, FAILED = "written", "there already", "failed"

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from common.command_line import run_command
-from common.sharing.publishing import CARD, LATEST, check_packaged, check_repo, list_files, publish, stage
+from common.packaging.publishing import CARD, LATEST, check_packaged, check_repo, list_files, publish, stage
 
 CARD_LINES = 40
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from common.amp import autocast
 from common.command_line import run_command
-from common.contact_sheet import save_contact_sheet
 from common.data.datalists import radiograph_items
 from common.data.latent_store import LatentStore
+from common.data.mask_transforms import PadResized
 from common.data.transforms import load_square
 from common.diffusion.image_sampler import ImageSampler
 from common.diffusion.pixel_image_sampler import PixelImageSampler
@@ -29,12 +29,12 @@ from common.evaluation.distribution_metrics import frechet_distance, precision_r
 from common.evaluation.image_features import ImageFeatures, build_extractor
 from common.evaluation.image_quality import split_halves
 from common.files import atomic_path
+from common.io import read_radiograph
+from common.io.contact_sheet import save_contact_sheet
 from common.metrics import lpips, psnr
 from common.networks.lpips import LPIPS
 from common.networks.weights import load_weights
-from common.reader import read_radiograph
 from common.seeding import sample_seed
-from common.segmentation.mask_transforms import PadResized
 from common.spectrum import band_power, line_power
 
 BATCH = 16

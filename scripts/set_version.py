@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.command_line import run_command
-from common.sharing.versions import difference, plan_version, write_texts
+from common.packaging.versions import difference, plan_version, write_texts
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

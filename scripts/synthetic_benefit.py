@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import run_command
+from common.experiments.benefit_pool import load_generator
+from common.experiments.benefit_regimes import REAL_REGIMES, STRATEGIES, SYNTHETIC_REGIMES, grid
+from common.experiments.benefit_report import write_report
+from common.experiments.benefit_study import CLASSIFIERS, Study, labelled_split
+from common.experiments.densenet import TrainingSettings
 from common.experiments.experiment import Experiment
 from common.experiments.knobs import chosen_cells
-from common.synthetic_benefit.densenet import TrainingSettings
-from common.synthetic_benefit.pool import load_generator
-from common.synthetic_benefit.regimes import REAL_REGIMES, STRATEGIES, SYNTHETIC_REGIMES, grid
-from common.synthetic_benefit.report import write_report
-from common.synthetic_benefit.study import CLASSIFIERS, Study, labelled_split
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
 REGIMES = (*REAL_REGIMES, *SYNTHETIC_REGIMES)

@@ -12,7 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.command_line import run_command
-from common.generation.label_upload import (
+from common.label.http_service import HttpService, LogInError, ServiceError
+from common.label.label_upload import (
     UNKNOWN_MODEL,
     DicomWebArchive,
     LabelDatastore,
@@ -24,7 +25,6 @@ from common.generation.label_upload import (
     send_all,
     synthetic_images,
 )
-from common.http_service import HttpService, LogInError, ServiceError
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 TOKEN = "MONAI_LABEL_TOKEN"

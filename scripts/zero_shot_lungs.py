@@ -13,16 +13,16 @@ from tqdm import tqdm
 
 from common.command_line import run_command
 from common.data.readability import readable_radiographs
+from common.experiments.attention_segmenter import Networks, load_networks
 from common.experiments.experiment import SETTINGS_NAME, settle
+from common.experiments.lung_masks import LungMasksError, lung_cases
+from common.experiments.lung_report import STEM, write_overlays, write_report
+from common.experiments.lung_study import Study, write_mask
+from common.experiments.lung_tuning import Tuned
+from common.experiments.lungs import ZeroShotLungs
 from common.files import read_json, result_name, write_json
 from common.fingerprint import file_sha256, network_sha256
-from common.reader import read_radiograph
-from common.zero_shot.lung_masks import LungMasksError, lung_cases
-from common.zero_shot.lung_report import STEM, write_overlays, write_report
-from common.zero_shot.lung_study import Study, write_mask
-from common.zero_shot.lung_tuning import Tuned
-from common.zero_shot.lungs import ZeroShotLungs
-from common.zero_shot.segmenter import Networks, load_networks
+from common.io import read_radiograph
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
 SHIPPED = Path("docs") / "zero_shot_lungs" / "tuned.json"  # of the bundle

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.data.phantom import draw_chest_phantom
-from common.generation.generation_manifest import GenerationManifest
-from common.generation.manifest_row import ManifestRow
+from common.evaluation.privacy_report import PrivacyCheck
 from common.intensity import stored_values
-from common.privacy.privacy_report import PrivacyCheck
+from common.pipelines.generation_manifest import GenerationManifest
+from common.pipelines.manifest_row import ManifestRow
 
 SIZE = 64
 NUM_TRAIN, NUM_HELD_OUT = 45, 40

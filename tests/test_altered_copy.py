@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from common.data.phantom import draw_chest_phantom
-from common.privacy.altered_copy import altered_copy
+from common.evaluation.altered_copy import altered_copy
 
 
 def test_altered_copies_are_near_but_not_the_same():

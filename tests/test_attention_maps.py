@@ -3,7 +3,7 @@ import torch
 from conftest import make_tiny_codec, make_tiny_denoiser
 
 from common.diffusion.noise_schedule import NoiseSchedule
-from common.zero_shot.attention_maps import AttentionMapsError, SelfAttention, aggregate, fitted_size, saved_attention
+from common.experiments.attention_maps import AttentionMapsError, SelfAttention, aggregate, fitted_size, saved_attention
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from common.zero_shot.baselines import kmeans_labels, membership_affinity, otsu_labels, otsu_threshold
+from common.experiments.lung_baselines import kmeans_labels, membership_affinity, otsu_labels, otsu_threshold
 
 
 def test_k_means_finds_groups_of_tokens_and_repeats_itself():

@@ -11,10 +11,10 @@ import torch
 from conftest import REPOSITORY
 
 from common.command_line import run_command
-from common.sharing.bundle_check import CODE_QUESTIONS, FILE_QUESTIONS, Question, Verdict, check_bundle
-from common.sharing.isolation import IsolatedError, call_isolated
-from common.sharing.network_checks import check_format
-from common.sharing.packaging import LARGE_BYTES, package_bundle
+from common.packaging.bundle_check import CODE_QUESTIONS, FILE_QUESTIONS, Question, Verdict, check_bundle
+from common.packaging.isolation import IsolatedError, call_isolated
+from common.packaging.network_checks import check_format
+from common.packaging.packaging import LARGE_BYTES, package_bundle
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_defects_of_code_and_weights_are_found_where_only_the_bundle_is_on_the_p
     weights = (bundle / "models" / "model.pt").read_bytes()
     (bundle / "models" / "model.pt").unlink()
     (bundle / "models" / "model.pt").write_bytes(weights[: len(weights) // 2])
-    found = call_isolated(".sharing.network_checks", "all_checks", bundle)
+    found = call_isolated(".packaging.network_checks", "all_checks", bundle)
     assert len(found["targets"]) == 2, found["targets"]
     assert "common.data.dataset" in found["targets"][0], "an installed package does not stand in"
     assert "scripts.common.gone.Thing" in found["targets"][1]
@@ -187,7 +187,7 @@ def test_other_weights_and_another_torchscript_are_found(bundle):
     (bundle / "models" / "model.pt").unlink()
     torch.save({**state, "extra": torch.zeros(1)}, bundle / "models" / "model.pt")
     torch.jit.save(torch.jit.trace(torch.nn.Identity(), torch.zeros(1, 1, 8, 8)), bundle / "models" / "model.ts")
-    found = call_isolated(".sharing.network_checks", "all_checks", bundle)
+    found = call_isolated(".packaging.network_checks", "all_checks", bundle)
     assert "extra" in found["weights"][0] and found["targets"] == [] and found["network"] == []
     assert found["torchscript"]
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from common.config import bundle_config, bundle_metadata, config_values
-from common.config.bundle_config import ConfigLoadError, check_configs, read_config
+from common import config_values
+from common.packaging import bundle_config, bundle_metadata
+from common.packaging.bundle_config import ConfigLoadError, check_configs, read_config
 
 TRAIN = """# Train something tiny.
 image_size: 64 # px
@@ -36,7 +37,7 @@ train:
 initialize:
   - "$monai.utils.set_determinism(seed=0)"
 run:
-  - _target_: common.config.override_check.check_overrides
+  - _target_: common.override_check.check_overrides
     config_name: train
   - "$print(@network_def, @train::dataloader, @train::loss, @train::order, @weights)"
 training: "%run"
@@ -50,7 +51,7 @@ network_def:
   out_channels: 1
   kernel_size: 1
 run:
-  - _target_: common.config.override_check.check_overrides
+  - _target_: common.override_check.check_overrides
     config_name: inference
   - "$print(@network_def, @image_size)"
 """
@@ -117,7 +118,7 @@ CASES = [
     ("inference.yaml", "config_name: inference", "config_name: train", "config_name 'train', not 'inference'"),
     (
         "train.yaml",
-        "  - _target_: common.config.override_check.check_overrides\n    config_name: train\n",
+        "  - _target_: common.override_check.check_overrides\n    config_name: train\n",
         "",
         "first item of 'run' must be",
     ),
@@ -140,13 +141,13 @@ CASES = [
     (
         "train.yaml",
         '  - "$monai.utils.set_determinism(seed=0)"',
-        "  - _target_: common.config.override_check.check_overrides\n    config_name: train",
-        "'common.config.override_check.check_overrides' is needed by 'initialize'",
+        "  - _target_: common.override_check.check_overrides\n    config_name: train",
+        "'common.override_check.check_overrides' is needed by 'initialize'",
     ),
     (
         "train.yaml",
         "weights: null # none yet\n",
-        "weights: # none\n  _target_: common.config.override_check.check_overrides\n  config_name: train\n",
+        "weights: # none\n  _target_: common.override_check.check_overrides\n  config_name: train\n",
         None,
     ),
     # targets

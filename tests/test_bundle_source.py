@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from common.sharing.bundle_source import NoBundleError, opened_bundle
+from common.packaging.bundle_source import NoBundleError, opened_bundle
 
 
 def zipped(path: Path, *names: str) -> Path:

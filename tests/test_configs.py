@@ -10,8 +10,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from common.config import bundle_config, bundle_metadata
-from common.config.config_graph import iter_items
+from common.config_graph import iter_items
+from common.packaging import bundle_config, bundle_metadata
 
 BUNDLES = sorted(p for p in (Path(__file__).resolve().parents[1] / "bundles").iterdir() if p.is_dir())
 CONFIGS = [path for bundle in BUNDLES for path in bundle_config.config_files(bundle / "configs")]

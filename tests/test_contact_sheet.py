@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common.contact_sheet import GAP, TEXT_HEIGHT, contact_sheet_array, reconstruction_rows
-from common.contact_sheet import save_contact_sheet as save
+from common.io.contact_sheet import GAP, TEXT_HEIGHT, contact_sheet_array, reconstruction_rows
+from common.io.contact_sheet import save_contact_sheet as save
 
 
 def flat(value, height=20, width=30, channels=1):

@@ -3,9 +3,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.privacy.copy_detection import CopyReference
-from common.privacy.copy_features import CopyDetectionError, CopyFeatures
-from common.privacy.nearest_patients import SPACES, evened_out
+from common.data.alignment import evened_out
+from common.evaluation.copy_detection import CopyReference
+from common.evaluation.copy_features import CopyDetectionError, CopyFeatures
+from common.evaluation.nearest_patients import SPACES
 
 SIZE = 16
 

@@ -17,12 +17,12 @@ from conftest import REPOSITORY, randomise
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 
-from common.data.mask_files import read_mask
 from common.data.phantom import draw_chest_phantom
-from common.dicom.synthetic_dicom import write_synthetic_dicom
+from common.io import read_radiograph
+from common.io.mask_files import read_mask
+from common.io.segmentation_classes import class_table
+from common.io.synthetic_dicom import write_synthetic_dicom
 from common.networks.diffusion_segmenter import DiffusionSegmenter
-from common.reader import read_radiograph
-from common.segmentation.segmentation_classes import class_table
 
 BUNDLE = REPOSITORY / "bundles" / "dental_radiograph_segmentation"
 SIZES = {

@@ -11,9 +11,9 @@ import torch
 from pydicom.uid import DigitalIntraOralXRayImageStorageForPresentation, DigitalXRayImageStorageForPresentation
 
 from common.data.phantom import draw_chest_phantom
-from common.dicom.dicom_dx import UNKNOWN_SPACING_COMMENT, DxError, DxSettings, dx_dataset, write_dx
-from common.dicom.source_history import LossyCompression
-from common.reader import read_radiograph
+from common.io import read_radiograph
+from common.io.dicom_dx import UNKNOWN_SPACING_COMMENT, DxError, DxSettings, dx_dataset, write_dx
+from common.io.source_history import LossyCompression
 
 # DICOM PS3.3, Digital X-Ray Image IOD (A.26): attributes of type 1 and 2 of the mandatory modules, and of Frame of
 # Reference and Image Plane, which are there for viewers. Conditional ones are those whose condition holds here.
@@ -147,8 +147,8 @@ def test_another_picture_or_seed_is_another_patient(options):
 
 def test_dicom_seg_lies_on_the_same_plane(tmp_path):
     pytest.importorskip("highdicom")
-    from common.segmentation.dicom_seg import write_dicom_seg
-    from common.segmentation.segmentation_classes import class_table
+    from common.io.dicom_seg import write_dicom_seg
+    from common.io.segmentation_classes import class_table
 
     mask = np.zeros((65, 63), np.uint8)
     mask[10:20, 5:30] = 1

@@ -29,7 +29,7 @@ from dicom_files import (
 from PIL import Image
 from pydicom.encaps import encapsulate
 
-from common.reader import UnreadableRadiographError
+from common.io import UnreadableRadiographError
 
 
 def test_overlay_bits_above_and_below_are_not_pixels(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import torch
 from PIL import Image, ImageCms
 from pydicom.uid import DigitalXRayImageStorageForPresentation
 
-from common.dicom.synthetic_dicom import write_synthetic_dicom
 from common.errors import UserError
-from common.reader import read_radiograph
-from common.segmentation.dicom_seg import dicom_cielab, require_highdicom, write_dicom_seg
-from common.segmentation.mask_writer import MaskWriter
-from common.segmentation.segmentation_classes import ELEVEN, GROUPED
+from common.io import read_radiograph
+from common.io.dicom_seg import dicom_cielab, require_highdicom, write_dicom_seg
+from common.io.mask_writer import MaskWriter
+from common.io.segmentation_classes import ELEVEN, GROUPED
+from common.io.synthetic_dicom import write_synthetic_dicom
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from test_source_table import make_table
 from test_token_sampler import make_token_sampler
 
 from common.diffusion.token_sampler import UnknownLabelError
-from common.generation.embedding_strategies import Neighbourhood, Prior, Variation, make_strategy
-from common.generation.interpolation import Interpolation
-from common.generation.sample_request import StrategyError
 from common.networks.conditioning import TokenScaler
+from common.pipelines.embedding_strategies import Neighbourhood, Prior, Variation, make_strategy
+from common.pipelines.interpolation import Interpolation
+from common.pipelines.sample_request import StrategyError
 
 PATIENTS = ["P", "P", "Q", "R", "S", "S", "T"]
 LABELS = ["a", "a|b", "b|a", "b", "", "", ""]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tiny_benefit import labelled_folder, tiny_generator
 
-from common.synthetic_benefit.densenet import TrainingSettings
-from common.synthetic_benefit.examples import choose_confident
-from common.synthetic_benefit.regimes import Cell
-from common.synthetic_benefit.study import Study, labelled_split
-from common.synthetic_benefit.subsets import SubsetError
+from common.experiments.benefit_examples import choose_confident
+from common.experiments.benefit_regimes import Cell
+from common.experiments.benefit_study import Study, labelled_split
+from common.experiments.benefit_subsets import SubsetError
+from common.experiments.densenet import TrainingSettings
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import sys
 from conftest import REPOSITORY
 from tiny_bundles import codec_bundle
 
-from common.sharing.torchscript import trace_bundle
+from common.packaging.torchscript import trace_bundle
 
 
 def run(cwd, *words):

@@ -9,7 +9,7 @@ from tiny_bundles import SEGMENTER, measured_codec
 
 from common.networks.diffusion_segmenter import DiffusionSegmenter
 from common.networks.pixel_denoiser import PixelDenoiser
-from common.sharing.export_parts import PARTS
+from common.packaging.export_parts import PARTS
 
 PIXELS = {"channels": [8, 16], "num_res_blocks": 1, "attention_levels": [False, True], "num_head_channels": 8}
 

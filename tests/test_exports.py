@@ -14,9 +14,9 @@ from torch import nn
 
 from common.fingerprint import file_sha256
 from common.networks.weights import load_weights
-from common.sharing.export_parts import Part
-from common.sharing.exports import TABLE, ExportError, export_bundle, export_part
-from common.sharing.torchscript import load_bundle_network
+from common.packaging.export_parts import Part
+from common.packaging.exports import TABLE, ExportError, export_bundle, export_part
+from common.packaging.torchscript import load_bundle_network
 
 
 def run(path: Path, **inputs: torch.Tensor) -> torch.Tensor:

@@ -16,13 +16,13 @@ from common.data.datalists import radiograph_items
 from common.diffusion.image_sampler import ImageSampler
 from common.diffusion.noise_schedule import NoiseSchedule
 from common.diffusion.samplers import Sampler
-from common.generation.embedding_strategies import Neighbourhood, Prior, Variation
-from common.generation.folder_generation import SHEET_NAME, Generation, GenerationError
-from common.generation.generation_manifest import GenerationMismatchError
-from common.generation.interpolation import Interpolation
-from common.generation.sample_request import StrategyError
-from common.generation.source_table import SourceTable
-from common.reader import read_radiograph
+from common.io import read_radiograph
+from common.pipelines.embedding_strategies import Neighbourhood, Prior, Variation
+from common.pipelines.folder_generation import SHEET_NAME, Generation, GenerationError
+from common.pipelines.generation_manifest import GenerationMismatchError
+from common.pipelines.interpolation import Interpolation
+from common.pipelines.sample_request import StrategyError
+from common.pipelines.source_table import SourceTable
 
 CPU = torch.device("cpu")
 SIZE = 32

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from common.data.datalists import radiograph_items
-from common.generation.generation_manifest import GenerationManifest, GenerationMismatchError
-from common.generation.image_writer import write_png
-from common.generation.manifest_row import ManifestRow
-from common.reader import read_radiograph
+from common.io import read_radiograph
+from common.io.image_writer import write_png
+from common.pipelines.generation_manifest import GenerationManifest, GenerationMismatchError
+from common.pipelines.manifest_row import ManifestRow
 
 SETTINGS = {"strategy": "variation", "weights_sha256": "3fa9", "num_inference_steps": 20, "guidance_scale": 3.0}
 

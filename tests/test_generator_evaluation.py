@@ -17,12 +17,12 @@ from common.diffusion.samplers import Sampler
 from common.evaluation.generator_evaluation import GeneratorEvaluationError, GeneratorEvaluator, markdown
 from common.evaluation.image_features import ClsToken, FeatureExtractor
 from common.evaluation.image_quality import ImageQuality
-from common.generation.folder_generation import read_generated
-from common.generation.generation_manifest import GenerationMismatchError
-from common.generation.source_table import SourceTable
 from common.metrics import ms_ssim
 from common.networks.dino import DinoEncoder
 from common.networks.latent_codec import LatentCodec
+from common.pipelines.folder_generation import read_generated
+from common.pipelines.generation_manifest import GenerationMismatchError
+from common.pipelines.source_table import SourceTable
 
 CPU = torch.device("cpu")
 SIZE = 176  # the least that MS-SSIM takes

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from common.privacy.held_out_ratios import HeldOutRatios
+from common.evaluation.held_out_ratios import HeldOutRatios
 
 
 def test_count_p_value_takes_the_threshold_for_the_estimate_it_is():

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 
-from common.privacy.histograms import histograms
+from common.evaluation.histograms import histograms
 
 
 def test_histograms_draw_both_sets_and_the_threshold():

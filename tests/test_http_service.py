@@ -5,7 +5,7 @@ from email.policy import HTTP
 
 import pytest
 
-from common.http_service import HttpService, Reply, ServiceError, multipart_form, multipart_related
+from common.label.http_service import HttpService, Reply, ServiceError, multipart_form, multipart_related
 
 
 @pytest.mark.parametrize(

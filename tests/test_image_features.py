@@ -16,9 +16,9 @@ from transformers import Dinov2Config, Dinov2Model
 
 from common.data.transforms import ResizeCenterCropd
 from common.evaluation.image_features import ExtractorError, FeatureExtractor, ImageFeatures, build_extractor
+from common.io import read_radiograph
 from common.networks.dino import DinoEncoder
 from common.networks.weights import MissingWeightsError
-from common.reader import read_radiograph
 
 
 class Tiny(nn.Module):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from test_pixel_image_sampler import make_sampler
 
+from common.data.mask_transforms import PadResized
 from common.data.phantom import draw_chest_phantom
 from common.diffusion.pixel_image_sampler import PixelImageSampler
-from common.generation.image_source import ImageSourceError, UnconditionalImages
-from common.generation.trim_padding import trim_padding
-from common.segmentation.mask_transforms import PadResized
+from common.io.trim_padding import trim_padding
+from common.pipelines.image_source import ImageSourceError, UnconditionalImages
 
 
 class PaddedSampler(PixelImageSampler):

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from common.data.phantom import draw_chest_phantom
-from common.generation.image_writer import write_png
-from common.reader import read_radiograph
+from common.io import read_radiograph
+from common.io.image_writer import write_png
 
 
 def test_every_grey_level_survives_the_round_trip_of_8_bits(tmp_path):

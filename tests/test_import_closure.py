@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from common.sharing.import_closure import MissingModuleError, module_file, needed_files
+from common.packaging.import_closure import MissingModuleError, module_file, needed_files
 
 
 @pytest.fixture
@@ -53,6 +53,6 @@ def test_names_and_imports_that_lead_nowhere_are_refused(package):
 
 
 def test_the_reader_needs_no_network():
-    files = {file.name for file in needed_files(REPOSITORY / "common", ["common.reader.read.read_radiograph"])}
+    files = {file.name for file in needed_files(REPOSITORY / "common", ["common.io.read.read_radiograph"])}
     assert "dicom.py" in files and not {"latent_codec.py", "label_efficiency.py"} & files
-    assert module_file(REPOSITORY / "common", "common.reader.read.read_radiograph").name == "read.py"
+    assert module_file(REPOSITORY / "common", "common.io.read.read_radiograph").name == "read.py"

@@ -7,7 +7,7 @@ import torch
 from test_embedding_strategies import LABELS, PATIENTS, SCALER, TABLE, interpolation
 from test_source_table import make_table
 
-from common.generation.sample_request import SampleRequest, StrategyError
+from common.pipelines.sample_request import SampleRequest, StrategyError
 
 
 def test_pairs_share_a_label_and_never_a_patient():

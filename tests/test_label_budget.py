@@ -4,7 +4,7 @@ import pytest
 from dental_data import write_labelled_folder
 
 from common.data.datalists import DatasetError
-from common.experiments.label_budget import labelled_radiographs, within_budget
+from common.data.label_budget import labelled_radiographs, within_budget
 
 
 def items_of(groups):

@@ -11,12 +11,12 @@ from script_module import load_script
 from tiny_benefit import CLASSES, benefit_bundle, labelled_folder, tiny_generator
 
 from common.data.transforms import load_square
+from common.experiments.benefit_recipes import VARIATION
+from common.experiments.benefit_study import Study, labelled_split
+from common.experiments.densenet import TrainingSettings
 from common.experiments.experiment import QUICK_WARNING, ExperimentError
-from common.synthetic_benefit.densenet import TrainingSettings
-from common.synthetic_benefit.label_fidelity import KINDS, ORIGINAL, RECONSTRUCTION, Judge, LabelFidelity
-from common.synthetic_benefit.label_fidelity_report import LABELS, markdown, plot_series, rows
-from common.synthetic_benefit.recipes import VARIATION
-from common.synthetic_benefit.study import Study, labelled_split
+from common.experiments.label_fidelity import KINDS, ORIGINAL, RECONSTRUCTION, Judge, LabelFidelity
+from common.experiments.label_fidelity_report import LABELS, markdown, plot_series, rows
 
 
 def scores(auc, same=1.0):

@@ -17,22 +17,22 @@ from test_diffusion_segmenter import make_tiny_segmenter
 from test_pixel_denoiser import TINY
 
 from common.data.datalists import DatasetError, radiograph_items
-from common.data.mask_files import read_mask
-from common.generation.pseudo_labels import PseudoLabelError
+from common.data.mask_transforms import to_original
+from common.experiments.pseudo_labels import PseudoLabelError
+from common.io import read_radiograph
+from common.io.mask_files import read_mask
 from common.networks.weights import MissingWeightsError
-from common.reader import read_radiograph
-from common.segmentation.mask_transforms import to_original
 
 SCRIPT = REPOSITORY / "scripts" / "label_generated.py"
 CONFIG = {
     "bundle_root": ".",
-    "classes": {"_target_": "common.segmentation.segmentation_classes.class_table", "name": "grouped"},
+    "classes": {"_target_": "common.io.segmentation_classes.class_table", "name": "grouped"},
     "network_def": {"_target_": "common.networks.diffusion_segmenter.DiffusionSegmenter", "num_classes": 6, **TINY},
     "preprocessing": {
         "_target_": "monai.transforms.Compose",
         "transforms": [
-            {"_target_": "common.segmentation.mask_transforms.LoadSpacedRadiographd", "keys": ["image"]},
-            {"_target_": "common.segmentation.mask_transforms.PadResized", "keys": ["image"], "size": [16, 24]},
+            {"_target_": "common.data.mask_transforms.LoadSpacedRadiographd", "keys": ["image"]},
+            {"_target_": "common.data.mask_transforms.PadResized", "keys": ["image"], "size": [16, 24]},
         ],
     },
 }

@@ -17,7 +17,9 @@ from conftest import REPOSITORY, draw_radiographs
 from script_module import load_script
 
 from common.data.datalist_sources import DatasetError
-from common.generation.label_upload import (
+from common.io import read_radiograph
+from common.label.http_service import HttpService, LogInError, ServiceError
+from common.label.label_upload import (
     UNKNOWN_MODEL,
     LabelDatastore,
     UploadError,
@@ -25,8 +27,6 @@ from common.generation.label_upload import (
     synthetic_images,
     upload_name,
 )
-from common.http_service import HttpService, LogInError, ServiceError
-from common.reader import read_radiograph
 
 BUNDLES = REPOSITORY / "bundles"
 COLUMNS = "image,synthetic,patient_id,strategy,seed,weights_sha256,sources,source_patient_ids,flagged"

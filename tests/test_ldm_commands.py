@@ -8,7 +8,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from common.data.datalists import radiograph_items
-from common.reader import read_radiograph
+from common.io import read_radiograph
 
 BUNDLE = "bundles/cxr_dino_latent_diffusion"
 QUICK = {"num_inference_steps": 2, "prior_steps": 4, "device": "$torch.device('cpu')"}

@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from common.zero_shot.baselines import membership_affinity
-from common.zero_shot.lung_choice import (
+from common.experiments.lung_baselines import membership_affinity
+from common.experiments.lung_choice import (
     ChoiceSettings,
     choose_lungs,
     connected_parts,
@@ -14,7 +14,7 @@ from common.zero_shot.lung_choice import (
     resized,
     tidied,
 )
-from common.zero_shot.position_prior import EllipsePrior, dice
+from common.experiments.position_prior import EllipsePrior, dice
 
 PRIOR = EllipsePrior(0.5, 0.25, 0.3, 0.18, 0.0)
 SIZE, GRID = (64, 64), (32, 32)

@@ -2,7 +2,7 @@ import pytest
 from tiny_lungs import lung_folder
 
 from common.data.phantom import draw_lung_mask
-from common.zero_shot.lung_masks import LungMasksError, lung_cases
+from common.experiments.lung_masks import LungMasksError, lung_cases
 
 
 def test_cases_of_a_split_come_with_their_masks(tmp_path):

@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 
 from common.experiments.experiment import QUICK_WARNING
+from common.experiments.lung_masks import LungCase
+from common.experiments.lung_report import LABELS, examples, plot_series, summarise, write_report
 from common.files import write_json
-from common.zero_shot.lung_masks import LungCase
-from common.zero_shot.lung_report import LABELS, examples, plot_series, summarise, write_report
 
 TUNING = {"num_images": 3}
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.zero_shot.lung_choice import ChoiceSettings
-from common.zero_shot.lung_tuning import Tuned, coordinate_search, tune_method
-from common.zero_shot.position_prior import EllipsePrior, dice
-from common.zero_shot.segmenter import OTSU, Seen, SegmentSettings
+from common.experiments.attention_segmenter import OTSU, Seen, SegmentSettings
+from common.experiments.lung_choice import ChoiceSettings
+from common.experiments.lung_tuning import Tuned, coordinate_search, tune_method
+from common.experiments.position_prior import EllipsePrior, dice
 
 
 @dataclass(frozen=True)

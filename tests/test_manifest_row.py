@@ -3,7 +3,7 @@
 import pytest
 from test_generation_manifest import AWKWARD, row
 
-from common.generation.manifest_row import ROW_COLUMNS, ManifestRow, several
+from common.pipelines.manifest_row import ROW_COLUMNS, ManifestRow, several
 
 
 @pytest.mark.parametrize("each", [row(0), AWKWARD, row(2, ("P",), flagged=True, label="normal")])

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.mask_files import read_mask, stored_mask, write_nifti_mask
 from common.errors import UserError
-from common.reader import read_radiograph
+from common.io import read_radiograph
+from common.io.mask_files import read_mask, stored_mask, write_nifti_mask
 
 
 @pytest.fixture

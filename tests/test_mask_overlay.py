@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.segmentation.mask_overlay import overlay_image, write_overlay_png
-from common.segmentation.segmentation_classes import ELEVEN, GROUPED
+from common.io.mask_overlay import overlay_image, write_overlay_png
+from common.io.segmentation_classes import ELEVEN, GROUPED
 
 
 def drawn(label=4, size=(90, 400)):

@@ -8,13 +8,13 @@ import torch
 from ignite.engine import Engine
 from PIL import Image
 
-from common.data.mask_files import read_mask
 from common.data.phantom import draw_chest_phantom
-from common.dicom.synthetic_dicom import write_synthetic_dicom
 from common.errors import UserError
-from common.segmentation import dicom_seg
-from common.segmentation.mask_saver import MaskSaver
-from common.segmentation.segmentation_classes import GROUPED
+from common.io import dicom_seg
+from common.io.mask_files import read_mask
+from common.io.segmentation_classes import GROUPED
+from common.io.synthetic_dicom import write_synthetic_dicom
+from common.pipelines.mask_saver import MaskSaver
 
 
 def write_image(path, size=(21, 34)):

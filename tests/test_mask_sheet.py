@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.segmentation.mask_sheet import mask_tiles
-from common.segmentation.segmentation_classes import GROUPED
+from common.io.segmentation_classes import GROUPED
+from common.pipelines.mask_sheet import mask_tiles
 
 
 @pytest.mark.parametrize("size", [(60, 180), (600, 1800), (1800, 600)])

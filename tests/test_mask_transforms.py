@@ -5,8 +5,7 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
-from common.errors import UserError
-from common.segmentation.mask_transforms import (
+from common.data.mask_transforms import (
     CleanUpd,
     LoadMaskd,
     LoadSpacedRadiographd,
@@ -16,7 +15,8 @@ from common.segmentation.mask_transforms import (
     label_map,
     to_original,
 )
-from common.segmentation.segmentation_classes import GROUPED
+from common.errors import UserError
+from common.io.segmentation_classes import GROUPED
 
 SIZES = [(123, 457), (457, 123), (64, 64), (31, 17), (1, 9)]
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.mask_files import read_mask
-from common.reader import read_radiograph
-from common.segmentation.mask_writer import MaskWriter, area_row, write_area_table, write_mask_png
-from common.segmentation.segmentation_classes import GROUPED
+from common.io import read_radiograph
+from common.io.mask_files import read_mask
+from common.io.mask_writer import MaskWriter, area_row, write_area_table, write_mask_png
+from common.io.segmentation_classes import GROUPED
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from common.zero_shot.merging import anchor_indices, label_map, merge, symmetric_kl
+from common.experiments.segment_merging import anchor_indices, label_map, merge, symmetric_kl
 
 
 def attention_of(labels):

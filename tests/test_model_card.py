@@ -8,7 +8,7 @@ from conftest import REPOSITORY
 from huggingface_hub import ModelCard
 from packaged import METADATA, make_packaged
 
-from common.sharing.model_card import ModelCardError, make_model_card, pipeline_tag
+from common.packaging.model_card import ModelCardError, make_model_card, pipeline_tag
 
 BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from test_copy_detection import SIZE, draw, join, noisy
 
-from common.privacy.copy_features import CopyDetectionError
-from common.privacy.nearest_patients import SPACES, NearestPatients, evened_out
+from common.data.alignment import evened_out
+from common.evaluation.copy_features import CopyDetectionError
+from common.evaluation.nearest_patients import SPACES, NearestPatients
 
 TRAIN, HELD_OUT = draw(30, 0), draw(5, 1)
 

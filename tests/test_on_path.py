@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-ON_PATH = REPOSITORY / "common" / "sharing" / "on_path.py"
+ON_PATH = REPOSITORY / "common" / "packaging" / "on_path.py"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import monai.bundle
 import pytest
 from monai.bundle import ConfigParser
 
-from common.config.override_check import TextOverrideError, UnknownOverrideError, check_overrides
+from common.override_check import TextOverrideError, UnknownOverrideError, check_overrides
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")  # MONAI says so at every start
 
@@ -29,7 +29,7 @@ train:
 initialize:
   - "$print('initialised')"
 run:
-  - _target_: common.config.override_check.check_overrides
+  - _target_: common.override_check.check_overrides
     config_name: train
   - "$print('ran', @learning_rate, @train::steps, @train::trainer)"
 training:
@@ -184,7 +184,7 @@ def test_command_of_a_packaged_bundle(configs: Path, repository: Path, tmp_path:
     bundle = configs.parent
     shutil.copytree(repository / "common", bundle / "scripts" / "common", ignore=shutil.ignore_patterns("__pycache__"))
     train = configs / "train.yaml"
-    train.write_text(train.read_text().replace("common.config.override_check", "scripts.common.config.override_check"))
+    train.write_text(train.read_text().replace("common.override_check", "scripts.common.override_check"))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(train)]
 

@@ -1,7 +1,7 @@
 import pytest
 from script_module import load_script
 
-from common.sharing.packaging import PackagingError
+from common.packaging.packaging import PackagingError
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from common.sharing.bundle_check import check_bundle
-from common.sharing.packaging import Package, package_bundle
-from common.sharing.torchscript import trace_bundle
+from common.packaging.bundle_check import check_bundle
+from common.packaging.packaging import Package, package_bundle
+from common.packaging.torchscript import trace_bundle
 
 pytestmark = pytest.mark.slow
 BUNDLES = sorted(path for path in (REPOSITORY / "bundles").iterdir() if path.is_dir())

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from common.sharing import packaging
-from common.sharing.import_closure import needed_files
-from common.sharing.packaging import PackagingError, package_bundle
-from common.sharing.retargeting import own_targets, retarget_tree
+from common.packaging import packaging
+from common.packaging.import_closure import needed_files
+from common.packaging.packaging import PackagingError, package_bundle
+from common.packaging.retargeting import own_targets, retarget_tree
 
 PACKAGE = REPOSITORY / "common"
 BUNDLE = REPOSITORY / "bundles" / "cxr_autoencoder"

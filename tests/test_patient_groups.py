@@ -1,6 +1,6 @@
 """Patients that share an image, directly or through others, are one group with one name."""
 
-from common.generation.patient_groups import PatientGroups
+from common.pipelines.patient_groups import PatientGroups
 
 
 def names(groups, patients):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from common.data.phantom import draw_chest_phantom, draw_lung_mask
-from common.reader import read_radiograph
+from common.io import read_radiograph
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "bundles" / "cxr_autoencoder" / "samples"

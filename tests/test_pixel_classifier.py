@@ -6,9 +6,9 @@ from test_pixel_denoiser import make_tiny_pixel_denoiser
 from torch.nn import functional as F
 
 from common.diffusion.noise_schedule import NoiseSchedule
+from common.experiments.pixel_classifier import PixelClassifier, PixelClassifierError
 from common.intensity import to_signed
 from common.seeding import Purpose, derive_seed, seeded_normal
-from common.segmentation.pixel_classifier import PixelClassifier, PixelClassifierError
 
 TIMESTEPS = (40, 10)
 

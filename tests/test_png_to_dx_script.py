@@ -17,8 +17,8 @@ from script_module import load_script
 
 from common.data.datalist_sources import DatasetError
 from common.data.phantom import draw_chest_phantom
-from common.dicom.dicom_dx import DxError
-from common.reader import read_radiograph
+from common.io import read_radiograph
+from common.io.dicom_dx import DxError
 
 SCRIPT = REPOSITORY / "scripts" / "png_to_dx.py"
 SAMPLES = REPOSITORY / "bundles" / "cxr_autoencoder" / "samples"

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from tiny_benefit import labelled_folder, tiny_generator
 
-from common.synthetic_benefit.pool import SyntheticPool, token_features
-from common.synthetic_benefit.recipes import Recipes, prior_blocks
-from common.synthetic_benefit.study import labelled_split
-from common.synthetic_benefit.subsets import draw_order
+from common.experiments.benefit_pool import SyntheticPool, token_features
+from common.experiments.benefit_recipes import Recipes, prior_blocks
+from common.experiments.benefit_study import labelled_split
+from common.experiments.benefit_subsets import draw_order
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from common.zero_shot.baselines import membership_affinity
-from common.zero_shot.pose_fit import COARSE, pose_evidence, pose_weights, posed_probability
-from common.zero_shot.position_prior import POSES, USUAL, EllipsePrior, Pose, dice
+from common.experiments.lung_baselines import membership_affinity
+from common.experiments.pose_fit import COARSE, pose_evidence, pose_weights, posed_probability
+from common.experiments.position_prior import POSES, USUAL, EllipsePrior, Pose, dice
 
 PRIOR = EllipsePrior()
 TRUE = Pose(0.04, -0.06, 0.9, 0.87)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from common.zero_shot.position_prior import POSES, USUAL, EllipsePrior, Pose, dice, fit_ellipses
+from common.experiments.position_prior import POSES, USUAL, EllipsePrior, Pose, dice, fit_ellipses
 
 
 def test_the_two_ellipses_are_mirror_images_and_tilt_inwards():

@@ -4,9 +4,9 @@ import pytest
 from privacy_folders import SETTINGS, copy_of, fresh, generate, read_csv
 
 from common.data.datalists import radiograph_items
-from common.generation.generation_manifest import GenerationManifest
-from common.privacy.privacy_drop import drop_flagged
-from common.privacy.privacy_report import PrivacyCheckError
+from common.evaluation.privacy_drop import drop_flagged
+from common.evaluation.privacy_report import PrivacyCheckError
+from common.pipelines.generation_manifest import GenerationManifest
 
 
 def flagged_folder(tmp_path, real_phantoms, privacy_check):

@@ -16,8 +16,8 @@ from privacy_folders import (
 )
 
 from common.data.datalists import DatasetError
-from common.privacy.nearest_patients import SPACES
-from common.privacy.privacy_report import PrivacyCheckError
+from common.evaluation.nearest_patients import SPACES
+from common.evaluation.privacy_report import PrivacyCheckError
 
 
 def test_copies_are_reported_with_their_originals(tmp_path, real_phantoms, privacy_check):
@@ -142,7 +142,7 @@ def test_runs_from_a_bundle_config(tmp_path, real_phantoms, caplog):
     parser = ConfigParser(
         {
             "check": {
-                "_target_": "common.privacy.privacy_report.PrivacyCheck",
+                "_target_": "common.evaluation.privacy_report.PrivacyCheck",
                 "generated_dir": str(tmp_path / "generated"),
                 "train_items": "@train",
                 "held_out_items": "@held_out",

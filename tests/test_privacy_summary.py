@@ -2,7 +2,7 @@ import json
 
 from privacy_folders import NUM_HELD_OUT, NUM_TRAIN, copy_of, fresh, generate
 
-from common.privacy.privacy_summary import markdown, summary
+from common.evaluation.privacy_summary import markdown, summary
 
 
 def test_the_summary_has_the_figures_and_names_nobody(tmp_path, real_phantoms, privacy_check):

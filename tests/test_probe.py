@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.synthetic_benefit.probe import L2_STRENGTHS, Samples, choose_strength, fit_path, standardisation
+from common.experiments.probe import L2_STRENGTHS, Samples, choose_strength, fit_path, standardisation
 
 
 def clouds(count, distance, seed=0, dim=6):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from tiny_benefit import labelled_folder, tiny_generator
 
-from common.synthetic_benefit.features import ProbeFeatures
-from common.synthetic_benefit.pool import token_features
-from common.synthetic_benefit.probe_classifier import ProbeClassifier
-from common.synthetic_benefit.regimes import Example
-from common.synthetic_benefit.study import labelled_split
-from common.synthetic_benefit.subsets import SubsetError, draw_order
+from common.experiments.benefit_features import ProbeFeatures
+from common.experiments.benefit_pool import token_features
+from common.experiments.benefit_regimes import Example
+from common.experiments.benefit_study import labelled_split
+from common.experiments.benefit_subsets import SubsetError, draw_order
+from common.experiments.probe_classifier import ProbeClassifier
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,16 @@ from conftest import randomise
 from test_diffusion_segmenter import make_tiny_segmenter
 
 from common.data.datalists import radiograph_items
-from common.data.mask_files import read_mask
-from common.generation.pseudo_labels import (
+from common.experiments.pseudo_labels import (
     PseudoLabelError,
     consensus,
     pseudo_label,
     select_by_agreement,
     write_pseudo_labelled,
 )
-from common.reader import read_radiograph
-from common.segmentation.segmentation_classes import class_table
+from common.io import read_radiograph
+from common.io.mask_files import read_mask
+from common.io.segmentation_classes import class_table
 
 CLASSES = class_table("grouped")
 

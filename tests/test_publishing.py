@@ -18,8 +18,8 @@ from script_module import load_script
 
 from common.command_line import run_command
 from common.fingerprint import file_sha256
-from common.sharing.model_card import make_model_card
-from common.sharing.publishing import HubError, PublishError, check_packaged, check_repo, list_files, publish, stage
+from common.packaging.model_card import make_model_card
+from common.packaging.publishing import HubError, PublishError, check_packaged, check_repo, list_files, publish, stage
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from dicom_files import DEFLATED, JPEG, compressed, make, pixels, ramp, read, refused, replace_bytes, stretched, write
 from pydicom.dataset import Dataset
 
-from common.reader import is_radiograph_file
+from common.io import is_radiograph_file
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_objects_without_an_image_and_cut_files_are_refused(tmp_path: Path) -> N
 
 
 def test_a_deflate_bomb_is_refused_without_inflating_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import common.reader.dicom
+    import common.io.dicom
 
-    monkeypatch.setattr(common.reader.dicom, "_MAX_INFLATED_BYTES", 1 << 22)
+    monkeypatch.setattr(common.io.dicom, "_MAX_INFLATED_BYTES", 1 << 22)
     path = write(make(ramp(12, False)), tmp_path / "a.dcm", DEFLATED)
     content = path.read_bytes()
     start = 144 + int.from_bytes(content[140:144], "little")

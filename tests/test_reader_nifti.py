@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.reader import UnreadableRadiographError, read_radiograph
+from common.io import UnreadableRadiographError, read_radiograph
 
 SHOWN = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # as displayed: 6 rows, 8 columns
 UNIT = SHOWN.astype(np.float32) / np.float32(255)

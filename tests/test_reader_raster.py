@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.reader import UnreadableRadiographError, is_radiograph_file, read_radiograph
+from common.io import UnreadableRadiographError, is_radiograph_file, read_radiograph
 
 GREY = np.arange(256, dtype=np.uint8).reshape(8, 32)
 

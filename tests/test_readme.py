@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from common.config.config_graph import load_file
+from common.config_graph import load_file
 from common.evaluation.evaluation_report import markdown_table
 from common.evaluation.generator_evaluation import markdown
+from common.evaluation.privacy_summary import markdown as privacy_tables
+from common.evaluation.segmentation_report import markdown_table as segmentation_table
+from common.experiments.benefit_regimes import REAL_REGIMES, SYNTHETIC_REGIMES
+from common.experiments.benefit_regimes import grid as synthetic_benefit_grid
+from common.experiments.benefit_report import markdown as synthetic_benefit_tables
 from common.experiments.knobs import read_grids
 from common.experiments.label_efficiency import grid as label_efficiency_grid
 from common.experiments.label_efficiency_report import markdown as label_efficiency_tables
+from common.experiments.label_fidelity_report import markdown as label_fidelity_tables
+from common.experiments.lung_report import markdown as zero_shot_lungs_tables
 from common.experiments.token_ablation_report import markdown as token_ablation_tables
-from common.privacy.privacy_summary import markdown as privacy_tables
-from common.segmentation.segmentation_report import markdown_table as segmentation_table
-from common.synthetic_benefit.label_fidelity_report import markdown as label_fidelity_tables
-from common.synthetic_benefit.regimes import REAL_REGIMES, SYNTHETIC_REGIMES
-from common.synthetic_benefit.regimes import grid as synthetic_benefit_grid
-from common.synthetic_benefit.report import markdown as synthetic_benefit_tables
-from common.zero_shot.lung_report import markdown as zero_shot_lungs_tables
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [

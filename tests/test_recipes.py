@@ -2,8 +2,8 @@
 
 import pytest
 
-from common.synthetic_benefit.recipes import BLOCK, MIX_RANGE, Recipes, first_recipes, prior_blocks
-from common.synthetic_benefit.subsets import SubsetError
+from common.experiments.benefit_recipes import BLOCK, MIX_RANGE, Recipes, first_recipes, prior_blocks
+from common.experiments.benefit_subsets import SubsetError
 
 
 @pytest.fixture

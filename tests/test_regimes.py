@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.synthetic_benefit.regimes import REAL_REGIMES, STRATEGIES, SYNTHETIC_REGIMES, grid, stages
+from common.experiments.benefit_regimes import REAL_REGIMES, STRATEGIES, SYNTHETIC_REGIMES, grid, stages
 
 REGIMES = (*REAL_REGIMES, *SYNTHETIC_REGIMES)
 

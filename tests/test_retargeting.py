@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from common.sharing.retargeting import ON_PATH, RetargetingError, json_twin, own_targets, retarget_yaml
+from common.packaging.retargeting import ON_PATH, RetargetingError, json_twin, own_targets, retarget_yaml
 
 CONFIG = """# common.nothing in a comment stays
 bundle_root: "." # knob
@@ -17,7 +17,7 @@ handlers:
 initialize:
   - "$monai.utils.set_determinism(seed=0)"
 run:
-  - _target_: common.config.override_check.check_overrides
+  - _target_: common.override_check.check_overrides
 """
 
 
@@ -29,10 +29,10 @@ def test_only_own_targets_change_and_comments_stay():
     assert [b for a, b in changed if a != b] == [
         "  _target_: scripts.common.networks.x.Net # the network",
         '  - _target_: "scripts.common.training.handlers.Saver"',
-        "  - _target_: scripts.common.config.override_check.check_overrides",
+        "  - _target_: scripts.common.override_check.check_overrides",
     ]
     assert list(own_targets(yaml.safe_load(CONFIG))) == [
-        *("common.networks.x.Net", "common.training.handlers.Saver", "common.config.override_check.check_overrides")
+        *("common.networks.x.Net", "common.training.handlers.Saver", "common.override_check.check_overrides")
     ]
 
 

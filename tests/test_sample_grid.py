@@ -9,11 +9,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_pixel_image_sampler import make_sampler as make_pixel_sampler
 
-from common.contact_sheet import contact_sheet_array
 from common.data.latent_store import LatentDataset
 from common.diffusion.image_sampler import ImageSampler
 from common.diffusion.noise_schedule import NoiseSchedule
 from common.diffusion.samplers import Sampler
+from common.io.contact_sheet import contact_sheet_array
 from common.networks.conditioning import TokenSelection
 from common.seeding import Purpose, derive_seed
 from common.training.sample_grid import TITLES, SampleGrid, UnconditionalSampleGrid

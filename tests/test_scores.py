@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.synthetic_benefit.scores import ScoreError, auc_by_class, scores_of
+from common.experiments.benefit_scores import ScoreError, auc_by_class, scores_of
 
 
 def two(scores):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
-from common.segmentation.segmentation_classes import CARIES, ELEVEN, GROUPED, ClassTable, SegmentationClass, class_table
+from common.io.segmentation_classes import CARIES, ELEVEN, GROUPED, ClassTable, SegmentationClass, class_table
 
 TABLES = [GROUPED, ELEVEN, CARIES]
 # Machado, Oliveira & Fernandes 2009, severity 1.0, on linear RGB.

@@ -8,9 +8,9 @@ from monai.inferers import SimpleInferer
 from PIL import Image
 from torch import nn
 
-from common.segmentation.mask_transforms import CleanUpd, LoadMaskd, LoadSpacedRadiographd, PadResized, ToOriginald
-from common.segmentation.segmentation_classes import CARIES
-from common.segmentation.segmentation_evaluation import SegmentationEvaluator, segment_and_score
+from common.data.mask_transforms import CleanUpd, LoadMaskd, LoadSpacedRadiographd, PadResized, ToOriginald
+from common.evaluation.segmentation_evaluation import SegmentationEvaluator, segment_and_score
+from common.io.segmentation_classes import CARIES
 
 SIZES = [(40, 60), (60, 40), (33, 47)]
 

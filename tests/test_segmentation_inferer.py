@@ -3,8 +3,8 @@ import torch
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 from torch import nn
 
-from common.segmentation.segmentation_classes import CARIES, ELEVEN, GROUPED
-from common.segmentation.segmentation_inferer import FlipInferer, segmentation_inferer
+from common.io.segmentation_classes import CARIES, ELEVEN, GROUPED
+from common.pipelines.segmentation_inferer import FlipInferer, segmentation_inferer
 
 
 class SideTeller(nn.Module):

@@ -4,8 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from common.segmentation.segmentation_classes import CARIES, GROUPED
-from common.segmentation.segmentation_metrics import clean_up, score_mask, summarise_scores
+from common.data.mask_transforms import clean_up
+from common.evaluation.segmentation_metrics import score_mask, summarise_scores
+from common.io.segmentation_classes import CARIES, GROUPED
 
 
 def square(top, left, side=10, label=1, size=(40, 60)):

@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from common.segmentation.segmentation_classes import GROUPED
-from common.segmentation.segmentation_metrics import score_mask, summarise_scores
-from common.segmentation.segmentation_report import choose_examples, image_row, markdown_table, write_image_rows
+from common.evaluation.segmentation_metrics import score_mask, summarise_scores
+from common.evaluation.segmentation_report import choose_examples, image_row, markdown_table, write_image_rows
+from common.io.segmentation_classes import GROUPED
 
 
 def score(overlap, spacing=None, label=1):

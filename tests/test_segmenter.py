@@ -3,11 +3,11 @@ import pytest
 from tiny_lungs import zero_shot_bundle
 
 from common.data.phantom import draw_chest_phantom
-from common.zero_shot.lung_choice import ChoiceSettings
-from common.zero_shot.lung_tuning import Tuned
-from common.zero_shot.lungs import ZeroShotLungs
-from common.zero_shot.position_prior import EllipsePrior
-from common.zero_shot.segmenter import METHODS, SegmentSettings, at_size, evidence, load_networks, look
+from common.experiments.attention_segmenter import METHODS, SegmentSettings, at_size, evidence, load_networks, look
+from common.experiments.lung_choice import ChoiceSettings
+from common.experiments.lung_tuning import Tuned
+from common.experiments.lungs import ZeroShotLungs
+from common.experiments.position_prior import EllipsePrior
 
 SETTINGS = SegmentSettings(timestep=300.0, threshold=0.0, anchors=4, clusters=3)
 

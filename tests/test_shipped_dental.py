@@ -7,16 +7,16 @@ import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from common.data.mask_files import read_mask
-from common.experiments.label_budget import labelled_radiographs
+from common.data.label_budget import labelled_radiographs
+from common.data.mask_transforms import PadResized
+from common.evaluation.segmentation_evaluation import segment_and_score
+from common.evaluation.segmentation_metrics import summarise_scores
 from common.fingerprint import network_sha256
+from common.io import read_radiograph
+from common.io.mask_files import read_mask
 from common.networks.diffusion_segmenter import FINAL_CONVOLUTION
 from common.networks.weights import read_weights
-from common.reader import read_radiograph
 from common.seeding import seeded_normal
-from common.segmentation.mask_transforms import PadResized
-from common.segmentation.segmentation_evaluation import segment_and_score
-from common.segmentation.segmentation_metrics import summarise_scores
 
 BUNDLE = "bundles/dental_radiograph_segmentation"
 

@@ -7,9 +7,9 @@ import torch
 from monai.bundle import ConfigParser
 
 from common.fingerprint import network_sha256
+from common.io import read_radiograph
 from common.networks.conditioning import named_tokens
 from common.networks.dino import DinoEncoder
-from common.reader import read_radiograph
 
 BUNDLE = "bundles/cxr_dino_latent_diffusion"
 

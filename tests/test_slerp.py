@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from common.generation.slerp import slerp
+from common.pipelines.slerp import slerp
 
 
 def unit(count, seed, size=384):

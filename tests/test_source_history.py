@@ -6,7 +6,7 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 
-from common.dicom.source_history import LossyCompression, SourceHistory, source_history
+from common.io.source_history import LossyCompression, SourceHistory, source_history
 
 RAMP = np.arange(64 * 48, dtype=np.uint32).reshape(64, 48) % 251
 

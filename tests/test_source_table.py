@@ -9,9 +9,9 @@ from PIL import Image
 
 from common.data.dataset import RadiographDataset
 from common.data.transforms import LoadRadiographd, ResizeCenterCropd
-from common.generation.source_table import TABLE_NAME, SourceTable, encode_sources
 from common.networks.conditioning import TokenSelection, named_tokens
 from common.networks.dino import DinoEncoder
+from common.pipelines.source_table import TABLE_NAME, SourceTable, encode_sources
 
 CPU = torch.device("cpu")
 TRANSFORM = Compose([LoadRadiographd(["image"]), ResizeCenterCropd(["image"], 32)])

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from common.synthetic_benefit.study import labelled_split
-from common.synthetic_benefit.subsets import SubsetError, class_names, draw_order, subset
+from common.experiments.benefit_study import labelled_split
+from common.experiments.benefit_subsets import SubsetError, class_names, draw_order, subset
 
 CLASSES = ["a", "b", "c"]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
+from common.experiments.benefit_regimes import Cell, grid
+from common.experiments.benefit_report import holm, markdown, plot_series, rows, write_report
 from common.experiments.experiment import QUICK_WARNING, Experiment, read_cells
-from common.synthetic_benefit.regimes import Cell, grid
-from common.synthetic_benefit.report import holm, markdown, plot_series, rows, write_report
 
 SHIPPED = REPOSITORY / "bundles" / "cxr_dino_latent_diffusion" / "docs" / "synthetic_benefit"
 SETTINGS = {"classes": ["a", "b"], "num_test_images": 9, "num_test_patients": 8, "quick": True}

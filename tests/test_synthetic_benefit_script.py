@@ -7,9 +7,9 @@ from script_module import load_script
 from tiny_benefit import benefit_bundle, labelled_folder, write_manifest
 
 from common.data.datalists import DatasetError
+from common.experiments.benefit_study import labelled_split
+from common.experiments.benefit_subsets import SubsetError
 from common.experiments.experiment import ExperimentError
-from common.synthetic_benefit.study import labelled_split
-from common.synthetic_benefit.subsets import SubsetError
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import torch
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from common.data.phantom import draw_chest_phantom
-from common.dicom.synthetic_dicom import write_synthetic_dicom
-from common.reader import read_radiograph
+from common.io import read_radiograph
+from common.io.synthetic_dicom import write_synthetic_dicom
 
 MODEL = "cxr_dino_latent_diffusion 0.1.0, weights 3fa94c01"
 

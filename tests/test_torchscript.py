@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from tiny_bundles import bundle_of_code, codec_bundle, diffusion_bundle, segmenter_bundle, write_bundle
 
 from common.networks.weights import MissingWeightsError
-from common.sharing.torchscript import BundleNetworkError, TraceError, load_bundle_network, trace_bundle
+from common.packaging.torchscript import BundleNetworkError, TraceError, load_bundle_network, trace_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit")
 

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from common.data.transforms import LoadRadiographd, ResizeCenterCropd, random_patches, resize_shorter_side
-from common.reader import UnreadableRadiographError
+from common.io import UnreadableRadiographError
 
 
 def test_loading_gives_pixels_and_keeps_path_and_columns(tmp_path):

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from common.data.mask_transforms import PadResized
 from common.data.phantom import draw_chest_phantom
 from common.errors import UserError
-from common.generation.trim_padding import trim_padding
-from common.segmentation.mask_transforms import PadResized
+from common.io.trim_padding import trim_padding
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 40), (30, 90), (48, 64)])

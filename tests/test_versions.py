@@ -9,7 +9,7 @@ from script_module import load_script
 
 import common
 from common.command_line import run_command
-from common.sharing.versions import VersionError, check_agreement, find_versions, plan_version, write_texts
+from common.packaging.versions import VersionError, check_agreement, find_versions, plan_version, write_texts
 
 PATTERNS = ("common/__init__.py", "README.md", "bundles/*/configs/*", "bundles/*/docs/*.md")
 DENTAL = "bundles/dental_radiograph_segmentation"

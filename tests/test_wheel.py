@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 import common
-import common.reader
-import common.sharing.versions
+import common.io
+import common.packaging.versions
 from common.networks.latent_codec import LatentCodec
 from common.data.phantom import draw_chest_phantom
 
@@ -66,7 +66,7 @@ def test_it_holds_all_of_common_and_nothing_else(wheel):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     files = [path for path in (REPOSITORY / "common").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert names == {path.relative_to(REPOSITORY).as_posix() for path in files}
-    assert {"common/__init__.py", "common/networks/__init__.py", "common/sharing/__init__.py"} <= names
+    assert {"common/__init__.py", "common/networks/__init__.py", "common/packaging/__init__.py"} <= names
 
 
 def test_its_metadata_say_what_it_is(wheel):

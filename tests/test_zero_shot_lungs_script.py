@@ -8,9 +8,9 @@ from PIL import Image
 from script_module import load_script
 from tiny_lungs import lung_folder, zero_shot_bundle
 
+from common.experiments import lung_study, lung_tuning
 from common.experiments.experiment import QUICK_WARNING, ExperimentError
-from common.zero_shot import lung_study, lung_tuning
-from common.zero_shot.lung_masks import LungMasksError
+from common.experiments.lung_masks import LungMasksError
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from PIL import Image
 from tiny_bundles import CODEC, DENOISER, measured_codec
 
 from common.data.phantom import draw_chest_phantom
+from common.experiments.benefit_pool import Generator, load_generator
 from common.networks.embedding_prior import EmbeddingPrior
-from common.synthetic_benefit.pool import Generator, load_generator
 
 CLASSES = ("bright", "dark", "plain")
 TOKEN_DIM = 16  # of the tiny DINO

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..privacy.nearest_patients import evened_out
-
+DETAIL = 1 / 16  # of the side
+MIN_CONTRAST = 0.1  # of a picture's sd, added to the local one: flat parts stay flat
+MIN_SPREAD = 1e-6  # of a picture; less is a flat one
 MIN_OVERLAP = 0.5  # of the target's area; less can be laid over anything
 MAX_STEP = 0.1  # of half a side, in one iteration
 ZOOMS = (0.7, 1.4)  # least and most that one alignment may change
 DAMPING = 1e-2  # of the diagonal, as in Levenberg-Marquardt
+
+
+def evened_out(pictures: Tensor, detail: float = DETAIL) -> Tensor:
+    """Take the local mean out of pictures [N, 1, h, w] and divide by the local contrast; float32.
+
+    `detail` is the sd, as a share of the side, of the Gaussian that both are taken with.
+
+    What all chest radiographs share is coarse. What is left here, ribs and vessels and their exact place, belongs to
+    one picture.
+    """
+    array = pictures.detach().float().numpy()
+    array = array - array.mean((2, 3), keepdims=True)
+    array /= np.maximum(array.std((2, 3), keepdims=True), MIN_SPREAD)
+    sigma = (0, 0, detail * array.shape[2], detail * array.shape[3])
+    array -= gaussian_filter(array, sigma, mode="nearest")
+    return torch.from_numpy(array / (np.sqrt(gaussian_filter(array**2, sigma, mode="nearest")) + MIN_CONTRAST))
 
 
 def zoomed(pictures: Tensor, boxes: Tensor) -> Tensor:

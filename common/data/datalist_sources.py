@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import write_csv
-from ..reader import IMAGE_SUFFIXES, is_radiograph_file
+from ..io import IMAGE_SUFFIXES, is_radiograph_file
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..reader import IMAGE_SUFFIXES
+from ..io import IMAGE_SUFFIXES
 from .datalist_sources import (
     MANIFEST_NAME,
     PATH_COLUMNS,

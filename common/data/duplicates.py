@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..reader import read_radiograph
+from ..io import read_radiograph
 from .alignment import aligned_correlation, zoomed
 from .datalists import DatasetError
 

@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..contact_sheet import save_contact_sheet
 from ..files import write_csv
-from ..reader import read_radiograph
+from ..io import read_radiograph
+from ..io.contact_sheet import save_contact_sheet
 from .datalists import DatasetError, split_by_hash
 from .duplicates import SIMILAR, Duplicates, linked_groups
 

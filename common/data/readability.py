@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from ..distributed import is_rank_zero, world_size
 from ..files import write_csv
-from ..reader import UnreadableRadiographError, read_radiograph
+from ..io import UnreadableRadiographError, read_radiograph
+from ..io.mask_files import read_mask
 from .datalists import DatasetError, radiograph_items
-from .mask_files import read_mask
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..reader import read_radiograph
+from ..io import read_radiograph
 
 
 class LoadRadiographd(MapTransform):

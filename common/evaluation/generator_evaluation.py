@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..contact_sheet import save_contact_sheet
 from ..data.transforms import load_square
 from ..diffusion.image_sampler import ImageSampler
 from ..diffusion.token_sampler import TokenSampler
 from ..errors import UserError
 from ..files import atomic_path
 from ..fingerprint import network_sha256
-from ..generation.embedding_strategies import Prior, Variation
-from ..generation.folder_generation import Generation, read_generated
-from ..generation.image_writer import write_png
-from ..generation.source_table import SourceTable
+from ..io.contact_sheet import save_contact_sheet
+from ..io.image_writer import write_png
 from ..metrics import MS_SSIM_MIN_SIZE, ms_ssim
+from ..pipelines.embedding_strategies import Prior, Variation
+from ..pipelines.folder_generation import Generation, read_generated
+from ..pipelines.source_table import SourceTable
 from ..provenance import provenance
 from .image_features import FeatureExtractor, ImageFeatures
 from .image_quality import ImageQuality, split_halves

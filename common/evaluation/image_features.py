@@ -21,10 +21,10 @@ from ..data.transforms import center_square
 from ..errors import UserError
 from ..files import atomic_path
 from ..fingerprint import file_sha256, network_sha256
+from ..io import UnreadableRadiographError, read_radiograph
 from ..networks.dino import DinoEncoder
 from ..networks.inception import EXPECTED_WEIGHTS, FidInception
 from ..networks.weights import MissingWeightsError
-from ..reader import UnreadableRadiographError, read_radiograph
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..contact_sheet import reconstruction_rows, save_contact_sheet
 from ..files import atomic_path
+from ..io.contact_sheet import reconstruction_rows, save_contact_sheet
 from ..metrics import MS_SSIM_MIN_SIZE, lpips, ms_ssim, plain, psnr, ssim, token_cosine
 from ..networks.dino import DinoEncoder
 from ..networks.lpips import LPIPS

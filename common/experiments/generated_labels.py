@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ..data.datalists import radiograph_items
 from ..data.dataset import RadiographDataset
+from ..data.mask_transforms import OWN_LABELS, PadResized
 from ..data.transforms import LoadRadiographd
-from ..generation.pseudo_labels import pseudo_label, select_by_agreement, write_pseudo_labelled
-from ..segmentation.mask_transforms import OWN_LABELS, PadResized
-from ..segmentation.segmentation_classes import ClassTable
+from ..io.segmentation_classes import ClassTable
 from .label_efficiency import Cell, FineTuning
+from .pseudo_labels import pseudo_label, select_by_agreement, write_pseudo_labelled
 
 GENERATED = "ddpm_generated"  # the method's name
 ENSEMBLE = "ddpm"  # that of the fine-tunings which label

@@ -19,13 +19,13 @@ from ..amp import autocast
 from ..data.datalists import assert_disjoint_patients
 from ..data.transforms import load_square
 from ..errors import UserError
+from ..evaluation.copy_detection import CopyReference
+from ..evaluation.copy_features import CopyFeatureNetwork, CopyFeatures
 from ..evaluation.image_features import FeatureExtractor, ImageFeatures, build_extractor
 from ..evaluation.image_quality import ImageQuality, split_halves
+from ..evaluation.nearest_patients import SPACES
 from ..metrics import MS_SSIM_MIN_SIZE, ms_ssim, token_cosine
 from ..networks.dino import DinoEncoder
-from ..privacy.copy_detection import CopyReference
-from ..privacy.copy_features import CopyFeatureNetwork, CopyFeatures
-from ..privacy.nearest_patients import SPACES
 
 PICTURE_SIZE = 32  # px, as privacy.yaml has it
 FIGURES = ("fd", "kid", "precision", "recall", "density", "coverage")

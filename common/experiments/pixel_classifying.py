@@ -11,8 +11,8 @@ from torch import Tensor
 from ..diffusion.noise_schedule import NoiseSchedule
 from ..networks.pixel_denoiser import PixelDenoiser
 from ..networks.weights import load_weights
-from ..segmentation.pixel_classifier import PixelClassifier
 from .label_efficiency import Cell, FineTuning
+from .pixel_classifier import PixelClassifier
 
 CLASSIFIER = "pixel_classifier"  # the method's name
 SIZES = ("channels", "num_res_blocks", "attention_levels", "num_head_channels", "norm_num_groups", "patch_size")

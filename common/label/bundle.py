@@ -14,9 +14,9 @@ from monai.bundle import ConfigParser
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..data.mask_transforms import PadGeometry
 from ..errors import UserError, root_user_error
-from ..segmentation.mask_transforms import PadGeometry
-from ..segmentation.segmentation_classes import ClassTable
+from ..io.segmentation_classes import ClassTable
 
 INFERENCE, TRAINING = "inference.yaml", "train.yaml"
 SWITCHES = ("flips", "sliding_window")  # knobs of inference.yaml that a request may set

@@ -16,8 +16,8 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.utils.others.generic import md5_digest
 
 from ..errors import UserError
-from ..reader import UnreadableRadiographError
-from ..segmentation.dicom_seg import DicomSegError, write_dicom_seg
+from ..io import UnreadableRadiographError
+from ..io.dicom_seg import DicomSegError, write_dicom_seg
 from .checked_datastore import CheckedDatastore
 from .dicom_archive import DicomArchive, StoredImage, StoredLabel
 from .http_errors import NOT_ALLOWED, ArchiveError, as_http_errors

@@ -11,9 +11,9 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 from PIL import Image
 
-from ..data.mask_files import write_nifti_mask
 from ..files import atomic_path
-from ..segmentation.segmentation_classes import ClassTable
+from ..io.mask_files import write_nifti_mask
+from ..io.segmentation_classes import ClassTable
 from .http_errors import CONFLICT, as_http_errors
 from .label_checks import RefusedUploadError, check_id, check_image, check_label, check_tag
 from .locked_datastore import LockedDatastore, timestamp

@@ -21,8 +21,8 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from requests.adapters import HTTPAdapter
 
-from ..reader import UnreadableRadiographError
-from ..segmentation.segmentation_classes import ClassTable
+from ..io import UnreadableRadiographError
+from ..io.segmentation_classes import ClassTable
 from .http_errors import ArchiveError
 from .seg_conversion import labels_of_seg, segment_names
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
 
-from ..data.mask_files import read_mask
-from ..segmentation.segmentation_metrics import score_mask
+from ..evaluation.segmentation_metrics import score_mask
+from ..io.mask_files import read_mask
 from .bundle import TRAINING, Bundle, RequestError
 
 _logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from fastapi import HTTPException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list, name_to_device
 
-from ..reader import read_radiograph
+from ..io import read_radiograph
 from .bundle import SWITCHES, Bundle, Pipeline
 from .http_errors import BAD_REQUEST, as_http_errors
 from .label_checks import named_in_errors

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.mask_files import MaskError, read_mask
 from ..errors import UserError
-from ..reader import Radiograph, UnreadableRadiographError, read_radiograph
-from ..segmentation.segmentation_classes import BACKGROUND, ClassTable, UnknownClassError
+from ..io import Radiograph, UnreadableRadiographError, read_radiograph
+from ..io.mask_files import MaskError, read_mask
+from ..io.segmentation_classes import BACKGROUND, ClassTable, UnknownClassError
 from .readable import readable_file
 
 _ID = re.compile(r"[^/\\\x00-\x1f]{1,200}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..reader import UnreadableRadiographError
+from ..io import UnreadableRadiographError
 
 NRRD_MAGIC = b"NRRD"
 

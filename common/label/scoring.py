@@ -17,8 +17,8 @@ from monailabel.utils.others.generic import name_to_device
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..io.segmentation_classes import ClassTable
 from ..seeding import Purpose, seeded_dropout
-from ..segmentation.segmentation_classes import ClassTable
 from .bundle import Pipeline, RequestError
 from .http_errors import BAD_REQUEST, as_http_errors
 from .infer_task import ServedModel

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import atomic_path
-from ..reader import read_radiograph
-from ..segmentation.dicom_seg import DicomSegError, write_dicom_seg
-from ..segmentation.segmentation_classes import ClassTable, UnknownClassError
+from ..io import read_radiograph
+from ..io.dicom_seg import DicomSegError, write_dicom_seg
+from ..io.segmentation_classes import ClassTable, UnknownClassError
 from .http_errors import as_http_errors
 from .label_checks import check_label
 from .readable import readable_file

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..data.mask_files import as_uint8, write_nifti_mask
 from ..errors import UserError
 from ..files import atomic_path
-from ..reader import Radiograph
-from ..reader.formats import detect_format
-from ..segmentation.dicom_seg import write_dicom_seg
-from ..segmentation.segmentation_classes import ClassTable
+from ..io import Radiograph
+from ..io.dicom_seg import write_dicom_seg
+from ..io.formats import detect_format
+from ..io.mask_files import as_uint8, write_nifti_mask
+from ..io.segmentation_classes import ClassTable
 from .readable import is_nrrd, readable_file
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")

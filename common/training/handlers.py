@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ..contact_sheet import contact_sheet_array, reconstruction_rows, save_contact_sheet
 from ..distributed import is_rank_zero
 from ..files import atomic_path, result_name
+from ..io.contact_sheet import contact_sheet_array, reconstruction_rows, save_contact_sheet
 from ..metrics import psnr
 
 _logger = logging.getLogger(__name__)

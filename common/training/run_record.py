@@ -14,7 +14,7 @@ import yaml
 from monai.bundle import ConfigWorkflow
 
 from .. import __version__
-from ..config.config_graph import find_workflow
+from ..config_graph import find_workflow
 from ..distributed import is_rank_zero, world_size
 from ..files import atomic_path
 from ..provenance import command_line, git_state

@@ -10,11 +10,11 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ..contact_sheet import contact_sheet_array, save_contact_sheet
 from ..data.latent_store import LatentDataset
 from ..diffusion.image_sampler import ImageSampler
 from ..diffusion.pixel_image_sampler import PixelImageSampler
 from ..distributed import is_rank_zero
+from ..io.contact_sheet import contact_sheet_array, save_contact_sheet
 from ..networks.conditioning import TokenSelection
 from ..seeding import Purpose, derive_seed
 

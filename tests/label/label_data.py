@@ -15,8 +15,8 @@ import yaml
 from dental_data import TINY, mask_of, write_labelled_folder
 from PIL import Image
 
+from common.io.segmentation_classes import GROUPED
 from common.networks.diffusion_segmenter import DiffusionSegmenter
-from common.segmentation.segmentation_classes import GROUPED
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUNDLE = REPOSITORY / "bundles" / "dental_radiograph_segmentation"

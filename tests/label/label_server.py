@@ -18,9 +18,9 @@ from label_data import BUNDLE, REPOSITORY, dice
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from common.data.mask_files import read_mask
+from common.io.mask_files import read_mask
+from common.io.segmentation_classes import GROUPED
 from common.networks.diffusion_segmenter import take_pretrained
-from common.segmentation.segmentation_classes import GROUPED
 
 START_SECONDS, TRAIN_SECONDS = 300, 400
 DENTAL_MODEL = "dental_radiograph_segmentation"

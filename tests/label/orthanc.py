@@ -13,8 +13,8 @@ from dicomweb_client import DICOMwebClient
 from label_server import free_port
 from pydicom import dcmread
 
-from common.dicom.dicom_dx import DxSettings, dx_dataset, write_dx
-from common.reader import read_radiograph
+from common.io import read_radiograph
+from common.io.dicom_dx import DxSettings, dx_dataset, write_dx
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 START_SECONDS = 60

@@ -13,9 +13,9 @@ import torch
 from label_data import MODEL, PATTERNS, SIZE, dice, infer, png_labels, save_label, truth_folder, upload
 from PIL import Image
 
-from common.data.mask_files import read_mask
-from common.dicom.synthetic_dicom import write_synthetic_dicom
-from common.reader import read_radiograph
+from common.io import read_radiograph
+from common.io.mask_files import read_mask
+from common.io.synthetic_dicom import write_synthetic_dicom
 
 LABELS = {"root": 1, "canal": 2, "root canal filling": 3, "apical lesion": 4, "decay": 5}
 

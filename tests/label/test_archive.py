@@ -14,11 +14,11 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.uid import CTImageStorage, generate_uid
 
-from common.data.mask_files import read_mask
+from common.io.dicom_seg import write_dicom_seg
+from common.io.mask_files import read_mask
+from common.io.segmentation_classes import CARIES, GROUPED
 from common.label.checked_archive import CheckedArchive
 from common.label.dicom_archive import DicomArchive, archive_client
-from common.segmentation.dicom_seg import write_dicom_seg
-from common.segmentation.segmentation_classes import CARIES, GROUPED
 
 
 @pytest.fixture

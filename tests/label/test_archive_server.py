@@ -20,10 +20,10 @@ from label_server import (
 from orthanc import make_dx, running_orthanc
 from PIL import Image
 
-from common.data.mask_files import read_mask
+from common.io.mask_files import read_mask
+from common.io.segmentation_classes import GROUPED
 from common.label.seg_conversion import labels_of_seg
 from common.label.weights_store import WeightsStore
-from common.segmentation.segmentation_classes import GROUPED
 
 # A proxy that is not there: MONAI Label's own datastore for archives downloads dcmqi when it starts.
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")

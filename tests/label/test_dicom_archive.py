@@ -8,9 +8,9 @@ import pytest
 from label_server import free_port
 
 import common.label.dicom_archive as dicom_archive
+from common.io.segmentation_classes import GROUPED
 from common.label.dicom_archive import DicomArchive, archive_client
 from common.label.http_errors import ArchiveError
-from common.segmentation.segmentation_classes import GROUPED
 
 
 def archive_at(port):

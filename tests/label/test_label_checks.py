@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
+from common.io.segmentation_classes import GROUPED
 from common.label.label_checks import check_id, check_image, check_label, check_tag, slicer_labels
-from common.segmentation.segmentation_classes import GROUPED
 
 
 @pytest.mark.parametrize("image_id", ["", ".hidden", "..", "../outside", "a/b", "a\\b", "a\nb", "x" * 300])

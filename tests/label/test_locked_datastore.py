@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from label_data import truth_folder
 
-from common.data.mask_files import read_mask
+from common.io.mask_files import read_mask
 from common.label.locked_datastore import LockedDatastore
 
 
@@ -48,8 +48,8 @@ WRITER = """
 import shutil, sys
 from pathlib import Path
 from common.label.checked_datastore import CheckedDatastore
-from common.data.mask_files import read_mask, write_nifti_mask
-from common.segmentation.segmentation_classes import GROUPED
+from common.io.mask_files import read_mask, write_nifti_mask
+from common.io.segmentation_classes import GROUPED
 studies, truth = map(Path, sys.argv[1:])
 store = CheckedDatastore(str(studies), GROUPED, extensions=["*.png", "*.nii.gz"])
 for mask in truth.glob("*.png"):

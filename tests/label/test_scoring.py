@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
+from common.io.segmentation_classes import GROUPED
 from common.label.bundle import Bundle
 from common.label.scoring import predictive_entropy, sample_with_dropout, sample_with_flips, score_image
-from common.segmentation.segmentation_classes import GROUPED
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import torch
 from fastapi import HTTPException
 from PIL import Image
 
-from common.dicom.synthetic_dicom import write_synthetic_dicom
 from common.errors import UserError
+from common.io import read_radiograph
+from common.io.dicom_seg import write_dicom_seg
+from common.io.segmentation_classes import CARIES, GROUPED
+from common.io.synthetic_dicom import write_synthetic_dicom
 from common.label.seg_conversion import image_to_nifti, read_dicom_seg, seg_file, use_own_conversion
-from common.reader import read_radiograph
-from common.segmentation.dicom_seg import write_dicom_seg
-from common.segmentation.segmentation_classes import CARIES, GROUPED
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from label_server import DENTAL_MODEL, client_of, free_port, kill_group, wait_fo
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
-from common.data.mask_files import read_mask
-from common.sharing.packaging import package_bundle
+from common.io.mask_files import read_mask
+from common.packaging.packaging import package_bundle
 
 pytestmark = pytest.mark.slow
 

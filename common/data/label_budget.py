@@ -1,0 +1,102 @@
+"""Which labelled radiographs a segmenter is trained on: nested, seeded subsets of those that have masks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..seeding import Purpose, derive_seed
+from .datalists import DatasetError, radiograph_items
+from .readability import readable_items
+
+
+def labelled_radiographs(
+    dataset_dir: str | os.PathLike[str],
+    split: str,
+    val_fraction: float,
+    seed: int,
+    report_dir: str | os.PathLike[str],
+    max_unreadable_share: float,
+    where: Mapping[str, Any] | None = None,
+    patient_id_pattern: str | None = None,
+    limit: int | None = None,
+    label_budget: int | None = None,
+    budget_seed: int = 0,
+    mask_values: str | None = None,
+) -> list[dict[str, str]]:
+    """List the radiographs of one split that have a mask, image and mask both readable.
+
+    Arguments as of `readable_radiographs`; images without a mask do not count as unreadable.
+
+    Args:
+        dataset_dir: with a manifest.csv that has a column `mask`.
+        split: "train", "val", "test" or "all".
+        val_fraction: share of the patients for validation, where the manifest has no column `split`.
+        seed: of the split.
+        report_dir: of the list of unreadable files.
+        max_unreadable_share: of the files; with more it raises.
+        where: manifest columns and the value that each must have.
+        patient_id_pattern: finds the patient in a file name.
+        limit: images at most.
+        label_budget: so many of them, see `within_budget`; None takes all.
+        budget_seed: which ones.
+        mask_values: said of every item that does not say it itself, for `LoadMaskd`.
+
+    Returns:
+        Items of `radiograph_items`, with the mask's path under "label" too, as transforms and MONAI Label name it.
+
+    Raises:
+        DatasetError: no image has a mask, too many files are unreadable, or the budget is larger than what there is.
+    """
+
+    def keep(items: list[dict[str, str]]) -> list[dict[str, str]]:
+        name = split if "split" in items[0] else "all"
+        labelled = [item for item in items if "mask" in item]
+        if not labelled:
+            raise DatasetError(
+                f"{dataset_dir}: none of the {len(items)} images has a mask; expected a manifest.csv with a column "
+                "mask. pretrain.yaml needs no masks"
+            )
+        return readable_items(labelled, report_dir, name, max_unreadable_share, keys=("image", "mask"))
+
+    items = radiograph_items(
+        dataset_dir,
+        split,
+        val_fraction,
+        seed,
+        patient_id_pattern=patient_id_pattern,
+        where=where,
+        limit=limit,
+        keep=keep,
+    )
+    chosen = items if label_budget is None else within_budget(items, label_budget, budget_seed)
+    labelled = [{**item, "label": item["mask"]} for item in chosen]
+    if mask_values is None:
+        return labelled
+    return [{**item, "mask_values": item.get("mask_values") or mask_values} for item in labelled]
+
+
+def within_budget(items: Sequence[dict[str, str]], label_budget: int, budget_seed: int) -> list[dict[str, str]]:
+    """The first so many images of a seeded order: a smaller budget with the same seed is part of a larger one.
+
+    Images of one group (near-duplicates and crops, manifest column `group`; else of one patient) come after the first
+    images of all others, so that a small budget is as many different radiographs as it says.
+
+    Raises:
+        DatasetError: there are fewer images, or the budget is no positive number.
+    """
+    if not 1 <= label_budget <= len(items):
+        raise DatasetError(
+            f"label_budget: expected 1 to {len(items)}, the labelled images there are, found {label_budget}"
+        )
+    order = np.random.default_rng(derive_seed(budget_seed, Purpose.LABEL_BUDGET)).permutation(len(items))
+    seen: dict[str, int] = {}
+    ranked = []
+    for place, index in enumerate(order):
+        group = items[index].get("group", items[index].get("patient_id", str(index)))
+        ranked.append((seen.get(group, 0), place, int(index)))
+        seen[group] = seen.get(group, 0) + 1
+    return [items[index] for _, _, index in sorted(ranked)[:label_budget]]

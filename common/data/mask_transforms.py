@@ -1,0 +1,300 @@
+"""From an image and its mask to a network's input, and back to the image's own rows and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from monai.transforms import MapTransform
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..io import read_radiograph
+from ..io.mask_files import MaskError, read_mask
+from ..io.segmentation_classes import ClassTable, UnknownClassError
+
+GEOMETRY_KEY = "geometry"
+OWN_LABELS = "labels"  # not None, which MONAI's command line drops
+
+
+class LoadSpacedRadiographd(MapTransform):
+    """As LoadRadiographd, and `<key>_spacing_mm` [2]: mm (down the rows, along the columns), NaN where unknown."""
+
+    def __call__(self, data: dict) -> dict:
+        """Load every key of one item."""
+        item = dict(data)
+        for key in self.keys:
+            radiograph = read_radiograph(item[key])
+            item[key] = radiograph.pixels
+            item[f"{key}_path"] = str(radiograph.path)
+            spacing = radiograph.spacing_mm or (float("nan"), float("nan"))
+            item[f"{key}_spacing_mm"] = torch.tensor(spacing, dtype=torch.float64)
+        return item
+
+
+class LoadMaskd(MapTransform):
+    """Replace the path under each key by its labels, int64 [1, H, W], and keep the path under `<key>_path`.
+
+    An item's own "mask_values", where it has one, goes before the argument.
+
+    Args:
+        keys: of the masks.
+        classes: the labels.
+        mask_values: the data set that the masks come from, as `classes.mask_values` names it; "labels" where they hold
+            the labels of `classes` already, such as masks that this bundle wrote.
+        image_key: of the loaded image, whose size the masks must have.
+    """
+
+    def __init__(self, keys: Sequence[str], classes: ClassTable, mask_values: str, image_key: str = "image") -> None:
+        super().__init__(keys)
+        self.classes = classes
+        self.mask_values = mask_values
+        self.image_key = image_key
+
+    def __call__(self, data: dict) -> dict:
+        """Load every key of one item.
+
+        Raises:
+            MaskError: a file that is no mask, a mask of another size than its image, or a value without a label.
+        """
+        item = dict(data)
+        mask_values = item.get("mask_values") or self.mask_values
+        size = tuple(item[self.image_key].shape[-2:])
+        for key in self.keys:
+            path = str(item[key])
+            values = read_mask(path)
+            if values.shape != size:
+                raise MaskError(
+                    f"{path}: found a mask of {values.shape[0]} × {values.shape[1]} pixels; expected "
+                    f"{size[0]} × {size[1]}, the rows × columns of {item.get(f'{self.image_key}_path', 'its image')}. "
+                    "Check that mask and image belong together and are not turned."
+                )
+            try:
+                labels = self.classes.map_mask(values, None if mask_values == OWN_LABELS else mask_values)
+            except UnknownClassError as error:
+                raise MaskError(f"{path}: {error}") from error
+            item[key] = torch.from_numpy(labels)[None]
+            item[f"{key}_path"] = path
+        return item
+
+
+class PadGeometry(NamedTuple):
+    """How an image was resized and padded, all in pixels.
+
+    Attributes:
+        height: of the original.
+        width: of the original.
+        resized_height: after resizing, before padding.
+        resized_width: after resizing, before padding.
+        top: rows of padding above.
+        left: columns of padding to the left.
+    """
+
+    height: int
+    width: int
+    resized_height: int
+    resized_width: int
+    top: int
+    left: int
+
+    @classmethod
+    def of(cls, geometry: PadGeometry | Tensor) -> PadGeometry:
+        """From what `PadResized` leaves in an item, [6]; batches of them are [B, 6]."""
+        if isinstance(geometry, PadGeometry):
+            return geometry
+        if geometry.shape != (6,):
+            raise ValueError(f"geometry: found {tuple(geometry.shape)}; expected [6], that of one image.")
+        return cls(*(int(number) for number in geometry))
+
+
+class PadResized(MapTransform):
+    """Resize so that the image fits a size, then pad with zeros on all sides; the aspect ratio is kept.
+
+    `geometry` int64 [6] in the item says how; `to_original` undoes it.
+
+    Args:
+        keys: images [1, H, W], resized bilinearly, and masks [1, H, W] of integers, by majority; all of one
+            size.
+        size: px, (rows, columns) that the image has to fit into, or one number for both; None leaves the resolution,
+            for sliding windows.
+        multiple: each side is padded to a multiple of this many px; None pads to `size`.
+        turn: exchange rows and columns of `size` for an image that is taller than wide where `size` is wider than tall,
+            and the other way round. Images of a batch then may differ in size.
+
+    Raises:
+        ValueError: neither size nor multiple, or less than 1 px.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        size: int | Sequence[int] | None,
+        multiple: int | None = None,
+        turn: bool = False,
+    ) -> None:
+        super().__init__(keys)
+        if size is None and multiple is None:
+            raise ValueError("PadResized: found neither size nor multiple; expected one of them or both.")
+        self.size = None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
+        if min((*(self.size or ()), *(() if multiple is None else (multiple,)))) < 1:
+            raise ValueError(f"PadResized: found size {size}, multiple {multiple}; expected at least 1 px.")
+        self.multiple = multiple
+        self.turn = turn
+
+    def __call__(self, data: dict) -> dict:
+        """Resize and pad every key of one item."""
+        item = dict(data)
+        sizes = {key: tuple(item[key].shape[-2:]) for key in self.keys}
+        if len(set(sizes.values())) != 1:
+            raise ValueError(f"PadResized: found sizes {sizes}; expected the same rows × columns.")
+        height, width = next(iter(sizes.values()))
+        geometry, padded_size = self._plan(height, width)
+        for key in self.keys:
+            item[key] = _resize_and_pad(item[key], geometry, padded_size)
+        item[GEOMETRY_KEY] = torch.tensor(geometry)
+        return item
+
+    def _plan(self, height: int, width: int) -> tuple[PadGeometry, tuple[int, int]]:
+        if self.size is None:
+            resized = canvas = height, width
+        else:
+            rows, columns = self.size
+            if self.turn and (height - width) * (rows - columns) < 0:
+                rows, columns = columns, rows
+            factor = min(rows / height, columns / width)
+            resized = max(1, round(height * factor)), max(1, round(width * factor))
+            canvas = rows, columns
+        if self.multiple is None:
+            padded = canvas
+        else:
+            padded = _next_multiple(resized[0], self.multiple), _next_multiple(resized[1], self.multiple)
+        top, left = (padded[0] - resized[0]) // 2, (padded[1] - resized[1]) // 2
+        return PadGeometry(height, width, *resized, top, left), padded
+
+
+def _next_multiple(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _resize_and_pad(image: Tensor, geometry: PadGeometry, padded_size: tuple[int, int]) -> Tensor:
+    size = [geometry.resized_height, geometry.resized_width]
+    if list(image.shape[-2:]) != size:
+        image = _resized(image, size) if image.is_floating_point() else _resized_labels(image, size)
+    bottom = padded_size[0] - size[0] - geometry.top
+    right = padded_size[1] - size[1] - geometry.left
+    return F.pad(image, (geometry.left, right, geometry.top, bottom))
+
+
+def _resized(image: Tensor, size: list[int]) -> Tensor:
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def _resized_labels(labels: Tensor, size: list[int]) -> Tensor:
+    """The label with the largest share of each new pixel.
+
+    Taking the nearest pixel would shift masks by half a pixel where the side is halved, and drop thin canals in parts.
+    """
+    found = labels.unique()
+    shares = [_resized((labels == label).float(), size) for label in found]
+    return found[torch.cat(shares).argmax(dim=0, keepdim=True)]
+
+
+def to_original(probabilities: Tensor, geometry: PadGeometry | Tensor) -> Tensor:
+    """Undo PadResized on a network's output: cut the padding off and resize bilinearly to the original size.
+
+    Args:
+        probabilities: or logits of one image, float [C, H', W'] of the padded size.
+        geometry: of that image.
+
+    Returns:
+        float32 [C, H, W], rows and columns exactly those of the original; take the argmax afterwards.
+
+    Raises:
+        ValueError: the output is smaller than the geometry says.
+    """
+    geometry = PadGeometry.of(geometry)
+    bottom, right = geometry.top + geometry.resized_height, geometry.left + geometry.resized_width
+    if probabilities.ndim != 3 or probabilities.shape[-2] < bottom or probabilities.shape[-1] < right:
+        raise ValueError(
+            f"to_original: found {tuple(probabilities.shape)}; expected [C, H', W'] of at least {bottom} × {right}. "
+            "Give one image's output and its own geometry."
+        )
+    values = probabilities.as_subclass(torch.Tensor)[:, geometry.top : bottom, geometry.left : right].float()
+    size = [geometry.height, geometry.width]
+    if list(values.shape[-2:]) == size:
+        return values
+    return _resized(values, size)
+
+
+def label_map(logits: Tensor, geometry: PadGeometry | Tensor) -> Tensor:
+    """Labels uint8 [1, H, W] at the original size from logits [C, H', W'] of one image, C at most 256."""
+    return to_original(logits.float().softmax(dim=0), geometry).argmax(dim=0, keepdim=True).to(torch.uint8)
+
+
+class ToOriginald(MapTransform):
+    """`to_original` for configs: [C, H', W'] under each key becomes [C, H, W] by the item's `geometry`."""
+
+    def __call__(self, data: dict) -> dict:
+        """Undo PadResized for every key of one item."""
+        item = dict(data)
+        for key in self.keys:
+            item[key] = to_original(item[key], item[GEOMETRY_KEY])
+        return item
+
+
+class CleanUpd(MapTransform):
+    """`clean_up` for configs: labels [1, H, W] or [H, W] under each key lose their small components.
+
+    Args:
+        keys: of the masks.
+        classes: the labels.
+        keep_largest: names of the classes of which only the largest component stays.
+        min_area_px: for class names the least pixels of a component.
+    """
+
+    def __init__(
+        self, keys: Sequence[str], classes: ClassTable, keep_largest: Sequence[str], min_area_px: Mapping[str, int]
+    ) -> None:
+        super().__init__(keys)
+        self.keep_largest = [classes.label_of(name) for name in keep_largest]
+        self.min_area_px = {classes.label_of(name): area for name, area in min_area_px.items()}
+
+    def __call__(self, data: dict) -> dict:
+        """Clean every key of one item."""
+        item = dict(data)
+        for key in self.keys:
+            mask = item[key].as_subclass(torch.Tensor)
+            labels = mask.reshape(mask.shape[-2:]).cpu().numpy()
+            cleaned = clean_up(labels, self.keep_largest, self.min_area_px)
+            item[key] = torch.from_numpy(np.ascontiguousarray(cleaned)).reshape(mask.shape).to(mask)
+        return item
+
+
+def clean_up(
+    mask: NDArray[np.integer], keep_largest: Sequence[int] = (), min_area_px: Mapping[int, int] | None = None
+) -> NDArray[np.integer]:
+    """Remove connected components (8 neighbours) of chosen labels; their pixels become background.
+
+    Args:
+        mask: labels [H, W].
+        keep_largest: labels of which only the largest component stays; of equals the first in reading order.
+        min_area_px: for labels, components of fewer pixels go.
+
+    Returns:
+        A copy.
+    """
+    cleaned = mask.copy()
+    areas_by_label = min_area_px or {}
+    for label in sorted({*keep_largest, *areas_by_label}):
+        components, count = ndimage.label(mask == label, structure=np.ones((3, 3), bool))
+        areas = np.bincount(components.ravel(), minlength=count + 1)
+        stays = areas >= areas_by_label.get(label, 0)
+        if count and label in keep_largest:
+            stays &= np.arange(count + 1) == 1 + areas[1:].argmax()
+        stays[0] = True
+        cleaned[~stays[components]] = 0
+    return cleaned

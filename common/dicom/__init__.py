@@ -1,1 +1,0 @@
-"""Radiographs, masks and generated images as DICOM objects."""

@@ -1,0 +1,142 @@
+"""How near an image is to the training images, by patient: in DINO's space and in that of small pictures.
+
+Distances are cosine between DINO cls tokens ("embedding"), and 1 - correlation between small grey pictures whose local
+mean and contrast are evened out, the least over small shifts ("pixels").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.alignment import evened_out
+from .copy_features import CopyDetectionError, CopyFeatures
+from .held_out_ratios import Floats
+
+SPACES = ("embedding", "pixels")
+MIN_DISTANCE = 1e-6  # of cosine or correlation; float32 cannot tell less from 0
+
+
+class NearestPatients:
+    """The training images, and the nearest of them to any others.
+
+    Args:
+        train: N images that the generator was trained on.
+        held_out: n images it was not trained on, which may be sources of samples, too.
+        train_patients: of the N; None if each is a patient of its own.
+        num_neighbours: patients that the mean distance is taken over.
+        max_shift: px of the small pictures, in each direction.
+        chunk_size: images compared at a time; changes memory, not results.
+
+    Raises:
+        CopyDetectionError: features of different sizes, or pictures too small for the shifts.
+    """
+
+    def __init__(
+        self,
+        train: CopyFeatures,
+        held_out: CopyFeatures,
+        train_patients: Sequence[Hashable] | None,
+        num_neighbours: int,
+        max_shift: int,
+        chunk_size: int,
+    ) -> None:
+        self._train = train
+        self.num_neighbours, self.max_shift, self.chunk_size = num_neighbours, max_shift, chunk_size
+        self.check_sizes(held_out)
+        if min(train.pictures.shape[2:]) <= 2 * max_shift + 1:
+            raise CopyDetectionError(
+                f"copy detection: found pictures {tuple(train.pictures.shape[2:])} and max_shift {max_shift}; "
+                "expected larger pictures or smaller shifts."
+            )
+        patients = list(range(len(train)) if train_patients is None else train_patients)
+        codes = {patient: code for code, patient in enumerate(dict.fromkeys(patients))}
+        self._patients = torch.tensor([codes[patient] for patient in patients])
+        # Unit vectors [N + n, P], unshifted.
+        self._keys = {
+            space: torch.cat([self._vectors(space, features, 0)[0] for features in (train, held_out)])
+            for space in SPACES
+        }
+
+    def check_sizes(self, features: CopyFeatures) -> None:
+        """Refuse what was prepared in another way than the training images.
+
+        Raises:
+            CopyDetectionError: embeddings or pictures of another size.
+        """
+        for name in ("embeddings", "pictures"):
+            expected, found = (tuple(getattr(each, name).shape[1:]) for each in (self._train, features))
+            if expected != found:
+                raise CopyDetectionError(
+                    f"copy detection: found {name} of size {found}; expected {expected}, as the training images have. "
+                    "Prepare all images in the same way."
+                )
+
+    def nearest(
+        self, space: str, queries: CopyFeatures, own: Sequence[tuple[int, ...]]
+    ) -> tuple[NDArray[np.integer], Floats, Floats]:
+        """Index of the nearest training image, distance to it, mean distance to the k nearest patients; each [M].
+
+        Args:
+            space: one of `SPACES`.
+            queries: M images.
+            own: of each, indices of images whose patients are left out, as for `source_distance`.
+
+        Raises:
+            CopyDetectionError: a query to whose comparison no training image is left.
+        """
+        num_patients = int(self._patients.max()) + 1
+        keys, found = self._keys[space][: len(self._train)], []
+        for start in range(0, len(queries), self.chunk_size):
+            chunk = self._vectors(space, queries[start : start + self.chunk_size], self.max_shift)
+            similarity = chunk[0] @ keys.T
+            for shifted in chunk[1:]:
+                torch.maximum(similarity, shifted @ keys.T, out=similarity)
+            for row, indices in enumerate(own[start : start + self.chunk_size]):
+                for code in {int(self._patients[i]) for i in indices if i < len(self._train)}:
+                    similarity[row, self._patients == code] = -math.inf
+            by_patient = torch.full((len(similarity), num_patients), -math.inf)
+            by_patient.scatter_reduce_(1, self._patients.expand_as(similarity), similarity, "amax")
+            nearest = by_patient.topk(min(self.num_neighbours, num_patients), dim=1).values
+            distance = (1 - nearest.double()).clamp_min(MIN_DISTANCE)  # infinite where left out
+            is_there = distance.isfinite()
+            typical = torch.where(is_there, distance, 0.0).sum(1) / is_there.sum(1)
+            found.append((similarity.argmax(1), distance[:, 0], typical))
+        columns = [torch.cat(column).numpy() for column in zip(*found, strict=True)]
+        if not np.isfinite(columns[1]).all():
+            raise CopyDetectionError(
+                "copy detection: found a sample whose sources' patients are the whole training set; expected training "
+                "images of other patients too."
+            )
+        return columns[0], columns[1], columns[2]
+
+    def source_distance(self, space: str, samples: CopyFeatures, own: Sequence[tuple[int, ...]]) -> Floats:
+        """Distance [M] to the nearest own source; NaN where there is none.
+
+        Args:
+            space: one of `SPACES`.
+            samples: M images.
+            own: of each, indices into the training images followed by the held-out images.
+        """
+        distance = np.full(len(samples), np.nan)
+        for row in (row for row, indices in enumerate(own) if indices):
+            vectors = self._vectors(space, samples[row : row + 1], self.max_shift)[:, 0]
+            similarity = float((vectors @ self._keys[space][list(own[row])].T).max())
+            distance[row] = max(1 - similarity, MIN_DISTANCE)
+        return distance
+
+    def _vectors(self, space: str, features: CopyFeatures, shift: int) -> Tensor:
+        """Unit vectors [number of shifts, B, P]; their dot product with keys is 1 - distance."""
+        if space == "embedding":
+            return F.normalize(features.embeddings.detach().float(), dim=1)[None]
+        pictures = evened_out(features.pictures)
+        height, width = (side - 2 * self.max_shift for side in pictures.shape[2:])
+        offsets = range(self.max_shift - shift, self.max_shift + shift + 1)
+        windows = [pictures[..., y : y + height, x : x + width].flatten(1) for y in offsets for x in offsets]
+        return torch.stack([F.normalize(w - w.mean(1, keepdim=True), dim=1) for w in windows])

@@ -1,0 +1,80 @@
+"""Take the images that a privacy check flagged out of a generated folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..pipelines.generation_manifest import SETTINGS_NAME, GenerationManifest
+from .privacy_report import REPORT_NAME, TABLE_NAME, PrivacyCheckError
+
+logger = logging.getLogger(__name__)
+
+FLAGGED_FOLDER = "flagged"  # in the generated folder
+
+
+def drop_flagged(generated_dir: str | Path, report_dir: str | Path, drop_source_copies: bool = False) -> list[str]:
+    """Take the flagged images out of a generated folder, as the report of a check says.
+
+    Their files, and DICOM files of them, move to `flagged/` in it, to be looked at. Their rows go from manifest.csv to
+    dropped.csv, with `flagged` yes, so that neither a training reads them nor a resumed generation makes them again;
+    the rows of the other checked images say no. A run that was killed is completed by the next. The contact sheet of
+    the generation stays as it is, and so does the report.
+
+    Args:
+        generated_dir: as given to `PrivacyCheck`.
+        report_dir: its output_dir.
+        drop_source_copies: also those that copy their own source.
+
+    Returns:
+        The images dropped now, as the manifest named them.
+
+    Raises:
+        PrivacyCheckError: no report there, or one of another folder; no settings of a generation run.
+        GenerationMismatchError: the folder's manifest was changed by hand.
+    """
+    folder, report_dir = Path(generated_dir), Path(report_dir)
+    report, table = _read_report(report_dir)
+    if report["settings"]["generated_dir"] != str(folder.resolve()):
+        raise PrivacyCheckError(
+            f"{report_dir}: found the report of {report['settings']['generated_dir']}; expected that of {folder}. Give "
+            "the output_dir of its check."
+        )
+    try:
+        settings = json.loads((folder / SETTINGS_NAME).read_text("utf-8"))["settings"]
+    except (OSError, ValueError, KeyError) as error:
+        raise PrivacyCheckError(
+            f"{folder / SETTINGS_NAME} cannot be read ({error}); expected the settings of a generation run"
+        ) from error
+    manifest = GenerationManifest(folder, settings, settings.pop("split", None))
+    is_bad = {
+        line["image"]: line["flagged"] == "yes" or (drop_source_copies and line["copies_source"] == "yes")
+        for line in table
+    }
+    bad = [row for row in manifest.rows() if is_bad.get(row.image)]
+    for row in bad:
+        for name in (row.image, f"dicom/{Path(row.image).stem}.dcm"):
+            if (folder / name).is_file():
+                (folder / FLAGGED_FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(folder / name, folder / FLAGGED_FOLDER / name)
+    if bad:
+        manifest.drop([replace(row, flagged=True) for row in bad])
+    good = [row for row in manifest.rows() if is_bad.get(row.image) is False and (folder / row.image).is_file()]
+    manifest.append([replace(row, flagged=False) for row in good if row.flagged is not False])
+    if bad:
+        logger.info("%d images moved to %s; do not share them", len(bad), folder / FLAGGED_FOLDER)
+    return [row.image for row in bad]
+
+
+def _read_report(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    try:
+        report = json.loads((folder / REPORT_NAME).read_text("utf-8"))
+        with (folder / TABLE_NAME).open(encoding="utf-8", newline="") as file:
+            return report, list(csv.DictReader(file))
+    except (OSError, ValueError) as error:
+        raise PrivacyCheckError(f"{folder}: no report of a privacy check there ({error}); run it first") from error

@@ -1,1 +1,0 @@
-"""Folders of generated radiographs: where embeddings come from, how each image was made, where they go."""

@@ -1,0 +1,149 @@
+"""Contact sheets: rows of images with titles and captions, as a PNG or as an array for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..files import atomic_path
+
+GAP = 4  # pixels between cells and at the border
+TEXT_SIZE = 14  # pixels
+TEXT_HEIGHT = 20  # pixels: one line of titles or captions
+BACKGROUND, TEXT, PADDING = 255, 0, 200  # grey levels: the padding differs from black and white images
+
+
+def reconstruction_rows(images: Tensor, reconstructions: Tensor, gain: float = 4.0) -> list[list[Tensor]]:
+    """One row for each image: input, reconstruction, |difference| × gain clipped to [0, 1].
+
+    Args:
+        images: [B, 1, H, W] in [0, 1].
+        reconstructions: the same shape and range.
+        gain: factor on the absolute difference.
+
+    Returns:
+        B rows of three [1, H, W] tensors.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if images.shape != reconstructions.shape or images.ndim != 4:
+        raise ValueError(
+            f"reconstruction_rows: found {tuple(images.shape)} and {tuple(reconstructions.shape)}; "
+            "expected two tensors of the same shape [B, 1, H, W]."
+        )
+    differences = ((images.float() - reconstructions.float()).abs() * gain).clamp(0, 1)
+    return [list(row) for row in zip(images, reconstructions, differences, strict=True)]
+
+
+def contact_sheet_array(
+    rows: Sequence[Sequence[Tensor]],
+    column_titles: Sequence[str] | None = None,
+    row_captions: Sequence[str] | None = None,
+    scale: float = 1,
+) -> np.ndarray:
+    """Draw the sheet: uint8, [H, W] if all images are grey, [H, W, 3] if any has colour (TensorBoard: "HW", "HWC").
+
+    Images of different sizes keep their shape and are centred in cells of the largest one's size. Values are clipped
+    to [0, 1]; NaN is drawn black. Captions stand above their row and are shortened to the sheet's width.
+
+    Args:
+        rows: rows of [1, H, W] (or [3, H, W]) tensors in [0, 1]; rows may have different lengths.
+        column_titles: one for each column of the longest row.
+        row_captions: one for each row, such as "PSNR 34.1 dB".
+        scale: enlargement (nearest neighbour) above 1, reduction (area average) below 1.
+
+    Raises:
+        ValueError: no rows, counts that do not fit, an image that is not [1 or 3, H, W], scale not positive.
+    """
+    _check(rows, column_titles, row_captions, scale)
+    tiles = [[_tile(image, scale) for image in row] for row in rows]
+    mode = "RGB" if any(tile.mode == "RGB" for row in tiles for tile in row) else "L"
+    width = max(tile.width for row in tiles for tile in row)
+    height = max(tile.height for row in tiles for tile in row)
+    columns = max(len(row) for row in tiles)
+    top = GAP + (TEXT_HEIGHT if column_titles else 0)
+    pitch = height + GAP + (TEXT_HEIGHT if row_captions else 0)
+    sheet = Image.new(mode, (GAP + columns * (width + GAP), top + len(rows) * pitch), _colour(mode, BACKGROUND))
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(column_titles or ()):
+        _text(draw, (GAP + column * (width + GAP), GAP), title, width)
+    for r, row in enumerate(tiles):
+        y = top + r * pitch
+        if row_captions:
+            _text(draw, (GAP, y), row_captions[r], sheet.width - 2 * GAP)
+            y += TEXT_HEIGHT
+        for column, tile in enumerate(row):
+            x = GAP + column * (width + GAP)
+            sheet.paste(_colour(mode, PADDING), (x, y, x + width, y + height))
+            sheet.paste(tile.convert(mode), (x + (width - tile.width) // 2, y + (height - tile.height) // 2))
+    return np.asarray(sheet)
+
+
+def save_contact_sheet(
+    rows: Sequence[Sequence[Tensor]],
+    path: str | Path,
+    column_titles: Sequence[str] | None,
+    row_captions: Sequence[str] | None = None,
+    scale: float = 1,
+) -> Path:
+    """Write the sheet of `contact_sheet_array` as a PNG, atomically; makes the folder; returns the path.
+
+    Raises:
+        ValueError: as `contact_sheet_array`.
+    """
+    sheet = Image.fromarray(contact_sheet_array(rows, column_titles, row_captions, scale))
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, format="PNG")
+    return Path(path)
+
+
+def _check(
+    rows: Sequence[Sequence[Tensor]],
+    column_titles: Sequence[str] | None,
+    row_captions: Sequence[str] | None,
+    scale: float,
+) -> None:
+    if not rows or not all(len(row) for row in rows):
+        raise ValueError(f"contact sheet: found {len(rows)} rows, some empty; expected one image or more in each.")
+    columns = max(len(row) for row in rows)
+    if column_titles and len(column_titles) != columns:
+        raise ValueError(f"contact sheet: found {len(column_titles)} column titles; expected {columns}, one a column.")
+    if row_captions and len(row_captions) != len(rows):
+        raise ValueError(f"contact sheet: found {len(row_captions)} row captions; expected {len(rows)}, one a row.")
+    if scale <= 0:
+        raise ValueError(f"contact sheet: found scale {scale}; expected a positive number.")
+    for image in (image for row in rows for image in row):
+        if image.ndim != 3 or image.shape[0] not in (1, 3):
+            raise ValueError(
+                f"contact sheet: found image {tuple(image.shape)}; expected [1, H, W] or [3, H, W]. "
+                "Index the batch dimension away first."
+            )
+
+
+def _tile(image: Tensor, scale: float) -> Image.Image:
+    """One image as an 8-bit picture at the sheet's scale."""
+    values = torch.nan_to_num(image.detach().as_subclass(torch.Tensor).float(), nan=0.0).clamp(0, 1)
+    pixels = (values * 255).round().to(torch.uint8).cpu().numpy()
+    tile = Image.fromarray(pixels[0] if pixels.shape[0] == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    size = max(1, round(tile.width * scale)), max(1, round(tile.height * scale))
+    return tile.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX)
+
+
+def _colour(mode: str, level: int) -> int | tuple[int, int, int]:
+    return level if mode == "L" else (level, level, level)
+
+
+def _text(draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, width: int) -> None:
+    """Draw one line, cut with dots where it is wider than `width` pixels; Pillow's own font has no "×" or "–"."""
+    font = ImageFont.load_default(size=TEXT_SIZE)
+    if draw.textlength(text, font=font) > width:
+        while text and draw.textlength(text + "...", font=font) > width:
+            text = text[:-1]
+        text += "..."
+    draw.text(position, text, fill=_colour(draw.mode, TEXT), font=font)

@@ -1,0 +1,146 @@
+"""A mistyped config key stops the run; MONAI alone takes `--max_epoch 5` and trains with the old `max_epochs`."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+from monai.bundle.utils import ID_SEP_KEY
+
+from .config_graph import (
+    declared_ids,
+    find_workflow,
+    get_item,
+    has_item,
+    iter_items,
+    load_file,
+    merge_files,
+    reachable_ids,
+    run_roots,
+    unused_ids,
+    written_ids,
+)
+from .errors import UserError, end_with_user_errors
+
+SUFFIXES = (".yaml", ".yml", ".json")
+MONAI_COMMAND = "monai.bundle.__main__"
+
+
+class UnknownOverrideError(UserError, ValueError):
+    """The merged config holds a key that no file declares and nothing reads."""
+
+
+class TextOverrideError(UserError, ValueError):
+    """A value is the text "true" or "false", which would count as true."""
+
+
+def check_overrides(config_name: str) -> None:
+    """Refuse keys that came in by override and that nothing reads; the first item of every run list.
+
+    A key is fine when the workflow's own file declares it, when an override file beside it that takes part in this run
+    declares it, or when the executed run id reaches it, so that a file of your own may bring helpers for what it
+    replaces. The rule holds at every depth outside of components, where MONAI itself is silent too
+    (`--train#learning_rate 1`). A wrong argument of a component is left to its constructor.
+
+    Outside of a `ConfigWorkflow` nothing is overridden, and nothing is checked.
+
+    Args:
+        config_name: name of the workflow's own file, without suffix, for instance `train`.
+
+    As the first of our components to run it also lets `python -m monai.bundle` end with our messages, see `errors`.
+
+    Raises:
+        UnknownOverrideError: with the nearest known names. MONAI wraps it as the cause of its own RuntimeError.
+        TextOverrideError: "true" or "false" as text.
+    """
+    if _is_monai_command():
+        end_with_user_errors()
+    workflow = find_workflow()
+    if workflow is None:
+        return
+    config = workflow.parser.get()
+    _check_booleans(config)
+    known = _known_ids(Path(workflow.config_root_path), config_name, config)
+    unused = unused_ids(config, reachable_ids(config, run_roots(workflow)), declared=known)
+    if not unused:
+        return
+    message = _message(unused, known, Path(workflow.config_root_path), config_name)
+    raise UnknownOverrideError(message)
+
+
+def _check_booleans(config: dict[str, Any]) -> None:
+    """Refuse what `--amp false` becomes: MONAI's command line reads Python, where it is a text, and a text is true."""
+    for config_id, value in iter_items(config):
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            word = value.capitalize()
+            raise TextOverrideError(
+                f"{config_id}: found the text {value!r}, which would count as true; expected {word}, as in "
+                f"--{config_id} {word}"
+            )
+
+
+def _known_ids(folder: Path, config_name: str, config: dict[str, Any]) -> set[str]:
+    """The ids declared by the workflow's file and by the override files that are part of the merged config."""
+    own = _own_file(folder, config_name)
+    known: set[str] = set()
+    if own is not None:
+        parser = ConfigParser(merge_files([own]))
+        parser.resolve_macro_and_relative_ids()
+        known |= declared_ids(parser.get())
+    for file in _override_files(folder):
+        content = load_file(file)
+        if _took_part(content, config):
+            known |= declared_ids(content)
+    return known
+
+
+def _took_part(content: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether an override file was merged, as far as the result shows; MONAI does not keep the list of files.
+
+    All its ids must be there, and one of them with the value that it sets: otherwise a file with one new key would
+    make this key known to runs that do not use the file.
+    """
+    entries = list(zip(written_ids(content), content.values(), strict=True))
+    if not all(has_item(config, config_id) for config_id, _ in entries):
+        return False
+    return any(get_item(config, config_id) == value for config_id, value in entries)
+
+
+def _own_file(folder: Path, config_name: str) -> Path | None:
+    """The workflow's file; None for a copy kept elsewhere, where being reached is the only way to be known."""
+    return next((path for s in SUFFIXES if (path := folder / f"{config_name}{s}").is_file()), None)
+
+
+def _override_files(folder: Path) -> list[Path]:
+    """The config files of a folder that run nothing by themselves."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.stem != "metadata")
+    return [file for file in files if isinstance(c := load_file(file), dict) and "run" not in c]
+
+
+def _message(unused: list[str], known: set[str], folder: Path, config_name: str) -> str:
+    """What was found, what was probably meant, and where the valid names stand."""
+    lines = []
+    for config_id in unused:
+        near = difflib.get_close_matches(config_id, _siblings(config_id, known), n=3)
+        hint = f"; did you mean {' or '.join(repr(n.replace(ID_SEP_KEY, '#')) for n in near)}?" if near else ""
+        lines.append(f"unknown config key '{config_id.replace(ID_SEP_KEY, '#')}'{hint}")
+    listed = _own_file(folder, config_name) or f"the config file in {folder}"
+    others = [file.name for file in _override_files(folder) if any(i in declared_ids(load_file(file)) for i in unused)]
+    if others:
+        lines.append(f"declared in {', '.join(others)}: add this file to --config_file to use it")
+    lines.append(f"the valid names are the keys of {listed}; a helper key that nothing refers to starts with '_'")
+    return "\n".join(lines)
+
+
+def _siblings(config_id: str, known: set[str]) -> list[str]:
+    """Known ids of the same depth, so that `train::lr` is not offered for `lr`."""
+    return sorted(i for i in known if i.count(ID_SEP_KEY) == config_id.count(ID_SEP_KEY))
+
+
+def _is_monai_command() -> bool:
+    """Whether this process is `python -m monai.bundle`, alone or under torchrun."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name == MONAI_COMMAND

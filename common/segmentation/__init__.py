@@ -1,1 +1,0 @@
-"""Segmenters: classes, masks from and to files, inference, metrics and evaluation."""

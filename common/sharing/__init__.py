@@ -1,1 +1,0 @@
-"""Packaging, checking, exporting and publishing of bundles."""

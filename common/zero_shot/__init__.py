@@ -1,1 +1,0 @@
-"""Lungs without lung labels: segments from what a denoiser attends to, and their choice without ground truth."""
