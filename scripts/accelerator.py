@@ -28,8 +28,8 @@ from common.data.packed_data import PackedData, Rounded, rounded_store, write_pa
 from common.errors import UserError
 from common.files import join_parts, read_json, write_json, write_parts
 from common.fingerprint import file_sha256
+from common.networks.weights import half_precision
 from common.provenance import provenance
-from common.training.checkpoint import half_precision
 from common.training.lr_schedule import TimedLength
 from common.training.packed_run import PackedRun, configure, network_id
 from common.training.step_log import read_log

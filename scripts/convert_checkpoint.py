@@ -15,7 +15,7 @@ from common.command_line import run_command
 from common.files import atomic_path
 from common.networks.legacy import KINDS, LegacyCheckpointError, core_arguments, load_legacy_network, read_legacy_state
 from common.networks.legacy_verification import TOLERANCE, MissingGenerativeError, verify_against_generative
-from common.training.checkpoint import save_atomically
+from common.networks.weights import save_atomically
 
 
 def convert_checkpoint(

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from common.networks.weights import half_precision, save_atomically
 from common.training import checkpoint as checkpoint_module
-from common.training.checkpoint import CheckpointMismatchError, TrainingCheckpoint, half_precision, save_atomically
+from common.training.checkpoint import CheckpointMismatchError, TrainingCheckpoint
 
 
 def make_checkpoint(path, network, **fingerprint):

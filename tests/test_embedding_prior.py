@@ -6,8 +6,7 @@ from conftest import randomise
 
 from common.networks.conditioning import ConditioningError
 from common.networks.embedding_prior import EmbeddingPrior, PriorPass, TokenComponents, start_prior
-from common.networks.weights import MissingWeightsError, load_weights
-from common.training.checkpoint import half_precision
+from common.networks.weights import MissingWeightsError, half_precision, load_weights
 
 
 def make_tiny_prior(num_components=4, num_tokens=2, token_dim=6, labels=("a", "b"), dropout=0.0):

@@ -12,7 +12,7 @@ from conftest import make_tiny_codec, make_tiny_denoiser, randomise
 from torch import nn
 
 from common.networks.diffusion_segmenter import DiffusionSegmenter
-from common.training.checkpoint import half_precision
+from common.networks.weights import half_precision
 
 CODEC = {
     "_target_": "common.networks.latent_codec.LatentCodec",

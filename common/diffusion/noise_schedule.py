@@ -13,6 +13,7 @@ from monai.networks.schedulers.scheduler import NoiseSchedules, Scheduler
 from torch import Tensor
 
 from ..errors import UserError
+from ..networks.weights import recorded
 
 PredictionType = Literal["epsilon", "v_prediction", "flow", "sample"]
 RECTIFIED_FLOW = "rectified_flow"
@@ -24,6 +25,7 @@ class NoiseScheduleError(UserError, ValueError):
     """The knobs of the noise schedule do not fit each other."""
 
 
+@recorded
 class NoiseSchedule:
     """Forward process q(z_t | x0) = N(α_t·x0, σ_t²·I), either a table of betas or rectified flow.
 

@@ -11,9 +11,8 @@ from monai.bundle import ConfigWorkflow
 from torch import nn
 
 from ..fingerprint import file_sha256, json_sha256
-from ..networks.weights import load_weights
+from ..networks.weights import load_weights, save_atomically
 from ..seeding import derive_seed
-from ..training.checkpoint import save_atomically
 
 MAX_SEED = 2**31  # set_determinism takes no more
 

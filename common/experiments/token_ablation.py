@@ -20,8 +20,8 @@ from ..networks.conditioning import TokenSelection
 from ..networks.dino import DinoEncoder
 from ..networks.latent_codec import LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser
+from ..networks.weights import save_atomically
 from ..seeding import Purpose, derive_seed
-from ..training.checkpoint import save_atomically
 from .experiment import ExperimentError
 
 REAL, RECONSTRUCTION, UNCONDITIONAL = "real", "reconstruction", "unconditional"

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from .dino import DinoEncoder, DinoTokens
+from .weights import recorded
 
 
 class ConditioningError(UserError, ValueError):
@@ -47,6 +48,7 @@ def named_tokens(encoder: DinoEncoder, image: Tensor, patch_grid: int) -> dict[s
     return {"cls_token": tokens.cls_token, "register_tokens": tokens.register_tokens, "patch_grid": grid}
 
 
+@recorded
 class TokenSelection:
     """Which tokens condition the denoiser: the CLS token, optionally registers, optionally a k × k patch grid.
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..errors import UserError
 from ..intensity import to_signed
 from .pixel_denoiser import adm_unet, checked_patch_size
-from .weights import load_weights, read_weights
+from .weights import load_weights, read_weights, recorded
 
 FINAL_CONVOLUTION = "unet.out.2.conv."  # prefix of its keys, in the denoiser and in the segmenter
 FROM_NOTHING = "none"
@@ -29,6 +29,7 @@ class PretrainedWeightsError(UserError, ValueError):
     """Pre-trained weights belong to another U-Net than the segmenter's."""
 
 
+@recorded
 class DiffusionSegmenter(nn.Module):
     """Image to logits by a denoiser's U-Net, which is told that the image is almost free of noise.
 

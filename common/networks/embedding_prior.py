@@ -10,6 +10,7 @@ from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
 from .conditioning import ConditioningError, TokenScaler
+from .weights import recorded
 
 _logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class TokenComponents(nn.Module):
         return self.scaler.unscale(flat.view(-1, *self.scaler.tokens_mean.shape))
 
 
+@recorded
 class EmbeddingPrior(nn.Module):
     """Residual MLP that denoises token components, after the representation diffusion model of RCG (arXiv 2312.03701).
 

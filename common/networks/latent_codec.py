@@ -10,11 +10,12 @@ from monai.networks.nets import AutoencoderKL
 from torch import Tensor, nn
 
 from ..intensity import to_signed, to_unit
-from .weights import load_weights
+from .weights import load_weights, recorded
 
 DECODER = ("autoencoder.decoder.", "autoencoder.post_quant_conv.")  # prefixes of the weights that only decoding reads
 
 
+@recorded
 class LatentCodec(nn.Module):
     """KL autoencoder (Rombach et al. 2022, section 3.1) that owns the scaling of its latents.
 

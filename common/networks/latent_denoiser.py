@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .conditioning import ContextEncoder
-from .weights import load_weights
+from .weights import load_weights, recorded
 
 
+@recorded
 class LatentDenoiser(nn.Module):
     """DiffusionModelUNet (MONAI core) on latents, conditioned by cross-attention on DINO tokens.
 

@@ -14,7 +14,7 @@ from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .weights import load_weights
+from .weights import load_weights, recorded
 
 
 def adm_unet(
@@ -88,6 +88,7 @@ def checked_patch_size(patch_size: int) -> int:
     return patch_size
 
 
+@recorded
 class PixelDenoiser(nn.Module):
     """ADM-style U-Net on radiographs of one channel; see `adm_unet` for the arguments.
 

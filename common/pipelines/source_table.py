@@ -19,7 +19,7 @@ from ..data.dataset import RadiographDataset
 from ..fingerprint import network_sha256
 from ..networks.conditioning import TokenSelection, named_tokens
 from ..networks.dino import DinoEncoder
-from ..training.checkpoint import save_atomically
+from ..networks.weights import save_atomically
 
 _logger = logging.getLogger(__name__)
 

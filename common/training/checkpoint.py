@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..distributed import is_rank_zero
 from ..errors import UserError
-from ..files import atomic_path
+from ..networks.weights import save_atomically
 
 
 class Stateful(Protocol):
@@ -29,23 +29,9 @@ class CheckpointMismatchError(UserError, ValueError):
     """A checkpoint belongs to another run than the one that wants to resume from it."""
 
 
-def save_atomically(state: dict, path: str | Path) -> None:
-    """Write `state` to `path` so that a kill at any moment leaves the old file or the new one, never half of one."""
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
-
-
 def unwrapped(module: Any) -> Any:
     """Return the module inside a DistributedDataParallel wrapper, or the object itself."""
     return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
-
-
-def half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in float16 for shipping; the latent statistics and everything that is not float32 stay as they are."""
-    return {
-        key: value.half() if value.dtype == torch.float32 and "latents_" not in key else value
-        for key, value in state.items()
-    }
 
 
 class TrainingCheckpoint:

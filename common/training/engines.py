@@ -17,7 +17,8 @@ from torch import nn
 
 from ..data.dataset import StepBatchSampler
 from ..distributed import is_rank_zero
-from .checkpoint import TrainingCheckpoint, half_precision, save_atomically
+from ..networks.weights import save_weights
+from .checkpoint import TrainingCheckpoint
 from .step_log import StepLog
 
 STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # the exit code that shells and schedulers expect
@@ -140,14 +141,23 @@ class KeepBest:
         metric_name: of the evaluator's metrics; None keeps the last weights, where no metric says what is best (with a
             discriminator).
         network: whose weights to keep (the EMA).
-        path: of the file, a plain state dict.
+        path: of the weights, see `save_weights`.
         higher_is_better: as of an IoU; else lower is, as of a loss.
+        parts: what their description holds beside the network.
     """
 
-    def __init__(self, metric_name: str | None, network: nn.Module, path: str, higher_is_better: bool = False) -> None:
+    def __init__(
+        self,
+        metric_name: str | None,
+        network: nn.Module,
+        path: str,
+        higher_is_better: bool = False,
+        parts: Mapping[str, Any] | None = None,
+    ) -> None:
         self.metric_name = metric_name
         self.network = network
         self.path = path
+        self.parts = parts
         self.sign = -1.0 if higher_is_better else 1.0
         self.best_value = self.sign * float("inf")
 
@@ -159,13 +169,13 @@ class KeepBest:
         """Write the weights if this validation was the best one."""
         if self.metric_name is None:
             if is_rank_zero():
-                save_atomically(self.network.state_dict(), self.path)
+                save_weights(self.network, self.path, self.parts)
             return
         value = float(engine.state.metrics[self.metric_name])
         if self.sign * value < self.sign * self.best_value:
             self.best_value = value
             if is_rank_zero():
-                save_atomically(self.network.state_dict(), self.path)
+                save_weights(self.network, self.path, self.parts)
                 _logger.info("%s %.5f is the best so far: wrote %s", self.metric_name, value, self.path)
 
     def state_dict(self) -> dict[str, float]:
@@ -184,14 +194,22 @@ class Milestones:
         every_steps: between two; 0 keeps none.
         networks: name to network, such as the averages of two lengths.
         folder: of the files, `step_<number>_<name>.pt`.
+        parts: as of `KeepBest`.
     """
 
-    def __init__(self, every_steps: int, networks: Mapping[str, nn.Module | None], folder: str) -> None:
+    def __init__(
+        self,
+        every_steps: int,
+        networks: Mapping[str, nn.Module | None],
+        folder: str,
+        parts: Mapping[str, Any] | None = None,
+    ) -> None:
         if every_steps < 0:
             raise ValueError(f"every_steps: expected 0 or more, found {every_steps}")
         self.every_steps = every_steps
         self.networks = networks
         self.folder = Path(folder)
+        self.parts = parts
 
     def attach(self, engine: Engine) -> None:
         """Write after the steps; only rank 0 does."""
@@ -203,4 +221,4 @@ class Milestones:
         for name, network in self.networks.items():
             if network is not None:
                 path = self.folder / f"step_{engine.state.iteration:06d}_{name}.pt"
-                save_atomically(half_precision(network.state_dict()), path)
+                save_weights(network, path, self.parts, half=True)

@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from ..distributed import is_rank_zero, rank, wait_for_all, world_size
 from ..networks.latent_codec import LatentCodec
-from ..networks.weights import load_weights
-from .checkpoint import save_atomically
+from ..networks.weights import load_weights, other_parts, save_weights
 
 _logger = logging.getLogger(__name__)
 
@@ -81,5 +80,5 @@ class LatentStatistics:
         mean, std, num_images = measure_statistics(codec, loader, self.device)
         codec.set_statistics(mean, std, num_images)
         if is_rank_zero():
-            save_atomically(codec.state_dict(), self.weights_path)
+            save_weights(codec, self.weights_path, other_parts(self.weights_path))
             _logger.info("latent mean %s, std %s over %d images", mean.tolist(), std.tolist(), num_images)

@@ -20,8 +20,7 @@ from ..networks.embedding_prior import EmbeddingPrior
 from ..networks.latent_codec import LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser
 from ..networks.pixel_denoiser import PixelDenoiser
-from ..networks.weights import load_weights
-from .checkpoint import half_precision, save_atomically
+from ..networks.weights import half_precision, load_weights, other_parts, save_weights
 
 NETWORK_IDS = ("prior_def", "denoiser_def", "network_def")
 TIMESTEPS = (100.0, 500.0, 900.0)
@@ -56,7 +55,7 @@ def ship_weights(weights: Path, configs: Sequence[Path], target: Path) -> dict[s
         change = (output() - full).abs().max().item()
     if not change <= limit:
         raise ShippingError(f"{weights}: half precision changes {what} by {change:.4f}; expected at most {limit:.4f}")
-    save_atomically(halved, target)
+    save_weights(network, target, other_parts(weights), half=True)
     size = target.stat().st_size / 2**20
     return {"sha256": file_sha256(target), "mebibytes": round(size, 1), "change_by_rounding": change}
 
