@@ -42,7 +42,7 @@ MissingWeightsError = WeightsError
 
 def recorded(made: Class) -> Class:
     """Class decorator: instances keep the arguments they were made with as `arguments`, for `describe`."""
-    init: Any = made.__init__  # type: ignore[misc]
+    init: Any = vars(made)["__init__"]
     signature = inspect.signature(init)
 
     @functools.wraps(init)
