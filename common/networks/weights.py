@@ -48,10 +48,11 @@ def recorded(made: Class) -> Class:
     @functools.wraps(init)
     def recording(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        if type(self) is made:
-            bound = signature.bind(self, *args, **kwargs)
-            bound.apply_defaults()
-            self.arguments = {name: _plain(value) for name, value in list(bound.arguments.items())[1:]}
+        if type(self) is not made:
+            return  # a subclass; it records its own
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        vars(self)["arguments"] = {name: _plain(value) for name, value in list(bound.arguments.items())[1:]}
 
     made.__init__ = recording  # type: ignore[misc]
     return made
