@@ -10,6 +10,30 @@ class UserError(Exception):
     """Base of errors whose message says what was found, what was expected and what to do; no traceback is needed."""
 
 
+class SettingsError(UserError, ValueError):
+    """Settings that are out of range, contradict each other, or do not fit what they are used with."""
+
+
+class DatasetError(UserError, ValueError):
+    """A data set, or what was made of it, that cannot be used as it is."""
+
+
+class WeightsError(UserError, ValueError):
+    """Weights that are missing, damaged, or of something else."""
+
+
+class CheckpointMismatchError(UserError, ValueError):
+    """A run would go on with other settings or data than it was begun with."""
+
+
+class NonFiniteLossError(UserError, FloatingPointError):
+    """A loss or a gradient is not finite."""
+
+
+class RunError(UserError, RuntimeError):
+    """A command or a stage cannot do its work, or did not come to its end."""
+
+
 def root_user_error(error: BaseException | None) -> UserError | None:
     """Return the first UserError in the chain of causes, or None: MONAI wraps what its components raise."""
     while error is not None and not isinstance(error, UserError):
