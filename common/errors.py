@@ -34,14 +34,6 @@ class RunError(UserError, RuntimeError):
     """A command or a stage cannot do its work, or did not come to its end."""
 
 
-class SettingsError(UserError, ValueError):
-    """Settings that are out of range, contradict each other, or name what is not there."""
-
-
-class RunError(UserError, RuntimeError):
-    """A run that cannot begin or go on: a folder in use, a stage that failed, a service that does not answer."""
-
-
 def root_user_error(error: BaseException | None) -> UserError | None:
     """Return the first UserError in the chain of causes, or None: MONAI wraps what its components raise."""
     while error is not None and not isinstance(error, UserError):
