@@ -12,9 +12,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.command_line import run_command
+from common.errors import WeightsError
 from common.files import atomic_path
-from common.networks.legacy import KINDS, LegacyCheckpointError, core_arguments, load_legacy_network, read_legacy_state
-from common.networks.legacy_verification import TOLERANCE, MissingGenerativeError, verify_against_generative
+from common.networks.legacy import (
+    KINDS,
+    TOLERANCE,
+    core_arguments,
+    load_legacy_network,
+    read_legacy_state,
+    verify_against_generative,
+)
 from common.networks.weights import save_atomically
 
 
@@ -54,12 +61,12 @@ def _output_paths(output: str, inputs: tuple[str, ...], overwrite: bool) -> tupl
     weights = Path(output)
     description = weights.with_suffix(".json")
     if weights == description:
-        raise LegacyCheckpointError(f"Found --output {output}; expected a file of weights such as new.pt")
+        raise WeightsError(f"Found --output {output}; expected a file of weights such as new.pt")
     for path in (weights, description):
         if path.resolve() in {Path(item).resolve() for item in inputs}:
-            raise LegacyCheckpointError(f"{path} is an input and would be overwritten: give another --output")
+            raise WeightsError(f"{path} is an input and would be overwritten: give another --output")
         if path.exists() and not overwrite:
-            raise LegacyCheckpointError(f"{path} exists: give another --output, or --overwrite True to replace it")
+            raise WeightsError(f"{path} exists: give another --output, or --overwrite True to replace it")
     return weights, description
 
 
@@ -71,9 +78,9 @@ def _verification(
         return "not verified, as asked"
     try:
         difference = verify_against_generative(kind, legacy_arguments, state, network)
-    except MissingGenerativeError as error:
+    except ImportError as error:
         if verify:
-            raise
+            raise WeightsError(f"--verify: {error}") from error
         return f"not verified: {error}"
     return f"verified: outputs differ by at most {difference:.1e} of their scale (accepted: {TOLERANCE:g})"
 
@@ -82,9 +89,9 @@ def _read_arguments(path: str) -> dict[str, Any]:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LegacyCheckpointError(f"{path}: expected a JSON file of constructor arguments: {error}") from error
+        raise WeightsError(f"{path}: expected a JSON file of constructor arguments: {error}") from error
     if not isinstance(found, dict):
-        raise LegacyCheckpointError(f"{path}: found a JSON {type(found).__name__}; expected an object of arguments")
+        raise WeightsError(f"{path}: found a JSON {type(found).__name__}; expected an object of arguments")
     return {name: value for name, value in found.items() if name != "_target_"}
 
 

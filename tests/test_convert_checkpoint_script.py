@@ -16,8 +16,7 @@ from monai.bundle import ConfigParser
 from script_module import load_script
 from torch import nn
 
-from common.networks.legacy import LegacyCheckpointError
-from common.networks.legacy_verification import LegacyVerificationError, MissingGenerativeError
+from common.errors import WeightsError
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore:.*autocast")]
 
@@ -64,15 +63,15 @@ def test_command_line_replaces_a_conversion_only_when_told_and_an_input_never(co
     new = tmp_path / "converted" / "new.pt"
     new.parent.mkdir()
     new.write_bytes(b"precious")
-    with pytest.raises(LegacyCheckpointError, match="exists"):
+    with pytest.raises(WeightsError, match="exists"):
         convert(*words)
     assert new.read_bytes() == b"precious"
     convert(*words, "--overwrite", True)
     assert new.read_bytes() != b"precious"
     for file in ("old.pt", "legacy.pt"):  # legacy.pt would put its description over legacy.json
-        with pytest.raises(LegacyCheckpointError, match="is an input"):
+        with pytest.raises(WeightsError, match="is an input"):
             convert(*words[:-1], tmp_path / file, "--overwrite", True)
-    with pytest.raises(LegacyCheckpointError, match="expected a file of weights"):
+    with pytest.raises(WeightsError, match="expected a file of weights"):
         convert(*words[:-1], tmp_path / "new.json")
 
 
@@ -81,7 +80,7 @@ def test_command_line_says_when_it_did_not_verify(convert, old_files, monkeypatc
     convert(*words, "--verify", False)
     monkeypatch.setitem(sys.modules, "generative.networks.nets", None)
     convert(*words, "--overwrite", True)
-    with pytest.raises(MissingGenerativeError):
+    with pytest.raises(WeightsError):
         convert(*words, "--overwrite", True, "--verify", True)
     lines = [line for line in capsys.readouterr().out.splitlines() if "verified" in line]
     assert lines[0] == "not verified, as asked" and "no working monai-generative" in lines[1] and len(lines) == 2
@@ -90,7 +89,7 @@ def test_command_line_says_when_it_did_not_verify(convert, old_files, monkeypatc
 def test_command_line_writes_nothing_when_verification_fails(convert, script, old_files, monkeypatch, tmp_path):
     words, _, _ = old_files
     monkeypatch.setattr(script, "load_legacy_network", monai_loaded)
-    with pytest.raises(LegacyVerificationError):
+    with pytest.raises(WeightsError):
         convert(*words)
     assert not (tmp_path / "converted").exists()
 
@@ -100,5 +99,5 @@ def test_command_line_refuses_arguments_that_are_no_json_object(convert, old_fil
     words, _, _ = old_files
     file = tmp_path / "legacy.json"
     file.unlink() if content is None else file.write_text(content)
-    with pytest.raises(LegacyCheckpointError, match=r"legacy\.json"):
+    with pytest.raises(WeightsError, match=r"legacy\.json"):
         convert(*words)

@@ -8,7 +8,7 @@ from test_slerp import angle
 from test_source_table import make_table
 from test_token_sampler import make_token_sampler
 
-from common.diffusion.token_sampler import UnknownLabelError
+from common.errors import SettingsError
 from common.networks.conditioning import TokenScaler
 from common.pipelines.embedding_strategies import Neighbourhood, Prior, Variation, make_strategy
 from common.pipelines.interpolation import Interpolation
@@ -186,7 +186,7 @@ def test_the_prior_draws_for_its_label_and_says_so():
     other = prior(label="a").tokens(requests)
     assert (strategy.tokens(requests) - other).abs().amax((1, 2)).min() > 1e-3
     assert {request.label for request in prior().requests()} == {""}
-    with pytest.raises(UnknownLabelError, match="found 'c'"):
+    with pytest.raises(SettingsError, match="found 'c'"):
         prior(label="c")
 
 

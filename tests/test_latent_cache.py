@@ -18,11 +18,12 @@ from PIL import Image
 
 from common.data.datalists import assert_disjoint_patients
 from common.data.latent_cache import LatentCache
-from common.data.latent_store import ARRAYS, LatentDataset, LatentStore, StoreError
+from common.data.latent_store import ARRAYS, LatentDataset, LatentStore
 from common.data.phantom import draw_chest_phantom
 from common.data.readability import readable_radiographs
 from common.data.transforms import LoadRadiographd, ResizeCenterCropd
 from common.distributed import rank
+from common.errors import DatasetError
 from common.networks.dino import DinoEncoder
 
 CPU = torch.device("cpu")
@@ -244,7 +245,7 @@ def test_a_store_of_something_else_is_refused_and_left_alone(made, images, tiny_
     codec = change.pop("codec", make_codec)()
     before = contents(made.folder)
     cache = make_cache(made.folder, change.pop("images", images), encoder, codec, **change)
-    with pytest.raises(StoreError, match=rf"store of something else \({message}[^;]*\)\. Give another --cache_dir"):
+    with pytest.raises(DatasetError, match=rf"store of something else \({message}[^;]*\)\. Give another --cache_dir"):
         cache.run()
     assert contents(made.folder) == before
 
@@ -252,7 +253,7 @@ def test_a_store_of_something_else_is_refused_and_left_alone(made, images, tiny_
 def test_statistics_of_the_codec_count_too(made, images, tiny_dino):
     codec = make_codec()
     codec.set_statistics(torch.zeros(2), torch.ones(2), 8)
-    with pytest.raises(StoreError, match="codec_sha256"):
+    with pytest.raises(DatasetError, match="codec_sha256"):
         make_cache(made.folder, images, CountingEncoder(tiny_dino), codec).run()
 
 
@@ -269,10 +270,10 @@ def test_an_exact_encoder_size_is_pooled_rows_first_and_recognised_again(images,
 def test_a_damaged_description_is_not_overwritten(made, images, tiny_dino, tmp_path):
     shutil.copytree(made.folder, tmp_path / "store")
     (tmp_path / "store" / "store.json").write_text(json.dumps({"version": 1})[:-3])
-    with pytest.raises(StoreError, match="is damaged"):
+    with pytest.raises(DatasetError, match="is damaged"):
         make_cache(tmp_path / "store", images, CountingEncoder(tiny_dino)).run()
 
 
 def test_no_views_are_refused(images, tiny_dino, tmp_path):
-    with pytest.raises(StoreError, match="num_views: expected at least 1, found 0"):
+    with pytest.raises(DatasetError, match="num_views: expected at least 1, found 0"):
         make_cache(tmp_path, images, CountingEncoder(tiny_dino), num_views=0)

@@ -3,9 +3,9 @@ import torch
 from conftest import REPOSITORY, make_tiny_denoiser, randomise
 from monai.bundle import ConfigParser
 
-from common.networks.conditioning import ConditioningError
+from common.errors import SettingsError, WeightsError
 from common.networks.latent_denoiser import DenoisingPass, maybe_compiled, start_denoiser
-from common.networks.weights import MissingWeightsError, load_weights
+from common.networks.weights import load_weights
 
 TRAIN = REPOSITORY / "bundles" / "cxr_dino_latent_diffusion" / "configs" / "train.yaml"
 
@@ -82,14 +82,14 @@ def test_tokens_of_another_encoder_are_refused():
     denoiser = make_tiny_denoiser(num_tokens=2, token_dim=6)
     noisy, timesteps, _ = inputs()
     for tokens in (torch.randn(3, 5, 6), torch.randn(3, 2, 8)):
-        with pytest.raises(ConditioningError, match=r"expected \[B, 2, 6\].*another encoder"):
+        with pytest.raises(SettingsError):
             denoiser.encode_tokens(tokens)
-        with pytest.raises(ConditioningError, match="another encoder"):
+        with pytest.raises(SettingsError):
             DenoisingPass(denoiser)(noisy, timesteps, tokens, torch.zeros(3, dtype=torch.bool))
 
 
-def save(denoiser, path, change=lambda state: state):
-    torch.save(change(denoiser.state_dict()), path)
+def save(denoiser, path):
+    torch.save(denoiser.state_dict(), path)
     return path
 
 
@@ -109,46 +109,10 @@ def test_weights_come_back_with_their_statistics(tmp_path):
         assert torch.equal(loaded.state_dict()[name], value)
 
 
-def test_a_half_precision_file_becomes_float32(tmp_path):
-    denoiser = make_fitted()
-
-    def halve(state):
-        return {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-
-    loaded = load_weights(make_tiny_denoiser(), save(denoiser, tmp_path / "model.pt", halve))
-    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32, torch.int64}
-    for name, value in denoiser.state_dict().items():
-        torch.testing.assert_close(loaded.state_dict()[name], value, atol=1e-3, rtol=1e-3)
-    noisy, timesteps, tokens = inputs()
-    assert loaded(noisy, timesteps, loaded.encode_tokens(tokens)).dtype == torch.float32
-
-
-def without_null(state):
-    return {name: value for name, value in state.items() if "null_context" not in name}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (without_null, r"Missing key.*null_context"),
-        (lambda state: {**state, "more": torch.zeros(1)}, r"Unexpected key.*more"),
-    ],
-)
-def test_weights_that_do_not_fit_are_refused(tmp_path, change, message):
-    path = save(make_tiny_denoiser(), tmp_path / "model.pt", change)
-    with pytest.raises(RuntimeError, match=rf"(?s){message}"):
-        load_weights(make_tiny_denoiser(), path)
-
-
 def test_weights_for_other_tokens_are_refused(tmp_path):
     path = save(make_tiny_denoiser(num_tokens=2), tmp_path / "model.pt")
-    with pytest.raises(RuntimeError, match="size mismatch for context_encoder"):
+    with pytest.raises(WeightsError, match="context_encoder"):
         load_weights(make_tiny_denoiser(num_tokens=5), path)
-
-
-def test_a_missing_file_says_how_to_get_one(tmp_path):
-    with pytest.raises(MissingWeightsError, match=r"none\.pt: no weights there; expected the file that"):
-        load_weights(make_tiny_denoiser(), tmp_path / "none.pt")
 
 
 def test_a_training_from_nothing_starts_with_the_statistics_of_its_tokens():
@@ -172,7 +136,7 @@ def test_a_training_from_weights_keeps_their_statistics(tmp_path):
 
 
 def test_a_training_whose_tokens_do_not_fit_the_network_is_refused():
-    with pytest.raises(ConditioningError, match=r"expected at least 2 × \(2, 6\), found \(20, 5, 6\)"):
+    with pytest.raises(SettingsError, match=r"\(20, 5, 6\)"):
         start_denoiser(make_tiny_denoiser(), None, torch.randn(20, 5, 6))
 
 

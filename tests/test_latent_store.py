@@ -7,7 +7,8 @@ from conftest import make_tiny_store
 from torch.utils.data import DataLoader
 
 from common.data.dataset import StepBatchSampler
-from common.data.latent_store import ARRAYS, LatentDataset, LatentStore, StoreError
+from common.data.latent_store import ARRAYS, LatentDataset, LatentStore
+from common.errors import DatasetError
 
 SHAPES = {
     "latents_mean": (2, 4, 4),
@@ -109,11 +110,11 @@ def test_numbers_that_float16_cannot_hold_are_refused_by_the_name_of_their_image
     store = LatentStore(tmp_path, writable=True)
     written = values(3)
     written["cls_token"][1, 2] = 1e6
-    with pytest.raises(StoreError, match=r"cls_token.*found others for image_2\.png;"):
+    with pytest.raises(DatasetError, match=r"cls_token.*found others for image_2\.png;"):
         store.write([(0, 0), (2, 0), (3, 0)], written)
     assert not store.done.any()
     written["cls_token"][1, 2] = float("nan")
-    with pytest.raises(StoreError, match=r"image_2\.png;"):
+    with pytest.raises(DatasetError, match=r"image_2\.png;"):
         store.write([(0, 0), (2, 0), (3, 0)], written)
 
 
@@ -124,7 +125,7 @@ def test_reading_does_not_allow_writing(tmp_path):
 
 
 def test_a_store_that_the_disk_cannot_hold_is_refused_before_it_is_begun(tmp_path):
-    with pytest.raises(StoreError, match=r"GB free, expected at least \d+\.\d GB for the store of 4 images"):
+    with pytest.raises(DatasetError, match=r"GB free, expected at least \d+\.\d GB for the store of 4 images"):
         allocate(tmp_path, num_views=10**13)
     assert not any(tmp_path.iterdir())
 
@@ -152,7 +153,7 @@ def spoil_description(folder, text):
 def test_what_is_no_store_says_what_to_do(tmp_path, spoil, message):
     make_tiny_store(tmp_path)
     spoil(tmp_path)
-    with pytest.raises(StoreError, match=message):
+    with pytest.raises(DatasetError, match=message):
         LatentStore(tmp_path)
 
 
@@ -160,7 +161,7 @@ def test_an_unfinished_store_is_no_data_set(tmp_path):
     allocate(tmp_path)
     store = LatentStore(tmp_path, writable=True)
     store.write([(0, 0), (0, 1)], values(2))
-    with pytest.raises(StoreError, match=r"6 of 8 rows are missing; run the cache workflow again"):
+    with pytest.raises(DatasetError, match=r"6 of 8 rows are missing; run the cache workflow again"):
         LatentDataset(LatentStore(tmp_path), "train")
 
 
@@ -179,7 +180,7 @@ def test_a_split_holds_its_images_and_no_others(tmp_path):
             assert torch.equal(item[name], written[name][image].half().float())
     assert torch.equal(val[0]["cls_token"], written["cls_token"][1].half().float())
     assert torch.equal(train.all_tokens()["patch_grid"], written["patch_grid"][[0, 2, 3]].half().float())
-    with pytest.raises(StoreError, match="no images of the split 'test'"):
+    with pytest.raises(DatasetError, match="no images of the split 'test'"):
         LatentDataset(store, "test")
 
 

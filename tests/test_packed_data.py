@@ -5,8 +5,9 @@ import pytest
 import torch
 from conftest import make_tiny_store
 
-from common.data.latent_store import LatentDataset, LatentStore, StoreError
-from common.data.packed_data import PackedData, PackedSplit, PackError, eight_bits, rounded_store, write_pack
+from common.data.latent_store import LatentDataset, LatentStore
+from common.data.packed_data import PackedData, PackedSplit, eight_bits, rounded_store, write_pack
+from common.errors import DatasetError
 
 CPU = torch.device("cpu")
 
@@ -45,7 +46,7 @@ def test_a_coarser_grid_is_the_average_of_the_finer_one(tmp_path):
     found = PackedSplit(packed(store, tmp_path / "packed.npz", patch_grid=1), "val", CPU)
     expected = LatentDataset(store, "val")[1]["patch_grid"].mean((0, 1))
     assert (found.tensors["patch_grid"][1, 0, 0] - expected).abs().max() < 0.02
-    with pytest.raises(PackError):
+    with pytest.raises(DatasetError):
         rounded_store(store, 3)
 
 
@@ -70,7 +71,7 @@ def test_names_of_files_and_patients_do_not_travel_but_labels_do(tmp_path):
 def test_a_limit_takes_the_first_of_a_split_and_an_empty_split_is_refused(tmp_path):
     data = packed(make_tiny_store(tmp_path / "store"), tmp_path / "packed.npz")
     assert PackedSplit(data, "val", CPU, limit=2).rows == [7, 8]
-    with pytest.raises(PackError, match="test"):
+    with pytest.raises(DatasetError, match="test"):
         PackedSplit(data, "test", CPU)
 
 
@@ -83,9 +84,9 @@ def test_damaged_missing_and_unfinished_ones_are_refused(tmp_path):
     content[len(content) // 2] ^= 0xFF
     (tmp_path / "flipped.npz").write_bytes(content)
     for name in ("cut.npz", "other.npz", "empty.npz", "flipped.npz", "missing.npz"):
-        with pytest.raises(PackError, match=name):
+        with pytest.raises(DatasetError, match=name):
             PackedData(tmp_path / name)
     store = LatentStore(tmp_path / "store", writable=True)
     store.done[0, 0] = 0
-    with pytest.raises(StoreError, match="missing"):
+    with pytest.raises(DatasetError, match="missing"):
         rounded_store(store, 2)

@@ -4,8 +4,9 @@ from test_pixel_denoiser import TINY, make_tiny_pixel_denoiser
 
 from common.data.phantom import draw_chest_phantom
 from common.diffusion.noise_schedule import NoiseSchedule
-from common.diffusion.pixel_image_sampler import ImageSizeError, PixelImageSampler
-from common.diffusion.samplers import Sampler, SamplerError
+from common.diffusion.pixel_image_sampler import PixelImageSampler
+from common.diffusion.samplers import Sampler
+from common.errors import SettingsError
 from common.networks.pixel_denoiser import PixelDenoiser
 
 CPU = torch.device("cpu")
@@ -84,10 +85,10 @@ def test_mixed_precision_stays_close():
 
 @pytest.mark.parametrize("image_size", [(15, 24), (16, 23), (0, 16), (16,), (1, 16, 24), 16.5, (16, -2)])
 def test_a_size_that_the_network_cannot_draw_is_refused(image_size):
-    with pytest.raises(ImageSizeError, match="image_size: expected rows and columns, each a positive multiple of 2"):
+    with pytest.raises(SettingsError, match="multiple of 2"):
         make_sampler(image_size=image_size)
 
 
 def test_no_seeds_are_refused():
-    with pytest.raises(SamplerError, match="seeds: expected at least one"):
+    with pytest.raises(SettingsError):
         make_sampler().sample([])

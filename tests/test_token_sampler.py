@@ -7,9 +7,9 @@ from test_embedding_prior import correlated_tokens, make_tiny_prior
 from test_prior_step import SCHEDULE, make_engine, make_step
 
 from common.diffusion.samplers import Sampler
-from common.diffusion.token_sampler import TokenSampler, UnknownLabelError, load_token_sampler
+from common.diffusion.token_sampler import TokenSampler, load_token_sampler
+from common.errors import SettingsError, WeightsError
 from common.networks.embedding_prior import PriorPass, start_prior
-from common.networks.weights import MissingWeightsError
 
 CPU = torch.device("cpu")
 SEEDS = [11, 5, 8, 2, 99, 2**32 - 1, 7, 0]
@@ -46,9 +46,9 @@ def test_a_prior_in_training_mode_samples_without_dropout():
 
 
 def test_an_unknown_label_is_refused_with_those_that_are_known():
-    with pytest.raises(UnknownLabelError, match=r"prior knows \(a, b\) or null, found 'c'"):
+    with pytest.raises(SettingsError, match=r"prior knows \(a, b\) or null, found 'c'"):
         make_token_sampler().sample([0], "c")
-    with pytest.raises(UnknownLabelError, match=r"prior knows \(none\) or null, found 'a'"):
+    with pytest.raises(SettingsError, match=r"prior knows \(none\) or null, found 'a'"):
         make_token_sampler(labels=()).check_label("a")
     make_token_sampler().check_label(None)
 
@@ -58,7 +58,7 @@ def test_weights_are_loaded_and_missing_ones_named(tmp_path):
     torch.save(sampler.prior.state_dict(), tmp_path / "prior.pt")
     loaded = load_token_sampler(make_tiny_prior(), str(tmp_path / "prior.pt"), sampler.sampler, CPU)
     assert torch.equal(loaded.sample([4], "b"), sampler.sample([4], "b"))
-    with pytest.raises(MissingWeightsError, match=r"none\.pt"):
+    with pytest.raises(WeightsError, match=r"none\.pt"):
         load_token_sampler(make_tiny_prior(), str(tmp_path / "none.pt"), sampler.sampler, CPU)
 
 

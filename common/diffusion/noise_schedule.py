@@ -12,17 +12,13 @@ import torch
 from monai.networks.schedulers.scheduler import NoiseSchedules, Scheduler
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import SettingsError
 from ..networks.weights import recorded
 
 PredictionType = Literal["epsilon", "v_prediction", "flow", "sample"]
 RECTIFIED_FLOW = "rectified_flow"
 FLOW_TYPES = ("flow", "sample")
 LEAST_SIGMA = 0.05  # of the weight of `sample`, as in JiT, Algorithm 1
-
-
-class NoiseScheduleError(UserError, ValueError):
-    """The knobs of the noise schedule do not fit each other."""
 
 
 @recorded
@@ -52,7 +48,7 @@ class NoiseSchedule:
         logit_normal_std: its standard deviation.
 
     Raises:
-        NoiseScheduleError: unknown name, number out of range, or knobs that contradict each other.
+        SettingsError: unknown name, number out of range, or knobs that contradict each other.
     """
 
     def __init__(
@@ -69,11 +65,11 @@ class NoiseSchedule:
         self.is_flow = schedule == RECTIFIED_FLOW
         _check_kind(schedule, prediction_type, zero_terminal_snr)
         if num_train_timesteps < 2:
-            raise NoiseScheduleError(f"num_train_timesteps: expected at least 2, found {num_train_timesteps}")
+            raise SettingsError(f"num_train_timesteps: expected at least 2, found {num_train_timesteps}")
         if not 0 < beta_start <= beta_end < 1:
-            raise NoiseScheduleError(f"expected 0 < beta_start <= beta_end < 1, found {beta_start}, {beta_end}")
+            raise SettingsError(f"expected 0 < beta_start <= beta_end < 1, found {beta_start}, {beta_end}")
         if logit_normal_std <= 0:
-            raise NoiseScheduleError(f"logit_normal_std: expected a positive number, found {logit_normal_std}")
+            raise SettingsError(f"logit_normal_std: expected a positive number, found {logit_normal_std}")
         self.prediction_type = prediction_type
         self.num_train_timesteps = num_train_timesteps
         self.logit_normal_mean, self.logit_normal_std = logit_normal_mean, logit_normal_std
@@ -165,7 +161,7 @@ class NoiseSchedule:
             is_sample = self.prediction_type == "sample"
             return sigma.clamp_min(LEAST_SIGMA) ** -2 if is_sample else torch.ones_like(alpha)
         if min_snr_gamma <= 0:
-            raise NoiseScheduleError(f"min_snr_gamma: expected a positive number or null, found {min_snr_gamma}")
+            raise SettingsError(f"min_snr_gamma: expected a positive number or null, found {min_snr_gamma}")
         if self.prediction_type == "epsilon":
             return (min_snr_gamma * sigma.square() / alpha.square()).clamp(max=1.0)
         if self.prediction_type == "sample":
@@ -186,18 +182,16 @@ def _check_kind(schedule: str, prediction_type: str, zero_terminal_snr: bool) ->
     """Refuse unknown names, and a schedule that the prediction type does not go with."""
     known = (*NoiseSchedules.names, RECTIFIED_FLOW)
     if schedule not in known:
-        raise NoiseScheduleError(f"schedule: expected one of {known}, found '{schedule}'")
+        raise SettingsError(f"schedule: expected one of {known}, found '{schedule}'")
     if prediction_type not in get_args(PredictionType):
-        raise NoiseScheduleError(
-            f"prediction_type: expected one of {get_args(PredictionType)}, found '{prediction_type}'"
-        )
+        raise SettingsError(f"prediction_type: expected one of {get_args(PredictionType)}, found '{prediction_type}'")
     if (schedule == RECTIFIED_FLOW) != (prediction_type in FLOW_TYPES):
-        raise NoiseScheduleError(
+        raise SettingsError(
             f"expected schedule '{RECTIFIED_FLOW}' together with prediction_type 'flow' or 'sample', or neither, "
             f"found '{schedule}' and '{prediction_type}'"
         )
     if zero_terminal_snr and prediction_type == "epsilon":
-        raise NoiseScheduleError(
+        raise SettingsError(
             "zero_terminal_snr with prediction_type 'epsilon': the last timestep is pure noise, from which a "
             "predicted noise tells nothing about the image; use v_prediction or flow"
         )

@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 
 from ..amp import autocast
-from ..errors import UserError
+from ..errors import SettingsError
 from ..intensity import to_unit
 from ..networks.pixel_denoiser import PixelDenoiser
 from .samplers import Sampler
-
-
-class ImageSizeError(UserError, ValueError):
-    """The network cannot draw images of this size."""
 
 
 class PixelImageSampler:
@@ -33,7 +29,7 @@ class PixelImageSampler:
         device: of the denoiser.
 
     Raises:
-        ImageSizeError: not two positive multiples of the denoiser's `downsampling_factor`.
+        SettingsError: not two positive multiples of the denoiser's `downsampling_factor`.
     """
 
     def __init__(
@@ -47,7 +43,7 @@ class PixelImageSampler:
         factor = denoiser.downsampling_factor
         sides = tuple(image_size) if isinstance(image_size, Sequence) else (image_size,)
         if len(sides) != 2 or any(side < 1 or side % factor for side in sides):
-            raise ImageSizeError(
+            raise SettingsError(
                 f"image_size: expected rows and columns, each a positive multiple of {factor}, found {image_size}; "
                 "give the image_size of the training"
             )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import SettingsError
 from ..seeding import derive_seed, seeded_normal
 from .noise_schedule import NoiseSchedule
 
@@ -26,10 +26,6 @@ Predict = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (noisy, step) to (x0
 
 SMALLEST_EPSILON_ALPHA = 1e-3  # x0 = (z - σε)/α: below it an error of 1 % in ε is an error of 10 in x0
 LOG_SNR_LIMIT = 8.0  # of the spacing `lambda`: beyond it is too little to see, or too little noise to be seen
-
-
-class SamplerError(UserError, ValueError):
-    """The knobs or inputs of a sampler do not fit each other."""
 
 
 class Sampler:
@@ -56,7 +52,7 @@ class Sampler:
         eta: noise put back by `ddim` at each step, 0 deterministic, 1 ancestral (DDPM).
 
     Raises:
-        SamplerError: unknown name, number out of range, or knobs that contradict each other or the schedule.
+        SettingsError: unknown name, number out of range, or knobs that contradict each other or the schedule.
     """
 
     def __init__(
@@ -70,14 +66,14 @@ class Sampler:
         eta: float = 0.0,
     ) -> None:
         if method not in get_args(Method):
-            raise SamplerError(f"method: expected one of {get_args(Method)}, found '{method}'")
+            raise SettingsError(f"method: expected one of {get_args(Method)}, found '{method}'")
         low, high = guidance_interval
         if not 0.0 <= low <= high <= 1.0:
-            raise SamplerError(f"guidance_interval: expected 0 <= low <= high <= 1, found {guidance_interval}")
+            raise SettingsError(f"guidance_interval: expected 0 <= low <= high <= 1, found {guidance_interval}")
         if not 0.0 <= guidance_scale < math.inf:
-            raise SamplerError(f"guidance_scale: expected a number of at least 0, found {guidance_scale}")
+            raise SettingsError(f"guidance_scale: expected a number of at least 0, found {guidance_scale}")
         if not 0.0 <= eta <= 1.0 or (eta > 0.0 and method != "ddim"):
-            raise SamplerError(f"eta: expected a number in [0, 1], above 0 only with 'ddim'; found {eta}, '{method}'")
+            raise SettingsError(f"eta: expected a number in [0, 1], above 0 only with 'ddim'; found {eta}, '{method}'")
         self.schedule = schedule
         self.method = method
         self.guidance_scale = guidance_scale
@@ -86,7 +82,7 @@ class Sampler:
         self.timesteps = spaced_timesteps(schedule, num_inference_steps, spacing)
         alpha, sigma = schedule.alpha_sigma(self.timesteps)
         if schedule.prediction_type == "epsilon" and alpha[0] < SMALLEST_EPSILON_ALPHA:
-            raise SamplerError(
+            raise SettingsError(
                 f"sampling from timestep {self.timesteps[0].item()} with prediction_type 'epsilon': x0 = (z - σε)/α "
                 f"with α = {alpha[0].item():.1e} multiplies the network's error, expected α >= "
                 f"{SMALLEST_EPSILON_ALPHA}; train with v_prediction or another schedule, or use spacing 'leading'"
@@ -125,7 +121,7 @@ class Sampler:
             Samples of x0, float32 [B, *shape] on `device`, not clipped.
 
         Raises:
-            SamplerError: seeds, context and guidance do not fit each other.
+            SettingsError: seeds, context and guidance do not fit each other.
         """
         null_context = self._check_context(seeds, context, null_context)
 
@@ -200,18 +196,18 @@ class Sampler:
     ) -> Tensor | None:
         """Refuse what does not fit, and return the null context with one entry per sample."""
         if not seeds:
-            raise SamplerError("seeds: expected at least one, found none")
+            raise SettingsError("seeds: expected at least one, found none")
         if context is not None and len(context) != len(seeds):
-            raise SamplerError(f"context: expected one per seed, {len(seeds)}, found {len(context)}")
+            raise SettingsError(f"context: expected one per seed, {len(seeds)}, found {len(context)}")
         if self.guidance_scale == 1.0:
             return None
         if context is None or null_context is None:
             missing = "context" if context is None else "null_context"
-            raise SamplerError(
+            raise SettingsError(
                 f"guidance_scale {self.guidance_scale}: expected a {missing}, found none; or set it to 1"
             )
         if len(null_context) not in (1, len(seeds)) or null_context.shape[1:] != context.shape[1:]:
-            raise SamplerError(
+            raise SettingsError(
                 f"null_context: expected shape {(1, *context.shape[1:])} or {tuple(context.shape)}, "
                 f"found {tuple(null_context.shape)}"
             )
@@ -253,17 +249,17 @@ def spaced_timesteps(schedule: NoiseSchedule, num_inference_steps: int, spacing:
       timesteps are taken, and kept apart where several points meet.
 
     Raises:
-        SamplerError: unknown spacing, N below 1 or above T, or `leading` where sampling must start at pure noise.
+        SettingsError: unknown spacing, N below 1 or above T, or `leading` where sampling must start at pure noise.
     """
     total = schedule.num_train_timesteps
     if spacing not in get_args(Spacing):
-        raise SamplerError(f"spacing: expected one of {get_args(Spacing)}, found '{spacing}'")
+        raise SettingsError(f"spacing: expected one of {get_args(Spacing)}, found '{spacing}'")
     if num_inference_steps < 1 or num_inference_steps > total:
-        raise SamplerError(f"num_inference_steps: expected 1 to {total}, found {num_inference_steps}")
+        raise SettingsError(f"num_inference_steps: expected 1 to {total}, found {num_inference_steps}")
     if spacing == "leading":
         last_alpha, _ = schedule.alpha_sigma(torch.tensor([schedule.last_timestep]))
         if last_alpha.item() == 0.0:
-            raise SamplerError("spacing 'leading': this schedule ends at pure noise, so start there; use 'trailing'")
+            raise SettingsError("spacing 'leading': this schedule ends at pure noise, so start there; use 'trailing'")
         return torch.arange(num_inference_steps - 1, -1, -1) * (total // num_inference_steps)
     if spacing == "trailing":
         down = total * (1.0 - torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps)

@@ -7,14 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import SettingsError
 from ..networks.embedding_prior import EmbeddingPrior
 from ..networks.weights import load_weights
 from .samplers import Sampler
-
-
-class UnknownLabelError(UserError, ValueError):
-    """The prior was not trained with this label."""
 
 
 class TokenSampler:
@@ -35,11 +31,11 @@ class TokenSampler:
         """Refuse a label that the prior does not know.
 
         Raises:
-            UnknownLabelError: says which it knows.
+            SettingsError: says which it knows.
         """
         if label is not None and label not in self.prior.labels:
             known = ", ".join(self.prior.labels) or "none"
-            raise UnknownLabelError(f"label: expected one that the prior knows ({known}) or null, found '{label}'")
+            raise SettingsError(f"label: expected one that the prior knows ({known}) or null, found '{label}'")
 
     @torch.inference_mode()
     def sample(self, seeds: Sequence[int], label: str | None = None) -> Tensor:
@@ -50,7 +46,7 @@ class TokenSampler:
             label: to condition on; None for any.
 
         Raises:
-            UnknownLabelError: the prior does not know this label; says which it knows.
+            SettingsError: the prior does not know this label; says which it knows.
         """
         self.check_label(label)
         self.prior.eval()
@@ -70,6 +66,6 @@ def load_token_sampler(prior: EmbeddingPrior, path: str, sampler: Sampler, devic
     """Load the prior's weights and put it to work.
 
     Raises:
-        MissingWeightsError: there is no such file.
+        WeightsError: there is no such file, or it is of another network.
     """
     return TokenSampler(load_weights(prior, path).to(device), sampler, device)

@@ -231,8 +231,7 @@ def build_extractor(
 
     Raises:
         ExtractorError: an unknown name, no usable DINO encoder, or the package of "xrv" is missing.
-        MissingWeightsError: the weights were not given or are not there.
-        InceptionWeightsError: the file holds other weights.
+        WeightsError: the weights were not given, are not there, or are others.
     """
     if name == "inception":
         if inception_weights is None:

@@ -8,13 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import UserError
+from ..errors import SettingsError
 from .dino import DinoEncoder, DinoTokens
 from .weights import recorded
-
-
-class ConditioningError(UserError, ValueError):
-    """Tokens and conditioning do not fit each other."""
 
 
 def pooled_patch_grid(tokens: DinoTokens, size: tuple[int, int], patch_grid: int) -> Tensor:
@@ -62,7 +58,7 @@ class TokenSelection:
 
     def __init__(self, use_registers: bool, patch_grid: int) -> None:
         if patch_grid < 0:
-            raise ConditioningError(f"patch_grid: expected 0 or more, found {patch_grid}")
+            raise SettingsError(f"patch_grid: expected 0 or more, found {patch_grid}")
         self.use_registers = use_registers
         self.patch_grid = patch_grid
 
@@ -77,7 +73,7 @@ class TokenSelection:
             tokens: `cls_token` [B, D], `register_tokens` [B, R, D], `patch_grid` [B, K, K, D] with K a multiple of k.
 
         Raises:
-            ConditioningError: the cached grid cannot be pooled to this one.
+            SettingsError: the cached grid cannot be pooled to this one.
         """
         chosen = [tokens["cls_token"][:, None]]
         if self.use_registers:
@@ -86,7 +82,7 @@ class TokenSelection:
             grid = tokens["patch_grid"]
             cached = grid.shape[1]
             if cached == 0 or cached % self.patch_grid:
-                raise ConditioningError(
+                raise SettingsError(
                     f"patch_grid {self.patch_grid}: expected a divisor of the cached grid's {cached}; choose another, "
                     "or make the cache with a finer one"
                 )
@@ -115,10 +111,10 @@ class TokenScaler(nn.Module):
         """Measure over tokens [num_images, N, D].
 
         Raises:
-            ConditioningError: wrong shape, or fewer than two images.
+            SettingsError: wrong shape, or fewer than two images.
         """
         if tokens.shape[1:] != self.tokens_mean.shape or len(tokens) < 2:
-            raise ConditioningError(
+            raise SettingsError(
                 f"tokens: expected at least 2 × {tuple(self.tokens_mean.shape)}, found {tuple(tokens.shape)}"
             )
         self.tokens_mean.copy_(tokens.double().mean(0))
@@ -154,11 +150,11 @@ class ContextEncoder(nn.Module):
         """Encode tokens [B, N, D] as the DINO encoder gives them.
 
         Raises:
-            ConditioningError: other number or size of tokens than this was made for.
+            SettingsError: other number or size of tokens than this was made for.
         """
         expected = tuple(self.scaler.tokens_mean.shape)
         if not torch.jit.is_tracing() and tuple(tokens.shape[1:]) != expected:
-            raise ConditioningError(
+            raise SettingsError(
                 f"tokens: expected [B, {expected[0]}, {expected[1]}], found {tuple(tokens.shape)}; "
                 "the weights were trained with other tokens or another encoder"
             )

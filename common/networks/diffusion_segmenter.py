@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -12,21 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import UserError
+from ..errors import WeightsError
 from ..intensity import to_signed
-from .pixel_denoiser import adm_unet, checked_patch_size
-from .weights import load_weights, read_weights, recorded
+from .pixel_denoiser import adm_unet
+from .weights import first_difference, load_weights, read_weights, recorded
 
 FINAL_CONVOLUTION = "unet.out.2.conv."  # prefix of its keys, in the denoiser and in the segmenter
-FROM_NOTHING = "none"
-FROM_DDPM = "ddpm"
-NAMED_KEYS = 4  # in a message
 
 _logger = logging.getLogger(__name__)
-
-
-class PretrainedWeightsError(UserError, ValueError):
-    """Pre-trained weights belong to another U-Net than the segmenter's."""
 
 
 @recorded
@@ -67,18 +59,9 @@ class DiffusionSegmenter(nn.Module):
                 f"expected at least two classes and a timestep of at least 0, found {num_classes}, {timestep}"
             )
         super().__init__()
-        self.patch_size = checked_patch_size(patch_size)
-        self.unet = adm_unet(
-            patch_size**2,
-            num_classes * patch_size**2,
-            channels,
-            num_res_blocks,
-            attention_levels,
-            num_head_channels,
-            norm_num_groups,
-            dropout,
-            use_flash_attention,
-        )
+        levels = (channels, num_res_blocks, attention_levels, num_head_channels)
+        self.unet = adm_unet(1, num_classes, *levels, norm_num_groups, dropout, use_flash_attention, patch_size)
+        self.patch_size = patch_size
         # Core starts it at zero, as a denoiser needs it; here that would keep the first step from all other weights.
         cast(nn.Conv2d, self.unet.out[2].conv).reset_parameters()
         self.num_classes = num_classes
@@ -108,42 +91,30 @@ class DiffusionSegmenter(nn.Module):
         return F.pixel_shuffle(logits, self.patch_size)[:, :, :height, :width]
 
 
-@dataclass(frozen=True)
-class TakenWeights:
-    """What a segmenter took over from pre-training, and what it did not: names of its tensors."""
-
-    taken: tuple[str, ...]
-    new: tuple[str, ...]
-
-
-def take_pretrained(segmenter: DiffusionSegmenter, path: str | Path) -> TakenWeights:
+def take_pretrained(segmenter: DiffusionSegmenter, path: str | Path) -> list[str]:
     """Load every tensor but those of the final convolution, from a denoiser's weights or from another segmenter's.
 
+    Returns:
+        Names of the tensors that stay as they were.
+
     Raises:
-        MissingWeightsError: there is no such file.
-        PretrainedWeightsError: a tensor is missing, unknown or of another shape; nothing was loaded.
+        WeightsError: there is no such file, or a tensor is missing, unknown or of another shape; nothing was loaded.
     """
-    wanted = segmenter.state_dict()
+    own = segmenter.state_dict()
+    new = [key for key in own if key.startswith(FINAL_CONVOLUTION)]
     found = {key: value for key, value in read_weights(path).items() if not key.startswith(FINAL_CONVOLUTION)}
-    taken = {key for key in wanted if not key.startswith(FINAL_CONVOLUTION)}
-    reshaped = {
-        f"{key} {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in taken & found.keys()
-        if found[key].shape != wanted[key].shape
-    }
-    if taken != found.keys() or reshaped:
-        raise PretrainedWeightsError(
-            f"{path} does not fit the segmenter. Found but not expected: {_named(found.keys() - taken)}. Expected but "
-            f"not found: {_named(taken - found.keys())}. Of another shape: {_named(reshaped)}. Give the segmenter the "
-            "channels, num_res_blocks and attention_levels that the weights were trained with"
+    difference = first_difference({key: value for key, value in own.items() if key not in new}, found)
+    if difference:
+        raise WeightsError(
+            f"{path} does not fit the segmenter: {difference}; give the segmenter the channels, num_res_blocks and "
+            "attention_levels that the weights were trained with"
         )
-    segmenter.load_state_dict({**wanted, **found}, strict=True)  # the final convolution as it is
-    new = tuple(key for key in wanted if key not in taken)
+    segmenter.load_state_dict({**own, **found}, strict=True)
     numbers = sum(value.numel() for value in found.values())
     _logger.info(
-        "took %d of %d tensors (%d numbers) from %s; new: %s", len(taken), len(wanted), numbers, path, ", ".join(new)
+        "took %d of %d tensors (%d numbers) from %s; new: %s", len(found), len(own), numbers, path, ", ".join(new)
     )
-    return TakenWeights(tuple(key for key in wanted if key in taken), new)
+    return new
 
 
 def start_segmenter(
@@ -162,22 +133,13 @@ def start_segmenter(
         init_weights: of a whole segmenter, the final convolution too, to train on; instead of `pretrained`.
 
     Raises:
-        MissingWeightsError: there is no such file.
-        PretrainedWeightsError: the weights do not fit.
-        RuntimeError: `init_weights` do not fit.
+        WeightsError: there is no such file, or the weights do not fit.
     """
     if init_weights is not None:
         load_weights(segmenter, init_weights)
         _logger.info("took all %d tensors from %s", len(segmenter.state_dict()), init_weights)
-    elif str(pretrained) == FROM_NOTHING:
+    elif str(pretrained) == "none":
         _logger.info("took no pre-trained weights: all %d tensors are new", len(segmenter.state_dict()))
     else:
-        source = ddpm_path if str(pretrained) == FROM_DDPM else None
-        take_pretrained(segmenter, pretrained if source is None else source)
+        take_pretrained(segmenter, ddpm_path if pretrained == "ddpm" and ddpm_path is not None else pretrained)
     return segmenter.train()
-
-
-def _named(keys: Collection[str]) -> str:
-    ordered = sorted(keys)
-    more = f" and {len(ordered) - NAMED_KEYS} more" if len(ordered) > NAMED_KEYS else ""
-    return (", ".join(ordered[:NAMED_KEYS]) or "none") + more

@@ -9,7 +9,8 @@ from monai.networks.blocks import MLPBlock
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
-from .conditioning import ConditioningError, TokenScaler
+from ..errors import SettingsError
+from .conditioning import TokenScaler
 from .weights import recorded
 
 _logger = logging.getLogger(__name__)
@@ -34,9 +35,7 @@ class TokenComponents(nn.Module):
     def __init__(self, num_components: int, num_tokens: int, token_dim: int) -> None:
         super().__init__()
         if num_components > num_tokens * token_dim:
-            raise ConditioningError(
-                f"num_components: expected at most {num_tokens * token_dim}, found {num_components}"
-            )
+            raise SettingsError(f"num_components: expected at most {num_tokens * token_dim}, found {num_components}")
         self.scaler = TokenScaler(num_tokens, token_dim)
         self.register_buffer("directions", torch.zeros(num_tokens * token_dim, num_components))
         self.register_buffer("components_scale", torch.ones(num_components))
@@ -47,11 +46,11 @@ class TokenComponents(nn.Module):
         """Measure over tokens [num_images, N, D] of the training split.
 
         Raises:
-            ConditioningError: wrong shape, or fewer images than components.
+            SettingsError: wrong shape, or fewer images than components.
         """
         number = len(self.components_scale)
         if len(tokens) <= number:
-            raise ConditioningError(
+            raise SettingsError(
                 f"num_components {number}: expected more training images than that, found {len(tokens)}; "
                 "lower num_components"
             )

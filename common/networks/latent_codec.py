@@ -200,8 +200,7 @@ def start_codec(codec: LatentCodec, path: str | Path | None, trained_part: str =
             and statistics stay as they are, so that latents made before remain valid.
 
     Raises:
-        MissingWeightsError: there is no such file.
-        RuntimeError: keys or shapes differ from the codec's.
+        WeightsError: there is no such file, or it is of another network.
         ValueError: another part, or a decoder to train without weights to start from.
     """
     if trained_part not in ("all", "decoder") or (trained_part == "decoder" and path is None):

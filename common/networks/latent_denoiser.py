@@ -148,9 +148,8 @@ def start_denoiser(denoiser: LatentDenoiser, path: str | Path | None, tokens: Te
         tokens: of the training split, [num_images, N, D].
 
     Raises:
-        MissingWeightsError: there is no such file.
-        RuntimeError: keys or shapes differ from the denoiser's.
-        ConditioningError: the tokens do not fit the denoiser.
+        WeightsError: there is no such file, or it is of another network.
+        SettingsError: the tokens do not fit the denoiser.
     """
     if path is not None:
         load_weights(denoiser, path)

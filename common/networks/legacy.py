@@ -1,17 +1,18 @@
 """Checkpoints written with the archived monai-generative, in MONAI core's networks, with the same outputs.
 
-The networks moved to core under other names and flags. Core's own `load_old_state_dict` is not used, because on
-monai 1.6.1 it changes results without a word: with the default flags it loads `proj_attn`, which the old forward never
-applied; tensors that it does not find keep their random initialisation; those that it does not know it drops. Here
-every tensor of the file is loaded or known to be unused, and every parameter of the core network is filled.
+The networks moved to core under other names and flags. Core's `load_old_state_dict` renames the tensors, but on monai
+1.6.1 it changes results without a word: with the default flags it loads `proj_attn`, which the old forward never
+applied; tensors that it does not find keep what they were; those that it does not know it drops. Here the flags are
+chosen so that results stay, and every tensor must find its place. Where monai-generative is installed, both networks
+can be run on one input and compared.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import pickle
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,16 @@ import torch
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import WeightsError
 
 KINDS: dict[str, type[nn.Module]] = {"autoencoder_kl": AutoencoderKL, "diffusion_model_unet": DiffusionModelUNet}
+TOLERANCE = 5e-5  # of an output's scale; float32 sums in another order stay below 2e-6, a wrong flag gives above 5e-2
 _CORE_TO_LEGACY_ARGUMENT = {"channels": "num_channels", "use_checkpoint": "use_checkpointing"}
 _CORE_ONLY_ARGUMENTS = {"include_fc", "use_combined_linear"}
-_CORE_TO_LEGACY_KEY = (
-    (re.compile(r"\.attn\.(to_[qkv])\."), r".\1."),  # self-attention got a module of its own
-    (re.compile(r"\.out_proj\."), ".to_out.0."),  # of the transformer blocks
-    (re.compile(r"\.postconv\."), ".conv."),  # after nearest-neighbour upsampling
-)
-_UNUSED_KEY = re.compile(r"(.+)\.proj_attn\.(?:weight|bias)")
 _ENTRIES = ("state_dict", "model_state_dict", "model", "network", "net", "autoencoder", "diffusion", "unet")
 _WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError)  # all that torch.load gave
-_NAMED_KEYS = 4  # in a message
-
-
-class LegacyCheckpointError(UserError, ValueError):
-    """A legacy checkpoint, or the arguments it is said to belong to, cannot be converted without changing results."""
+_TIMESTEPS = (0, 371, 999)
 
 
 def read_legacy_state(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
@@ -49,18 +41,29 @@ def read_legacy_state(path: str | Path, entry: str | None = None) -> dict[str, T
             customary name ("state_dict", "model", "diffusion", ...).
 
     Raises:
-        LegacyCheckpointError: no readable file, or none or several state dicts in it.
+        WeightsError: no readable file, or none or several state dicts in it.
     """
     if not Path(path).is_file():
-        raise LegacyCheckpointError(f"{path}: found no file; expected a legacy checkpoint")
+        raise WeightsError(f"{path}: found no file; expected a legacy checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        raise LegacyCheckpointError(
+        raise WeightsError(
             f"{path}: found no file of tensors and plain values ({type(error).__name__}); expected a state dict saved "
             "by torch.save. A pickled module has to be saved again as its state_dict(), where its code is trusted"
         ) from error
-    state = _select_state(content, entry, str(path))
+    inside = content if isinstance(content, Mapping) else {}
+    states = {key: value for key, value in inside.items() if _is_state(value)}
+    names = [entry] if entry is not None else list(states)
+    if len(names) > 1:
+        names = [name for name in names if name in _ENTRIES]
+    if entry is None and _is_state(content):
+        state = dict(content)
+    elif len(names) == 1 and names[0] in states:
+        state = dict(states[names[0]])
+    else:
+        wish = "exactly one" if entry is None else f"one at {entry!r}"
+        raise WeightsError(f"{path}: found state dicts at: {_few(states)}; expected {wish}. Name it by `entry`")
     for prefix in _WRAPPERS:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -79,64 +82,24 @@ def core_arguments(kind: str, legacy_arguments: Mapping[str, Any]) -> dict[str, 
         legacy_arguments: as given to `generative.networks.nets.AutoencoderKL` or `.DiffusionModelUNet`.
 
     Raises:
-        LegacyCheckpointError: an unknown kind or argument, or one that core cannot reproduce.
+        WeightsError: an unknown kind or argument, or one that core cannot reproduce.
     """
-    core_names = inspect.signature(core_class(kind)).parameters.keys() - _CORE_ONLY_ARGUMENTS
+    if kind not in KINDS:
+        raise WeightsError(f"found the kind {kind!r}; expected one of {', '.join(KINDS)}")
+    core_names = inspect.signature(KINDS[kind]).parameters.keys() - _CORE_ONLY_ARGUMENTS
     names = {_CORE_TO_LEGACY_ARGUMENT.get(name, name): name for name in core_names}
-    if unknown := sorted(legacy_arguments.keys() - names.keys()):
-        raise LegacyCheckpointError(
-            f"{kind}: found the arguments {', '.join(unknown)}; expected those of monai-generative's constructor: "
+    if unknown := legacy_arguments.keys() - names.keys():
+        raise WeightsError(
+            f"{kind}: found the arguments {_few(sorted(unknown))}; expected those of monai-generative's constructor: "
             f"{', '.join(sorted(names))}"
         )
     if legacy_arguments.get("use_convtranspose"):
-        raise LegacyCheckpointError(
+        raise WeightsError(
             f"{kind}: found use_convtranspose, whose kernel was 3 pixels wide; core's has 2, so expected False"
         )
     arguments = {names[name]: value for name, value in legacy_arguments.items() if name != "use_flash_attention"}
     conditional = bool(legacy_arguments.get("with_conditioning", False))
     return {**arguments, "include_fc": conditional, "use_combined_linear": False}
-
-
-def build_core_network(kind: str, legacy_arguments: Mapping[str, Any]) -> nn.Module:
-    """Build the core network for `core_arguments`, with its random initialisation.
-
-    Raises:
-        LegacyCheckpointError: arguments that `core_arguments` or core's constructor refuses.
-    """
-    arguments = core_arguments(kind, legacy_arguments)
-    try:
-        return core_class(kind)(**arguments)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise LegacyCheckpointError(f"{kind}: core's constructor refuses {arguments}: {error}") from error
-
-
-def convert_state_dict(network: nn.Module, legacy_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a legacy state dict's keys to those of the core network; nothing is left out unless known to be unused.
-
-    Args:
-        network: from `build_core_network`; only its keys and shapes are read, so it may be on the meta device.
-        legacy_state: of the old network.
-
-    Raises:
-        LegacyCheckpointError: keys or shapes do not belong to this architecture.
-    """
-    wanted = network.state_dict()
-    sources = {key: _legacy_key(key) for key in wanted}
-    expected = set(sources.values())
-    missing = expected - legacy_state.keys()
-    unknown = {key for key in legacy_state.keys() - expected if not _is_unused(key, expected)}
-    reshaped = {
-        f"{source} {tuple(legacy_state[source].shape)} instead of {tuple(wanted[key].shape)}"
-        for key, source in sources.items()
-        if source in legacy_state and legacy_state[source].shape != wanted[key].shape
-    }
-    if missing or unknown or reshaped:
-        raise LegacyCheckpointError(
-            f"The checkpoint does not fit {type(network).__name__} with these arguments. "
-            f"Found but not expected: {_named(unknown)}. Expected but not found: {_named(missing)}. "
-            f"Of another shape: {_named(reshaped)}. Give the constructor arguments that the checkpoint was trained with"
-        )
-    return {key: legacy_state[source] for key, source in sources.items()}
 
 
 def load_legacy_network(
@@ -150,37 +113,113 @@ def load_legacy_network(
         legacy_state: its state dict, for example from `read_legacy_state`; it is left as it is.
 
     Raises:
-        LegacyCheckpointError: arguments or state dict cannot be converted without changing results.
+        WeightsError: arguments or state dict cannot be converted without changing results.
     """
-    network = build_core_network(kind, legacy_arguments)
-    network.load_state_dict(convert_state_dict(network, legacy_state), strict=True)
+    arguments = core_arguments(kind, legacy_arguments)
+    try:
+        network: Any = KINDS[kind](**arguments)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise WeightsError(f"{kind}: core's constructor refuses {arguments}: {error}") from error
+    for value in network.state_dict().values():
+        value.fill_(torch.nan)  # so that what gets no value is found
+    # The linear layer that an old AttentionBlock owned and never applied (MONAI issue 7991).
+    never_applied = {
+        f"{block}.proj_attn.{part}"
+        for block in (key.removesuffix(".to_q.weight") for key in legacy_state if key.endswith(".to_q.weight"))
+        for part in ("weight", "bias")
+    }
+    left = {key: value for key, value in legacy_state.items() if key not in never_applied}
+    try:
+        network.load_old_state_dict(left)  # takes out what it finds a place for
+        problem = ""
+    except (KeyError, RuntimeError) as error:
+        problem = f" {' '.join(str(error).split())[:300]}."
+    empty = [key for key, value in network.state_dict().items() if value.isnan().any()]
+    unknown = left.keys() - network.state_dict().keys()
+    if problem or empty or unknown:
+        raise WeightsError(
+            f"the checkpoint does not fit {type(network).__name__} with these arguments.{problem} Without place: "
+            f"{_few(sorted(unknown))}. Without finite values: {_few(empty)}. Give the constructor arguments that the "
+            "checkpoint was trained with"
+        )
     return network
 
 
-def core_class(kind: str) -> type[nn.Module]:
-    """The core network of a kind.
+def verify_against_generative(
+    kind: str,
+    legacy_arguments: Mapping[str, Any],
+    legacy_state: Mapping[str, Tensor],
+    network: nn.Module,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+) -> float:
+    """Compare every output of a converted network with the old network's, in evaluation mode on a seeded input.
+
+    Args:
+        kind: "autoencoder_kl" (compared: mean, sigma, decoded mean) or "diffusion_model_unet" (compared: the output
+            for three timesteps, with context and classes where it has them).
+        legacy_arguments: constructor arguments of the old network.
+        legacy_state: its state dict.
+        network: the converted float32 network, on any device.
+        tolerance: largest accepted absolute difference, as a fraction of the largest absolute old output.
+        seed: of the input.
+
+    Returns:
+        The largest such fraction over all outputs.
 
     Raises:
-        LegacyCheckpointError: there is no such kind.
+        ImportError: monai-generative is not installed.
+        WeightsError: a difference above the tolerance, or outputs that cannot show any, as an untrained network's.
     """
-    if kind not in KINDS:
-        raise LegacyCheckpointError(f"Found the kind {kind!r}; expected one of {', '.join(KINDS)}")
-    return KINDS[kind]
+    device, was_training = next(network.parameters()).device, network.training
+    legacy, inputs = _legacy_network_and_inputs(kind, legacy_arguments, legacy_state, seed)
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    with torch.no_grad():
+        expected = _outputs(kind, legacy.to(device).eval(), inputs)
+        found = _outputs(kind, network.eval(), inputs)
+    network.train(was_training)
+    differences = [
+        ((one - other).abs().max() / other.abs().max()).item() for one, other in zip(found, expected, strict=True)
+    ]
+    if not all(value <= tolerance for value in differences):  # NaN, as of zeros, is above
+        shares = _few(f"{value:.2g}" for value in differences)
+        raise WeightsError(
+            f"{kind}: the converted network differs from monai-generative's by {shares} of the outputs' scale; "
+            f"expected at most {tolerance:g}"
+        )
+    return max(differences)
 
 
-def _select_state(content: Any, entry: str | None, source: str) -> dict[str, Tensor]:
-    if entry is None and _is_state(content):
-        return dict(content)
-    inside = content if isinstance(content, Mapping) else {}
-    states = {key: value for key, value in inside.items() if _is_state(value)}
-    names = [entry] if entry is not None else list(states)
-    if len(names) > 1:
-        names = [name for name in names if name in _ENTRIES]
-    if len(names) != 1 or names[0] not in states:
-        wish = "exactly one" if entry is None else f"one at {entry!r}"
-        found = ", ".join(map(str, states)) or f"none ({type(content).__name__}: {_named(map(str, inside))})"
-        raise LegacyCheckpointError(f"{source}: found state dicts at: {found}; expected {wish}. Name it by `entry`")
-    return dict(states[names[0]])
+def _legacy_network_and_inputs(
+    kind: str, legacy_arguments: Mapping[str, Any], legacy_state: Mapping[str, Tensor], seed: int
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The old network with its weights, and arguments for a call of it."""
+    try:  # the only part that works with monai 1.6: not its schedulers, losses or engines
+        nets = importlib.import_module("generative.networks.nets")
+    except ImportError as error:
+        raise ImportError(f"no working monai-generative ({error}); pip install monai-generative") from error
+    legacy_class = getattr(nets, KINDS[kind].__name__)
+    bound = inspect.signature(legacy_class).bind(**{**legacy_arguments, "use_flash_attention": False})
+    bound.apply_defaults()
+    arguments = bound.arguments
+    legacy = legacy_class(**arguments)
+    legacy.load_state_dict(dict(legacy_state), strict=True)
+    generator = torch.Generator().manual_seed(seed)
+    number, size = len(_TIMESTEPS), 4 * 2 ** (len(arguments["num_channels"]) - 1)  # over one position attention is idle
+    shape = (number, arguments["in_channels"], *[size] * arguments["spatial_dims"])
+    inputs = {"x": torch.randn(shape, generator=generator)}
+    if arguments.get("with_conditioning"):
+        inputs["context"] = torch.randn(number, 4, arguments["cross_attention_dim"], generator=generator)
+    if arguments.get("num_class_embeds") is not None:
+        inputs["class_labels"] = torch.arange(number) % arguments["num_class_embeds"]
+    return legacy, inputs
+
+
+def _outputs(kind: str, network: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    if kind == "autoencoder_kl":
+        mean, sigma = network.encode(inputs["x"])
+        return [mean, sigma, network.decode(mean)]
+    return list(network(timesteps=torch.tensor(_TIMESTEPS, device=inputs["x"].device), **inputs))
 
 
 def _is_state(value: Any) -> bool:
@@ -191,19 +230,6 @@ def _is_state(value: Any) -> bool:
     )
 
 
-def _legacy_key(core_key: str) -> str:
-    for pattern, replacement in _CORE_TO_LEGACY_KEY:
-        core_key = pattern.sub(replacement, core_key)
-    return core_key
-
-
-def _is_unused(legacy_key: str, expected: Collection[str]) -> bool:
-    """Tell the linear layer that an old `AttentionBlock` owned and never applied (MONAI issue 7991)."""
-    match = _UNUSED_KEY.fullmatch(legacy_key)
-    return match is not None and f"{match[1]}.to_q.weight" in expected
-
-
-def _named(keys: Any) -> str:
-    ordered = sorted(keys)
-    more = f" and {len(ordered) - _NAMED_KEYS} more" if len(ordered) > _NAMED_KEYS else ""
-    return (", ".join(ordered[:_NAMED_KEYS]) or "none") + more
+def _few(names: Iterable[object], count: int = 4) -> str:
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:count] or ["none"]) + (f" and {len(texts) - count} more" if len(texts) > count else "")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..intensity import to_signed
+from .weights import load_weights
 
 CHANNELS = (64, 192, 384, 256, 256)  # of AlexNet's five convolutions
 MIN_SIZE = 31  # pixels: the smallest side that leaves one position after AlexNet's strides
@@ -37,8 +38,7 @@ class LPIPS(nn.Module):
             (AlexNet's convolutions) and lin{0..4}.model.1.weight (LPIPS v0.1).
 
     Raises:
-        FileNotFoundError: no such file.
-        RuntimeError: keys or shapes differ from those above (strict loading).
+        WeightsError: no such file, or other keys or shapes than those above.
     """
 
     shift: Tensor
@@ -58,18 +58,8 @@ class LPIPS(nn.Module):
         # ImageNet mean and standard deviation, written for an input in [-1, 1]; constants, so not in the state dict.
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
-        self.load_state_dict(self._read(Path(weights_path)))
+        load_weights(self, weights_path)
         self.requires_grad_(False)
-        self.eval()
-
-    @staticmethod
-    def _read(path: Path) -> dict[str, Tensor]:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"LPIPS weights: no file {path}. Expected a state dict with AlexNet's features.* and LPIPS's lin*.*; "
-                "download or convert it first (the README's section on weights says how) and pass its path."
-            )
-        return torch.load(path, map_location="cpu", weights_only=True)
 
     def train(self, mode: bool = True) -> LPIPS:
         """Stay in evaluation mode whatever is asked: a parent's `.train()` must not change the metric."""

@@ -27,6 +27,7 @@ def adm_unet(
     norm_num_groups: int = 32,
     dropout: float = 0.0,
     use_flash_attention: bool = False,
+    patch_size: int = 1,
 ) -> DiffusionModelUNet:
     """Build the U-Net: residual blocks that also resample, attention at chosen levels (ADM, section 3).
 
@@ -35,8 +36,8 @@ def adm_unet(
     scale-shift normalisation is not in core; the timestep is added.
 
     Args:
-        in_channels: of the first convolution.
-        out_channels: of the final convolution.
+        in_channels: of the image.
+        out_channels: of the output.
         channels: per level, full resolution first; each further level halves H and W.
         num_res_blocks: per level, or one number for all.
         attention_levels: self-attention per level; there always is some at the lowest resolution.
@@ -44,16 +45,21 @@ def adm_unet(
         norm_num_groups: of every GroupNorm; divides all of `channels`.
         dropout: probability, in [0, 1).
         use_flash_attention: torch's fused attention; faster on GPUs, slower in bfloat16 training on CPUs.
+        patch_size: px, side of the squares that callers fold into channels before the U-Net and unfold after it, so
+            that it works at 1 / patch_size of the resolution (Hoogeboom et al. 2023, section 3.4, take 2 to 4); 1 is
+            ADM's.
 
     Raises:
-        ValueError: `dropout` outside [0, 1), or sizes that core refuses.
+        ValueError: `dropout` outside [0, 1), `patch_size` below 1, or sizes that core refuses.
     """
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout: expected a probability in [0, 1), found {dropout}")
+    if not 0.0 <= dropout < 1.0 or patch_size < 1:
+        raise ValueError(
+            f"expected dropout in [0, 1) and patch_size of at least 1 px, found {dropout} and {patch_size}"
+        )
     unet = DiffusionModelUNet(
         spatial_dims=2,
-        in_channels=in_channels,
-        out_channels=out_channels,
+        in_channels=in_channels * patch_size**2,
+        out_channels=out_channels * patch_size**2,
         channels=channels,
         num_res_blocks=num_res_blocks,
         attention_levels=attention_levels,
@@ -77,37 +83,14 @@ def adm_unet(
     return unet
 
 
-def checked_patch_size(patch_size: int) -> int:
-    """The size, if it is one.
-
-    Raises:
-        ValueError: below 1.
-    """
-    if patch_size < 1:
-        raise ValueError(f"patch_size: expected at least 1 px, found {patch_size}")
-    return patch_size
-
-
 @recorded
 class PixelDenoiser(nn.Module):
     """ADM-style U-Net on radiographs of one channel; see `adm_unet` for the arguments.
 
     It works on [-1, 1]: the steps map images from [0, 1] by `common.intensity`, and samples back.
 
-    Args:
-        patch_size: px, side of the squares that are folded into channels before the U-Net and unfolded after it, so
-            that it works at 1 / patch_size of the resolution (Hoogeboom et al. 2023, section 3.4, take 2 to 4); 1 is
-            ADM's.
-        channels: per level, this and the rest as of `adm_unet`.
-        num_res_blocks: per level, or one number for all.
-        attention_levels: self-attention per level.
-        num_head_channels: channels of an attention head.
-        norm_num_groups: of every GroupNorm.
-        dropout: probability.
-        use_flash_attention: torch's fused attention.
-
     Raises:
-        ValueError: a patch_size below 1, or what `adm_unet` refuses.
+        ValueError: what `adm_unet` refuses.
     """
 
     def __init__(
@@ -122,18 +105,9 @@ class PixelDenoiser(nn.Module):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
-        self.patch_size = checked_patch_size(patch_size)
-        self.unet = adm_unet(
-            patch_size**2,
-            patch_size**2,
-            channels,
-            num_res_blocks,
-            attention_levels,
-            num_head_channels,
-            norm_num_groups,
-            dropout,
-            use_flash_attention,
-        )
+        levels = (channels, num_res_blocks, attention_levels, num_head_channels)
+        self.unet = adm_unet(1, 1, *levels, norm_num_groups, dropout, use_flash_attention, patch_size)
+        self.patch_size = patch_size
         self.downsampling_factor = patch_size * 2 ** (len(channels) - 1)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, context: None = None) -> Tensor:
@@ -166,8 +140,7 @@ def start_pixel_denoiser(denoiser: PixelDenoiser, path: str | Path | None) -> Pi
     """Return the denoiser to train: as it was initialised, or with the weights at `path`.
 
     Raises:
-        MissingWeightsError: there is no such file.
-        RuntimeError: keys or shapes differ from the denoiser's.
+        WeightsError: there is no such file, or it is of another network.
     """
     if path is not None:
         load_weights(denoiser, path)

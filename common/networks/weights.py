@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import WeightsError
 from ..files import atomic_path, read_json, write_json
 from ..fingerprint import file_sha256
 
@@ -28,10 +28,6 @@ Network = TypeVar("Network", bound=nn.Module)
 PACKAGE = __package__.rpartition(".")[0]  # `common`, or where a packaged bundle keeps its copy
 FORMAT = 1
 NETWORK = "network"
-
-
-class WeightsError(UserError, ValueError):
-    """A weights file is missing, damaged, or of something else."""
 
 
 MissingWeightsError = WeightsError
@@ -203,7 +199,7 @@ def load_weights(network: Network, path: str | Path) -> Network:
         WeightsError: as `read_weights`, or the file is of another network; names the first difference.
     """
     state = read_weights(path)
-    difference = _first_difference(network.state_dict(), state)
+    difference = first_difference(network.state_dict(), state)
     if difference:
         raise WeightsError(f"{path} is of another network: {difference}; give weights of this network, or its settings")
     network.load_state_dict(state, strict=True)
@@ -215,7 +211,8 @@ def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-def _first_difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+def first_difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """The first tensor of two state dicts that is missing, of another shape or not expected; None where all agree."""
     for name, value in wanted.items():
         if name not in found:
             return f"{name} is missing"
