@@ -13,10 +13,9 @@ from common.command_line import run_command
 from common.experiments.benefit_pool import load_generator
 from common.experiments.benefit_study import CLASSIFIERS, PROBE, Study, labelled_split
 from common.experiments.densenet import TrainingSettings
-from common.experiments.experiment import Experiment
-from common.experiments.knobs import check_names, check_numbers
 from common.experiments.label_fidelity import Judge, LabelFidelity
-from common.experiments.label_fidelity_report import write_report
+from common.experiments.label_fidelity_report import STEM, write_report
+from common.experiments.trials import Experiment, check_lists
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
 QUICK_INFERENCE_STEPS, QUICK_STEPS, QUICK_IMAGE_SIZE = 2, 2, 32
@@ -45,11 +44,11 @@ def label_fidelity(
     """Train every judge that OUT does not hold yet, show it the held-out images; then write the report of all in OUT.
 
     A killed run goes on with the judge it was at, and with the image its generator was at. What is compared and why:
-    common/synthetic_benefit/label_fidelity.py.
+    common/experiments/label_fidelity.py.
 
     Args:
         dataset_dir: with a manifest.csv that has labels.
-        output_dir: of cells, JSON, table and plot; small, and free of paths and images, to be kept.
+        output_dir: of CSV, JSON, table and plot; small, and free of paths and images, to be kept.
         work_dir: of generated images and features; by default outputs/synthetic_benefit of the bundle.
         where: manifest columns and the value that each must have; take one source, as label and source are confounded.
         judges: probe, densenet.
@@ -65,8 +64,7 @@ def label_fidelity(
         bundle_root: of the latent diffusion bundle.
         device: such as cpu; None takes a GPU where there is one.
     """
-    check_names("judges", judges, CLASSIFIERS)
-    check_numbers("seeds", seeds, 0)
+    check_lists({"judges": judges, "seeds": seeds}, {"judges": CLASSIFIERS, "seeds": 0})
     if quick:
         seeds, image_size = seeds[:1], QUICK_IMAGE_SIZE
         num_inference_steps, num_steps = QUICK_INFERENCE_STEPS, QUICK_STEPS
@@ -77,8 +75,8 @@ def label_fidelity(
     work_dir = work_dir or str(Path(bundle_root) / "outputs" / "synthetic_benefit")
     study = Study(train, test, classes, generator, work_dir, training, num_views=0, amp=amp)
     settings = {**study.settings(), "where": where, "quick": quick}
-    cells = [Judge(judge, seed) for judge in judges for seed in (seeds[:1] if judge == PROBE else seeds)]
-    Experiment(output_dir, settings, LabelFidelity(study, work_dir)).run(cells)
+    trials = [Judge(judge, seed) for judge in judges for seed in (seeds[:1] if judge == PROBE else seeds)]
+    Experiment(output_dir, STEM, settings, LabelFidelity(study, work_dir)).run(trials)
     write_report(output_dir, study.device)
 
 

@@ -11,17 +11,17 @@ from typing import Any
 
 from common.command_line import run_command
 from common.experiments.benefit_pool import load_generator
-from common.experiments.benefit_regimes import REAL_REGIMES, STRATEGIES, SYNTHETIC_REGIMES, grid
-from common.experiments.benefit_report import write_report
+from common.experiments.benefit_regimes import REGIMES, STRATEGIES, grid
+from common.experiments.benefit_report import STEM, write_report
 from common.experiments.benefit_study import CLASSIFIERS, Study, labelled_split
 from common.experiments.densenet import TrainingSettings
-from common.experiments.experiment import Experiment
-from common.experiments.knobs import chosen_cells
+from common.experiments.trials import Experiment, choose_trials
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
-REGIMES = (*REAL_REGIMES, *SYNTHETIC_REGIMES)
-NAMES = {"strategies": STRATEGIES, "regimes": REGIMES, "classifiers": CLASSIFIERS}
-NUMBERS = {"sizes": 1, "ratios": 1, "seeds": 0}  # with the least of each
+ALLOWED: dict[str, Sequence[str] | int] = {
+    **{"strategies": STRATEGIES, "regimes": REGIMES, "classifiers": CLASSIFIERS},
+    **{"sizes": 1, "ratios": 1, "seeds": 0},
+}
 QUICK_LISTS = {"sizes": (6,), "ratios": (1,), "seeds": (0,)}
 QUICK_INFERENCE_STEPS, QUICK_STEPS = 2, 2
 QUICK_IMAGE_SIZE, QUICK_VIEWS, QUICK_TEST_IMAGES = 32, 1, 3  # px; of an image; of a class
@@ -54,15 +54,15 @@ def synthetic_benefit(
     bundle_root: str = str(BUNDLE),
     device: str | None = None,
 ) -> None:
-    """Train and score every cell that OUT does not hold yet; then write the report of all that it holds.
+    """Train and score every trial that OUT does not hold yet; then write the report of all that it holds.
 
-    A cell is one training on a nested, balanced subset of the training split, scored on the whole validation split.
-    A killed run goes on with the cell it was at, and with the image its generator was at. The protocol and its reasons:
-    common/synthetic_benefit/study.py.
+    A trial is one training on a nested, balanced subset of the training split, scored on the whole validation split.
+    A killed run goes on with the trial it was at, and with the image its generator was at. The protocol and its
+    reasons: common/experiments/benefit_study.py.
 
     Args:
         dataset_dir: with a manifest.csv that has labels.
-        output_dir: of cells, JSON, table and plots; small, and free of paths and images, to be kept.
+        output_dir: of CSV, JSON, table and plots; small, and free of paths and images, to be kept.
         work_dir: of synthetic images and features; by default outputs/synthetic_benefit of the bundle.
         where: manifest columns and the value that each must have; take one source, as label and source are confounded.
         sizes: real images with labels, of all classes together.
@@ -72,7 +72,7 @@ def synthetic_benefit(
         classifiers: probe, densenet.
         seeds: of subset and training.
         grids: YAML file that lists several grids, each a mapping of the six lists above, or of some of them.
-        share: i, n: do every n-th cell from the i-th on; so n processes share the work.
+        share: i, n: do every n-th trial from the i-th on; so n processes share the work.
         num_inference_steps: of the generator.
         guidance_scale: of the generator; 1 is none, and costs half.
         num_views: changed views of a real image for the probe.
@@ -81,15 +81,15 @@ def synthetic_benefit(
         batch_size: of it.
         learning_rate: of it.
         amp: bfloat16 where the hardware has it; False for the same result on other hardware.
-        generate_only: make the images that the cells need, and stop; the share is then of the images.
+        generate_only: make the images that the trials need, and stop; the share is then of the images.
         quick: one small subset, one ratio, one seed and a few steps, to see whether everything works; no figure of it
             means anything.
         bundle_root: of the latent diffusion bundle.
         device: such as cpu; None takes a GPU where there is one.
     """
-    knobs: dict[str, Sequence[Any]] = {"classifiers": classifiers, "regimes": regimes, "strategies": strategies}
-    knobs |= {"ratios": ratios, "sizes": sizes, "seeds": seeds}
-    cells = chosen_cells(grids, knobs, grid, NAMES, NUMBERS, QUICK_LISTS if quick else {})
+    lists: dict[str, Sequence[Any]] = {"classifiers": classifiers, "regimes": regimes, "strategies": strategies}
+    lists |= {"ratios": ratios, "sizes": sizes, "seeds": seeds}
+    trials = choose_trials(grid, lists, ALLOWED, grids, QUICK_LISTS if quick else None)
     if quick:
         num_inference_steps, num_steps = QUICK_INFERENCE_STEPS, QUICK_STEPS
         image_size, num_views = QUICK_IMAGE_SIZE, QUICK_VIEWS
@@ -99,10 +99,10 @@ def synthetic_benefit(
     work_dir = work_dir or str(Path(bundle_root) / "outputs" / "synthetic_benefit")
     study = Study(train, test, classes, generator, work_dir, training, num_views, amp)
     if generate_only:
-        study.make_images(cells, (share[0], share[1]))
+        study.make_images(trials, (share[0], share[1]))
         return
     settings = {**study.settings(), "where": where, "quick": quick}
-    Experiment(output_dir, settings, study).run(cells, (share[0], share[1]))
+    Experiment(output_dir, STEM, settings, study).run(trials, (share[0], share[1]))
     write_report(output_dir, study.device)
 
 

@@ -14,12 +14,12 @@ from tqdm import tqdm
 from common.command_line import run_command
 from common.data.readability import readable_radiographs
 from common.experiments.attention_segmenter import Networks, load_networks
-from common.experiments.experiment import SETTINGS_NAME, settle
 from common.experiments.lung_masks import LungMasksError, lung_cases
 from common.experiments.lung_report import STEM, write_overlays, write_report
 from common.experiments.lung_study import Study, write_mask
 from common.experiments.lung_tuning import Tuned
 from common.experiments.lungs import ZeroShotLungs
+from common.experiments.trials import SETTINGS_NAME, check_or_write_settings
 from common.files import read_json, result_name, write_json
 from common.fingerprint import file_sha256, network_sha256
 from common.io import read_radiograph
@@ -89,7 +89,7 @@ def zero_shot_lungs(
     content = read_json(tuned_path)
     tuning = content.pop("tuning")
     for folder in (out, work):
-        settle(folder / SETTINGS_NAME, {**weights, "tuned_sha256": file_sha256(tuned_path)})
+        check_or_write_settings(folder / SETTINGS_NAME, {**weights, "tuned_sha256": file_sha256(tuned_path)})
     results = study.score(cases, Tuned.from_plain(content))
     write_report(out, results, cases, tuning, networks.attention.device)
     write_overlays(work / "overlays.png", results, cases, [study.mask_path(case) for case in cases])

@@ -1,18 +1,17 @@
-"""The command with all its starts, in miniature."""
+"""The command with its starts, in miniature."""
 
 import json
 
 import pytest
 import torch
-from conftest import REPOSITORY, draw_radiographs
+from conftest import REPOSITORY
 from dental_data import TINY, write_labelled_folder
 from script_module import load_script
 
-from common.experiments.experiment import ExperimentError, read_cells
-from common.experiments.label_efficiency import Cell
+from common.errors import SettingsError
+from common.experiments.label_efficiency import Trial
+from common.experiments.trials import read_trials
 from common.networks.pixel_denoiser import PixelDenoiser
-
-STARTS = ["none", "ddpm", "pixel_classifier", "ddpm_generated"]
 
 
 @pytest.fixture(scope="module")
@@ -23,27 +22,16 @@ def script():
 @pytest.fixture
 def data(tmp_path):
     write_labelled_folder(tmp_path / "data", 10)
-    draw_radiographs(tmp_path / "generated", count=4, size=48)
-    denoiser = PixelDenoiser(**TINY, num_res_blocks=1, patch_size=3)
-    for parameter in denoiser.parameters():  # a new one gives zeros, which would all be the same feature
-        torch.nn.init.normal_(parameter, std=0.1)
-    torch.save(denoiser.state_dict(), tmp_path / "denoiser.pt")
+    torch.save(PixelDenoiser(**TINY, num_res_blocks=1, patch_size=3).state_dict(), tmp_path / "denoiser.pt")
     return tmp_path
 
 
-def weights_by_start(folder, starts):
-    if isinstance(starts, dict):
-        return starts
-    return {name: "none" if name == "none" else str(folder / "denoiser.pt") for name in starts}
-
-
-def run(script, folder, starts=STARTS, **options):
+def run(script, folder, starts=("none", "ddpm"), **options):
     options = {
         "output_dir": str(folder / "out"),
         "work_dir": str(folder / "work"),
-        "starts": weights_by_start(folder, starts),
+        "starts": {name: "none" if name == "none" else str(folder / "denoiser.pt") for name in starts},
         "bundle_root": str(REPOSITORY / "bundles" / "dental_radiograph_segmentation"),
-        "generated": str(folder / "generated"),
         "image_size": (48, 72),
         "overrides": {"amp": False, **{f"network_def#{key}": value for key, value in TINY.items()}},
         "quick": True,
@@ -54,45 +42,34 @@ def run(script, folder, starts=STARTS, **options):
 
 def test_all_starts_are_measured_and_reported_and_a_second_run_does_nothing(script, data):
     run(script, data)
-    cells = dict(read_cells(data / "out", Cell))
-    assert {(cell.method, cell.label_budget) for cell in cells} == {(name, n) for name in STARTS for n in (1, 5)}
-    assert all(0 <= result["mean_pooled_iou"] <= 1 and result["n"] == 2 for result in cells.values())
-    assert len({result["mean_pooled_iou"] for result in cells.values()}) > 4
-    ddpm = json.loads((data / "out" / "cells" / "ddpm_n5_seed0_t1.json").read_text())
+    table = data / "out" / "label_efficiency.csv"
+    trials = dict(read_trials(table, Trial))
+    assert {(trial.method, trial.label_budget) for trial in trials} == {
+        (m, n) for m in ("none", "ddpm") for n in (1, 5)
+    }
+    assert all(0 <= figures["mean_pooled_iou"] <= 1 and figures["n"] == 2 for figures in trials.values())
+    assert len({figures["mean_pooled_iou"] for figures in trials.values()}) > 2
+    ddpm = trials[Trial("ddpm", 5, 0)]
     assert ddpm["start"] == "denoiser.pt" and len(ddpm["start_sha256"]) == 64
-    (pseudo,) = (data / "work" / "runs").glob("ddpm_generated_n5_seed0_t1_*/generated")
-    assert 1 <= len(list((pseudo / "images").iterdir())) <= 2  # half of four, none without any class
-    texts = "".join(path.read_text() for path in (data / "out").rglob("*.json"))
-    assert str(data / "work") not in texts  # what is kept names no path of one machine but the data's
-    assert "classifier on frozen DDPM features" in (data / "out" / "label_efficiency.md").read_text()
-    stamps = {path: path.stat().st_mtime_ns for path in (data / "out" / "cells").iterdir()}
+    assert "start_sha256" not in trials[Trial("none", 5, 0)]
+    before = table.read_text()
+    assert str(data) not in before + (data / "out" / "label_efficiency.md").read_text()
+    assert "| DDPM |" in (data / "out" / "label_efficiency.md").read_text()
+    assert json.loads((data / "out" / "settings.json").read_text())["quick"]
     run(script, data)
-    assert stamps == {path: path.stat().st_mtime_ns for path in (data / "out" / "cells").iterdir()}
+    assert table.read_text() == before
 
 
 def test_grids_of_a_file_choose_among_the_starts(script, data):
-    (data / "grids.yaml").write_text("- {methods: [none]}\n- {methods: [ddpm], budgets: [7]}\n")
-    run(script, data, ["none", "ddpm"], grids=str(data / "grids.yaml"))
-    found = {(cell.method, cell.label_budget) for cell, _ in read_cells(data / "out", Cell)}
-    assert found == {(name, n) for name in ("none", "ddpm") for n in (1, 5)}, "quick has its own budgets"
     (data / "grids.yaml").write_text("- {methods: [masked_images]}\n")
-    with pytest.raises(ExperimentError, match="--methods"):
+    with pytest.raises(SettingsError):
         run(script, data, ["none"], grids=str(data / "grids.yaml"))
 
 
-def test_generated_labels_need_no_other_start(script):
-    assert script.with_ensemble({"ddpm_generated": "a.pt"}) == {"ddpm_generated": "a.pt", "ddpm": "a.pt"}
-    assert script.with_ensemble({"none": "none"}) == {"none": "none"}
-
-
 def test_what_cannot_be_run_is_told_before_any_work(script, data):
-    with pytest.raises(ExperimentError, match="quotes and all"):
+    with pytest.raises(SettingsError):
         script.label_efficiency(str(data / "data"), output_dir=str(data / "out"), starts="{none: a/b.pt}")
-    with pytest.raises(ExperimentError, match="give the folder of generated radiographs"):
-        run(script, data, generated=None)
-    with pytest.raises(ExperimentError, match="give both the same weights"):
-        run(script, data, starts={"ddpm": "a.pt", "ddpm_generated": "b.pt"})
     assert not (data / "out").exists()
     run(script, data, starts=["none"])
-    with pytest.raises(ExperimentError, match="learning_rate"):
+    with pytest.raises(SettingsError):
         run(script, data, starts=["none"], learning_rate=0.1)

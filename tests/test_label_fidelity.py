@@ -11,20 +11,18 @@ from script_module import load_script
 from tiny_benefit import CLASSES, benefit_bundle, labelled_folder, tiny_generator
 
 from common.data.transforms import load_square
+from common.errors import SettingsError
 from common.experiments.benefit_recipes import VARIATION
 from common.experiments.benefit_study import Study, labelled_split
 from common.experiments.densenet import TrainingSettings
-from common.experiments.experiment import QUICK_WARNING, ExperimentError
 from common.experiments.label_fidelity import KINDS, ORIGINAL, RECONSTRUCTION, Judge, LabelFidelity
-from common.experiments.label_fidelity_report import LABELS, markdown, plot_series, rows
-
-
-def scores(auc, same=1.0):
-    return {"auc": auc, "accuracy": auc - 0.1, "same_verdict": same}
+from common.experiments.label_fidelity_report import LABELS, markdown, rows
+from common.experiments.trials import QUICK_WARNING
 
 
 def result(variation):
-    return {"kinds": {ORIGINAL: scores(0.9), RECONSTRUCTION: scores(0.8, 0.7), VARIATION: scores(variation, 0.5)}}
+    aucs = {ORIGINAL: 0.9, RECONSTRUCTION: 0.8, VARIATION: variation}
+    return {f"{kind}.{figure}": auc for kind, auc in aucs.items() for figure in ("auc", "accuracy", "same_verdict")}
 
 
 def test_rows_are_means_over_seeds_and_losses_are_paired():
@@ -37,8 +35,6 @@ def test_rows_are_means_over_seeds_and_losses_are_paired():
     variation = found[-1]
     assert variation["auc"]["mean"] == pytest.approx(0.65) and variation["auc"]["n"] == 2
     assert variation["loss"]["mean"] == pytest.approx(-0.25) and "loss" not in found[0]
-    series = plot_series(found)
-    assert [x for x, _, _ in series["DenseNet-121 from random weights"]] == [1.0, 2.0, 4.0]
     settings = {"classes": ["a", "b"], "num_test_images": 9, "num_test_patients": 8}
     text = markdown({"rows": found, "settings": settings, "num_train": 70})
     assert (
@@ -59,10 +55,9 @@ def study(tmp_path_factory, tiny_dino):
 
 def test_a_judge_knows_real_images_and_not_those_of_an_untrained_generator(study, tmp_path):
     found = LabelFidelity(study, tmp_path)(Judge("probe", 0))
-    kinds = found["kinds"]
     assert found["num_train"] == 24 and found["num_test"] == 12
-    assert kinds[ORIGINAL]["auc"] > 0.9 and kinds[ORIGINAL]["same_verdict"] == 1.0
-    assert kinds[VARIATION]["auc"] < kinds[ORIGINAL]["auc"] - 0.1 and kinds[VARIATION]["same_verdict"] < 0.9
+    assert found[ORIGINAL]["auc"] > 0.9 and found[ORIGINAL]["same_verdict"] == 1.0
+    assert found[VARIATION]["auc"] < found[ORIGINAL]["auc"] - 0.1 and found[VARIATION]["same_verdict"] < 0.9
 
 
 def test_what_judges_are_shown_is_made_once_and_belongs_to_its_source(study, tmp_path):
@@ -97,11 +92,14 @@ def test_the_command_leaves_judges_table_and_plot_without_paths(script, tmp_path
     text = (tmp_path / "out" / "label_fidelity.md").read_text()
     assert text == QUICK_WARNING + markdown(report) and text.count("\n| ") == 2 * 3 + 1
     names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert names == {"settings.json", "probe_seed0.json", "densenet_seed0.json"} | {
-        f"label_fidelity.{suffix}" for suffix in ("json", "md", "png")
+    assert names == {
+        "settings.json",
+        ".trials.lock",
+        *(f"label_fidelity.{end}" for end in ("csv", "json", "md", "png")),
     }
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
+    before = (tmp_path / "out" / "label_fidelity.csv").read_text()
+    assert before.count("\n") == 3 and str(tmp_path) not in before
     script.label_fidelity(str(tmp_path / "data"), **options)
-    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
-    with pytest.raises(ExperimentError, match="--judges: found 'probe'"):
+    assert (tmp_path / "out" / "label_fidelity.csv").read_text() == before
+    with pytest.raises(SettingsError):
         script.label_fidelity(str(tmp_path / "data"), **options, judges="probe")

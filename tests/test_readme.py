@@ -11,15 +11,16 @@ from common.evaluation.evaluation_report import markdown_table
 from common.evaluation.generator_evaluation import markdown
 from common.evaluation.privacy_summary import markdown as privacy_tables
 from common.evaluation.segmentation_report import markdown_table as segmentation_table
-from common.experiments.benefit_regimes import REAL_REGIMES, SYNTHETIC_REGIMES
-from common.experiments.benefit_regimes import grid as synthetic_benefit_grid
-from common.experiments.benefit_report import markdown as synthetic_benefit_tables
-from common.experiments.knobs import read_grids
-from common.experiments.label_efficiency import grid as label_efficiency_grid
-from common.experiments.label_efficiency_report import markdown as label_efficiency_tables
-from common.experiments.label_fidelity_report import markdown as label_fidelity_tables
-from common.experiments.lung_report import markdown as zero_shot_lungs_tables
-from common.experiments.token_ablation_report import markdown as token_ablation_tables
+from common.experiments import (
+    benefit_regimes,
+    benefit_report,
+    label_efficiency,
+    label_efficiency_report,
+    label_fidelity,
+    label_fidelity_report,
+    lung_report,
+)
+from common.experiments.trials import choose_trials, read_trials
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -27,7 +28,8 @@ DOCUMENTS = [
     *sorted(REPOSITORY.glob("bundles/*/docs/README.md")),
     REPOSITORY / "bundles" / "dental_radiograph_segmentation" / "docs" / "monai_label.md",
 ]
-REGIMES = (*REAL_REGIMES, *SYNTHETIC_REGIMES)
+DENTAL_DOCS = REPOSITORY / "bundles" / "dental_radiograph_segmentation" / "docs"
+CHEST_DOCS = REPOSITORY / "bundles" / "cxr_dino_latent_diffusion" / "docs"
 RUN_ARGUMENTS = {"config_file", "bundle_root", "meta_file", "args_file"}
 OWN_PATHS = re.compile(r"(?:bundles|scripts|tests|common)/[\w./-]+")
 
@@ -89,14 +91,9 @@ def test_the_tables_of_the_generator_are_those_of_its_evaluation():
     assert all(line in front_page for line in rows)
 
 
-def test_the_tables_of_the_segmenter_are_those_of_its_evaluation_and_experiment():
-    docs = REPOSITORY / "bundles" / "dental_radiograph_segmentation" / "docs"
-    text = (docs / "README.md").read_text()
-    table = segmentation_table(json.loads((docs / "evaluation.json").read_text())).strip()
-    assert table in text and table in (REPOSITORY / "README.md").read_text()
-    report = json.loads((docs / "label_efficiency" / "label_efficiency.json").read_text())
-    experiment = (docs / "label_efficiency" / "label_efficiency.md").read_text()
-    assert experiment == label_efficiency_tables(report) and experiment.strip() in text
+def test_the_tables_of_the_segmenter_are_those_of_its_evaluation():
+    table = segmentation_table(json.loads((DENTAL_DOCS / "evaluation.json").read_text())).strip()
+    assert table in (DENTAL_DOCS / "README.md").read_text() and table in (REPOSITORY / "README.md").read_text()
 
 
 def test_the_tables_of_the_privacy_check_are_those_of_its_json():
@@ -107,47 +104,70 @@ def test_the_tables_of_the_privacy_check_are_those_of_its_json():
 
 
 @pytest.mark.parametrize(
-    ("stem", "tables", "quoted"),
+    ("docs", "report_of"),
     [
-        ("zero_shot_lungs", zero_shot_lungs_tables, True),
-        ("synthetic_benefit", synthetic_benefit_tables, True),
-        ("label_fidelity", label_fidelity_tables, True),
-        ("token_ablation", token_ablation_tables, False),  # the README has some of its columns
+        (CHEST_DOCS, benefit_report),
+        (CHEST_DOCS, label_fidelity_report),
+        (CHEST_DOCS, lung_report),
+        (DENTAL_DOCS, label_efficiency_report),
     ],
+    ids=lambda found: getattr(found, "STEM", ""),
 )
-def test_the_tables_of_the_generators_experiments_are_those_of_their_json(stem, tables, quoted):
-    docs = REPOSITORY / "bundles" / "cxr_dino_latent_diffusion" / "docs"
-    report = json.loads((docs / stem / f"{stem}.json").read_text())
-    text = (docs / stem / f"{stem}.md").read_text()
-    assert text == tables(report) and not report["settings"]["quick"]
-    if quoted:
-        readme = (docs / "README.md").read_text()
-        assert [line for line in text.splitlines() if line.startswith("| ") and line not in readme] == []
+def test_the_tables_of_the_experiments_are_those_of_their_json(docs, report_of):
+    folder = docs / report_of.STEM
+    report = json.loads((folder / f"{report_of.STEM}.json").read_text())
+    text = (folder / f"{report_of.STEM}.md").read_text()
+    assert text == report_of.markdown(report) and not report["settings"]["quick"]
+    readme = (docs / "README.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("| ") and line not in readme] == []
+    assert report["settings"] == json.loads((folder / "settings.json").read_text())
 
 
 @pytest.mark.parametrize(
-    ("folder", "grid", "knobs"),
+    ("docs", "trial", "report_of"),
+    [
+        (CHEST_DOCS, benefit_regimes.Trial, benefit_report),
+        (CHEST_DOCS, label_fidelity.Judge, label_fidelity_report),
+        (DENTAL_DOCS, label_efficiency.Trial, label_efficiency_report),
+    ],
+    ids=lambda found: getattr(found, "STEM", ""),
+)
+def test_the_json_of_the_experiments_is_that_of_the_trials_that_ship(docs, trial, report_of):
+    trials = read_trials(docs / report_of.STEM / f"{report_of.STEM}.csv", trial)
+    assert len(dict(trials)) == len(trials) and all(row["commit"] and row["date"] for _, row in trials)
+    report = json.loads((docs / report_of.STEM / f"{report_of.STEM}.json").read_text())
+    assert report["rows"] == report_of.rows([each for each in trials if getattr(each[0], "timestep", 1) == 1])
+    if "timesteps" in report:
+        assert report["timesteps"] == report_of.timestep_rows(trials)
+
+
+@pytest.mark.parametrize(
+    ("folder", "experiment", "lists"),
     [
         (
-            "cxr_dino_latent_diffusion/docs/synthetic_benefit",
-            synthetic_benefit_grid,
-            {"classifiers": (), "strategies": (), "ratios": (), "sizes": (), "regimes": REGIMES, "seeds": range(5)},
+            CHEST_DOCS / "synthetic_benefit",
+            benefit_regimes,
+            {
+                **{"classifiers": (), "strategies": (), "ratios": (), "sizes": ()},
+                **{"regimes": benefit_regimes.REGIMES, "seeds": range(5)},
+            },
         ),
         (
-            "dental_radiograph_segmentation/docs/label_efficiency",
-            label_efficiency_grid,
+            DENTAL_DOCS / "label_efficiency",
+            label_efficiency,
             {"methods": (), "budgets": (), "timesteps": (1,), "seeds": range(3)},
         ),
     ],
 )
-def test_the_grids_that_ship_are_the_cells_that_ship(folder, grid, knobs):
-    folder = REPOSITORY / "bundles" / folder
-    wanted = {cell.name for lists in read_grids(folder / "grids.yaml", knobs) for cell in grid(**lists)}
-    assert wanted == {path.stem for path in (folder / "cells").glob("*.json")}
+def test_the_grids_that_ship_are_the_trials_that_ship(folder, experiment, lists):
+    wanted = choose_trials(experiment.grid, lists, {}, folder / "grids.yaml")
+    assert set(wanted) == set(dict(read_trials(folder / f"{folder.name}.csv", experiment.Trial)))
 
 
 def test_shipped_texts_name_no_path_of_one_machine():
-    texts = [path for pattern in ("*.md", "*.json", "*.yaml") for path in (REPOSITORY / "bundles").rglob(pattern)]
+    texts = [
+        path for pattern in ("*.md", "*.json", "*.yaml", "*.csv") for path in (REPOSITORY / "bundles").rglob(pattern)
+    ]
     assert texts
     for path in texts:
         if "outputs" not in path.parts:

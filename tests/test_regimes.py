@@ -1,10 +1,8 @@
-"""The grid holds every cell once, and every regime trains for as many steps."""
+"""The grid holds every trial once, and every regime trains for as many steps."""
 
 import pytest
 
-from common.experiments.benefit_regimes import REAL_REGIMES, STRATEGIES, SYNTHETIC_REGIMES, grid, stages
-
-REGIMES = (*REAL_REGIMES, *SYNTHETIC_REGIMES)
+from common.experiments.benefit_regimes import REGIMES, STRATEGIES, Trial, grid, stages
 
 
 @pytest.mark.parametrize("num_steps", [1, 7, 300])
@@ -16,9 +14,9 @@ def test_all_regimes_take_the_same_number_of_steps(num_steps):
         stages("both", num_steps)
 
 
-def test_the_grid_has_every_cell_once_with_baselines_first():
-    cells = grid(["probe", "densenet"], REGIMES, STRATEGIES, [1, 5], [100, 50], [0, 1])
-    assert len(cells) == len({cell.name for cell in cells}) == 2 * 2 * 2 * (2 + 3 * 4 * 2)
-    assert [cell.size for cell in cells] == sorted(cell.size for cell in cells)
-    assert cells[0].name == "probe_real_unaugmented_n50_seed0" and cells[1].regime == "real"
-    assert cells[2].name == "probe_mixed_variation_r1_n50_seed0"
+def test_the_grid_has_every_trial_once_with_baselines_first():
+    trials = grid(["probe", "densenet"], REGIMES, STRATEGIES, [1, 5], [100, 50], [0, 1])
+    assert len(trials) == len(set(trials)) == 2 * 2 * 2 * (2 + 3 * 4 * 2)
+    assert [trial.size for trial in trials] == sorted(trial.size for trial in trials)
+    assert trials[0] == Trial("probe", "real_unaugmented", "none", 0, 50, 0) and trials[1].regime == "real"
+    assert trials[2] == Trial("probe", "mixed", "variation", 1, 50, 0)

@@ -6,29 +6,31 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from common.experiments.benefit_regimes import Cell, grid
-from common.experiments.benefit_report import holm, markdown, plot_series, rows, write_report
-from common.experiments.experiment import QUICK_WARNING, Experiment, read_cells
+from common.experiments.benefit_regimes import Trial, grid
+from common.experiments.benefit_report import STEM, markdown, plot_series, rows, write_report
+from common.experiments.trials import QUICK_WARNING, Experiment, read_trials
 
 SHIPPED = REPOSITORY / "bundles" / "cxr_dino_latent_diffusion" / "docs" / "synthetic_benefit"
 SETTINGS = {"classes": ["a", "b"], "num_test_images": 9, "num_test_patients": 8, "quick": True}
 REGIMES = ["real_unaugmented", "real", "mixed"]
 
 
-def auc(cell):
-    gain = {"real": 0.0, "real_unaugmented": -0.05, "mixed": 0.02 * cell.ratio}[cell.regime]
-    return 0.7 + gain + 0.01 * cell.seed + (0.001 * cell.seed**2 if cell.regime == "mixed" else 0.0)
+def auc(trial):
+    gain = {"real": 0.0, "real_unaugmented": -0.05, "mixed": 0.02 * trial.ratio}[trial.regime]
+    return 0.7 + gain + 0.01 * trial.seed + (0.001 * trial.seed**2 if trial.regime == "mixed" else 0.0)
 
 
 def results():
-    cells = grid(["probe", "densenet"], REGIMES, ["variation", "unlabelled"], [1, 5], [50, 100], [0, 1, 2])
-    cells = [cell for cell in cells if not (cell.size == 100 and cell.ratio == 5)]
+    trials = grid(["probe", "densenet"], REGIMES, ["variation", "unlabelled"], [1, 5], [50, 100], [0, 1, 2])
+    trials = [trial for trial in trials if not (trial.size == 100 and trial.ratio == 5)]
     return [
         (
-            cell,
-            {"auc": auc(cell), "pseudo_label_accuracy": 0.9} if cell.strategy == "unlabelled" else {"auc": auc(cell)},
+            trial,
+            {"auc": auc(trial), "pseudo_label_accuracy": 0.9}
+            if trial.strategy == "unlabelled"
+            else {"auc": auc(trial)},
         )
-        for cell in cells
+        for trial in trials
     ]
 
 
@@ -44,14 +46,9 @@ def test_differences_are_paired_by_seed_with_the_baseline_of_classifier_and_size
 
 
 def test_a_seed_without_baseline_is_left_out_of_the_difference():
-    cells = [(cell, result) for cell, result in results() if not (cell.regime == "real" and cell.seed == 2)]
-    row = next(r for r in rows(cells) if r["regime"] == "mixed")
+    trials = [(trial, result) for trial, result in results() if not (trial.regime == "real" and trial.seed == 2)]
+    row = next(r for r in rows(trials) if r["regime"] == "mixed")
     assert row["n"] == 3 and row["gain"]["n"] == 2
-
-
-def test_holm_corrects_step_by_step():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.6]) == pytest.approx([1.0, 1.0]) and holm([]) == []
 
 
 def test_the_plot_takes_the_largest_ratio_that_all_sizes_have():
@@ -62,7 +59,7 @@ def test_the_plot_takes_the_largest_ratio_that_all_sizes_have():
 
 def test_the_report_is_written_from_what_is_there(tmp_path):
     values = dict(results())
-    Experiment(tmp_path, SETTINGS, values.__getitem__).run(list(values))
+    Experiment(tmp_path, STEM, SETTINGS, values.__getitem__).run(list(values))
     report = write_report(tmp_path, torch.device("cpu"))
     text = (tmp_path / "synthetic_benefit.md").read_text()
     assert text == QUICK_WARNING + markdown(json.loads((tmp_path / "synthetic_benefit.json").read_text()))
@@ -74,17 +71,17 @@ def test_the_report_is_written_from_what_is_there(tmp_path):
 
 
 def test_what_no_other_seed_has_shows_its_number(tmp_path):
-    cells = [(cell, result) for cell, result in results() if cell.seed == 0 or cell.regime == "real"]
-    text = markdown({"settings": SETTINGS, "rows": rows(cells)})
+    trials = [(trial, result) for trial, result in results() if trial.seed == 0 or trial.regime == "real"]
+    text = markdown({"settings": SETTINGS, "rows": rows(trials)})
     assert "| real + variation 1:1 | 0.720, n = 1 (+0.020) |" in text
-    assert Cell("probe", "real", "none", 0, 50, 0) in dict(cells)
+    assert Trial("probe", "real", "none", 0, 50, 0) in dict(trials)
 
 
-def test_the_tables_that_ship_are_those_of_the_cells_that_ship():
+def test_the_tables_that_ship_are_those_of_the_trials_that_ship():
     report = json.loads((SHIPPED / "synthetic_benefit.json").read_text())
-    cells = read_cells(SHIPPED, Cell)
-    assert report["rows"] == rows(cells) and not report["settings"]["quick"]
+    trials = read_trials(SHIPPED / "synthetic_benefit.csv", Trial)
+    assert report["rows"] == rows(trials) and not report["settings"]["quick"]
     assert (SHIPPED / "synthetic_benefit.md").read_text() == markdown(report)
-    assert {path.suffix for path in SHIPPED.rglob("*") if path.is_file()} == {".json", ".md", ".png", ".yaml"}
-    for cell, result in cells:
-        assert result["num_synthetic"] == cell.ratio * cell.size and result["num_real"] == cell.size
+    assert {path.suffix for path in SHIPPED.rglob("*") if path.is_file()} == {".csv", ".json", ".md", ".png", ".yaml"}
+    for trial, result in trials:
+        assert result["num_synthetic"] == trial.ratio * trial.size and result["num_real"] == trial.size

@@ -1,4 +1,4 @@
-"""What a cell is trained on: its real images, and the synthetic ones that their strategy and ratio give."""
+"""What a trial is trained on: its real images, and the synthetic ones that their strategy and ratio give."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..seeding import Purpose, derive_seed
 from .benefit_pool import SyntheticPool
 from .benefit_recipes import PRIOR, Block, Recipes, first_recipes, prior_blocks
-from .benefit_regimes import REAL, UNLABELLED, Cell, Example
+from .benefit_regimes import REAL, UNLABELLED, Example, Trial
 from .benefit_subsets import Item, SubsetError, draw_order, subset
 from .probe_classifier import ProbeClassifier
 
@@ -19,13 +19,13 @@ NEAR_SHARE = 0.5  # of the candidates, nearest to the labelled images
 
 
 class Examples:
-    """The images of cells.
+    """The images of trials.
 
     Args:
         items: of the training split.
         classes: names, in the order of the class numbers.
         pool: of synthetic images.
-        probe: labels what comes without label, trained on the cell's own real images.
+        probe: labels what comes without label, trained on the trial's own real images.
     """
 
     def __init__(
@@ -37,34 +37,34 @@ class Examples:
         self.probe = probe
         self._recipes: dict[int, Recipes] = {}
 
-    def real(self, cell: Cell) -> list[Example]:
-        """The cell's labelled images, in the order in which they were drawn.
+    def real(self, trial: Trial) -> list[Example]:
+        """The trial's labelled images, in the order in which they were drawn.
 
         Raises:
             SubsetError: there are not so many.
         """
-        chosen = subset(self.recipes(cell.seed).order, cell.size)
+        chosen = subset(self.recipes(trial.seed).order, trial.size)
         return [Example(item["image"], self.classes.index(item["label"]), (item["image"],)) for item in chosen]
 
-    def blocks(self, cell: Cell) -> list[Block]:
+    def blocks(self, trial: Trial) -> list[Block]:
         """What has to be in the pool for it."""
-        if cell.ratio == 0 or cell.strategy == UNLABELLED:
+        if trial.ratio == 0 or trial.strategy == UNLABELLED:
             return []
-        if cell.strategy == PRIOR:
-            return prior_blocks(self._num_candidates(cell))
-        return [block for blocks in self._blocks_by_source(cell) for block in blocks]
+        if trial.strategy == PRIOR:
+            return prior_blocks(self._num_candidates(trial))
+        return [block for blocks in self._blocks_by_source(trial) for block in blocks]
 
-    def synthetic(self, cell: Cell) -> list[Example]:
+    def synthetic(self, trial: Trial) -> list[Example]:
         """`ratio` synthetic images per real one, made where they are not there yet."""
-        if cell.ratio == 0:
+        if trial.ratio == 0:
             return []
-        self.pool.make(self.blocks(cell))
-        if cell.strategy == PRIOR:
-            recipes = first_recipes(prior_blocks(self._num_candidates(cell)), self._num_candidates(cell))
-            return self._pseudo_labelled(cell, [str(self.pool.path(recipe)) for recipe in recipes])
-        if cell.strategy == UNLABELLED:
-            return self._pseudo_labelled(cell, self._unlabelled(cell))
-        chosen = [recipe for blocks in self._blocks_by_source(cell) for recipe in first_recipes(blocks, cell.ratio)]
+        self.pool.make(self.blocks(trial))
+        if trial.strategy == PRIOR:
+            recipes = first_recipes(prior_blocks(self._num_candidates(trial)), self._num_candidates(trial))
+            return self._pseudo_labelled(trial, [str(self.pool.path(recipe)) for recipe in recipes])
+        if trial.strategy == UNLABELLED:
+            return self._pseudo_labelled(trial, self._unlabelled(trial))
+        chosen = [recipe for blocks in self._blocks_by_source(trial) for recipe in first_recipes(blocks, trial.ratio)]
         return [Example(str(self.pool.path(each)), self.classes.index(each.label), each.sources) for each in chosen]
 
     def recipes(self, seed: int) -> Recipes:
@@ -73,36 +73,36 @@ class Examples:
             self._recipes[seed] = Recipes(draw_order(self.items, self.classes, seed), seed)
         return self._recipes[seed]
 
-    def _blocks_by_source(self, cell: Cell) -> list[list[Block]]:
-        subset(self.recipes(cell.seed).order, cell.size)  # refuses sizes that cannot be drawn
-        return self.recipes(cell.seed).blocks(cell.strategy, cell.size, cell.ratio)
+    def _blocks_by_source(self, trial: Trial) -> list[list[Block]]:
+        subset(self.recipes(trial.seed).order, trial.size)  # refuses sizes that cannot be drawn
+        return self.recipes(trial.seed).blocks(trial.strategy, trial.size, trial.ratio)
 
     @staticmethod
-    def _num_candidates(cell: Cell) -> int:
-        return OVERSAMPLING * cell.size * cell.ratio
+    def _num_candidates(trial: Trial) -> int:
+        return OVERSAMPLING * trial.size * trial.ratio
 
-    def _unlabelled(self, cell: Cell) -> list[str]:
-        """Real images of patients outside the cell's subset, alike for all seeds but for those patients.
+    def _unlabelled(self, trial: Trial) -> list[str]:
+        """Real images of patients outside the trial's subset, alike for all seeds but for those patients.
 
         Raises:
             SubsetError: there are fewer than the ratio asks for.
         """
-        known = {item["patient_id"] for item in subset(self.recipes(cell.seed).order, cell.size)}
+        known = {item["patient_id"] for item in subset(self.recipes(trial.seed).order, trial.size)}
         order = np.random.default_rng(derive_seed(0, Purpose.ORDER)).permutation(len(self.items))
         others = [self.items[place] for place in order if self.items[place]["patient_id"] not in known]
-        if len(others) < cell.size * cell.ratio:
+        if len(others) < trial.size * trial.ratio:
             raise SubsetError(
-                f"strategy {UNLABELLED}: found {len(others)} real images beside the subset of {cell.size}; expected "
-                f"{cell.size * cell.ratio} for ratio {cell.ratio}. Leave that ratio out for it"
+                f"strategy {UNLABELLED}: found {len(others)} real images beside the subset of {trial.size}; expected "
+                f"{trial.size * trial.ratio} for ratio {trial.ratio}. Leave that ratio out for it"
             )
-        return [item["image"] for item in others[: self._num_candidates(cell)]]
+        return [item["image"] for item in others[: self._num_candidates(trial)]]
 
-    def _pseudo_labelled(self, cell: Cell, paths: Sequence[str]) -> list[Example]:
-        real = self.real(cell)
+    def _pseudo_labelled(self, trial: Trial, paths: Sequence[str]) -> list[Example]:
+        real = self.real(trial)
         teacher, _ = self.probe.fit(real, [], REAL)
         features = self.probe.features.of(paths)
         known = self.probe.features.of([each.path for each in real])
-        counts = cell.ratio * np.bincount([each.label for each in real], minlength=len(self.classes))
+        counts = trial.ratio * np.bincount([each.label for each in real], minlength=len(self.classes))
         chosen = choose_confident(features, known, teacher.probabilities(features), counts)
         return [Example(paths[row], label) for row, label in chosen]
 

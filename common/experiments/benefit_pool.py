@@ -1,4 +1,4 @@
-"""The pool of synthetic images that all cells of the experiment share: made once, block by block."""
+"""The pool of synthetic images that all trials of the experiment share: made once, block by block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cells of the experiment: what a classifier is trained on, how much of it, and by which seed."""
+"""The trials of the experiment: what a classifier is trained on, how much of it, and by which seed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from .benefit_recipes import INTERPOLATION, PRIOR, VARIATION
 UNAUGMENTED, REAL, MIXED, SYNTHETIC, PRETRAINED = "real_unaugmented", "real", "mixed", "synthetic", "pretrained"
 REAL_REGIMES = (UNAUGMENTED, REAL)
 SYNTHETIC_REGIMES = (MIXED, SYNTHETIC, PRETRAINED)
+REGIMES = (*REAL_REGIMES, *SYNTHETIC_REGIMES)
 UNLABELLED = "unlabelled"  # real images of the training split without their labels: what samples compete with
 STRATEGIES = (VARIATION, INTERPOLATION, PRIOR, UNLABELLED)
 NO_STRATEGY = "none"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One training and its score.
 
     Attributes:
@@ -34,12 +35,6 @@ class Cell:
     ratio: int
     size: int
     seed: int
-
-    @property
-    def name(self) -> str:
-        """Of its file."""
-        added = f"_{self.strategy}_r{self.ratio}" if self.ratio else ""
-        return f"{self.classifier}_{self.regime}{added}_n{self.size}_seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -64,13 +59,13 @@ def grid(
     ratios: Sequence[int],
     sizes: Sequence[int],
     seeds: Sequence[int],
-) -> list[Cell]:
-    """All cells, small ones first and seed by seed, so that what a stopped experiment leaves compares all regimes."""
+) -> list[Trial]:
+    """All trials, small ones first and seed by seed, so that what a stopped experiment leaves compares all regimes."""
     real = [(regime, NO_STRATEGY, 0) for regime in regimes if regime in REAL_REGIMES]
     added = [regime for regime in regimes if regime in SYNTHETIC_REGIMES]
     kinds = real + [(regime, strategy, ratio) for strategy in strategies for ratio in ratios for regime in added]
     return [
-        Cell(name, *kind, size, seed)
+        Trial(name, *kind, size, seed)
         for size in sorted(sizes)
         for seed in seeds
         for name in classifiers
@@ -95,4 +90,4 @@ def stages(regime: str, num_steps: int) -> list[tuple[str, int]]:
         return [("synthetic", num_steps)]
     if regime == PRETRAINED:
         return [("synthetic", num_steps // 2), ("real", num_steps - num_steps // 2)]
-    raise ValueError(f"regime: expected one of {', '.join((*REAL_REGIMES, *SYNTHETIC_REGIMES))}, found {regime!r}")
+    raise ValueError(f"regime: expected one of {', '.join(REGIMES)}, found {regime!r}")

@@ -1,4 +1,4 @@
-"""Table and plots of the experiment: AUC mean ± sd over seeds, differences paired by seed."""
+"""Table and plots of the benefit of synthetic data: AUC mean ± sd over seeds, differences paired by seed."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from typing import Any
 
 import torch
 
+from ..evaluation.report import Point, Row, cell, markdown_table, mean_sd, write_error_bar_plot
 from .benefit_regimes import (
     MIXED,
     NO_STRATEGY,
     PRETRAINED,
     REAL,
     REAL_REGIMES,
+    REGIMES,
     STRATEGIES,
     SYNTHETIC,
-    SYNTHETIC_REGIMES,
     UNAUGMENTED,
     UNLABELLED,
-    Cell,
+    Trial,
 )
-from .error_bar_plot import Point, write_error_bar_plot
-from .experiment import read_cells, write_experiment_report
-from .seed_statistics import by_seed, fixed, mean_sd, paired_difference
+from .trials import Trials, by_seed, holm, paired_difference, read_trials, write_experiment_report
 
-REPORT_STEM = "synthetic_benefit"
+STEM = "synthetic_benefit"
 SIGNIFICANT = 0.05
 TITLES = {
     "probe": "Linear probe on frozen DINO features",
@@ -40,89 +39,59 @@ REGIME_NAMES = {
     PRETRAINED: "{} first, then real",
 }
 STRATEGY_NAMES = {UNLABELLED: "unlabelled real images (no generator)"}
-
-Key = tuple[str, str, str, int, int]  # classifier, regime, strategy, ratio, size
-Values = dict[int, float]  # by seed
+KEYS = ("classifier", "regime", "strategy", "ratio", "size")
 
 
 def write_report(output_dir: str | Path, device: torch.device) -> dict[str, Any]:
-    """Write synthetic_benefit.json, .md and a .png per classifier of all cells that a folder holds; return the JSON.
+    """Write synthetic_benefit.json, .md and a .png per classifier of all trials that a folder holds; return the JSON.
 
     Raises:
-        NoResultsError: there are none.
+        SettingsError: there are none.
     """
-    folder = Path(output_dir)
-    found = rows(read_cells(folder, Cell))
-    report = write_experiment_report(folder, REPORT_STEM, markdown, device, rows=found)
-    for classifier in sorted({row["classifier"] for row in report["rows"]}):
-        write_error_bar_plot(
-            plot_series(report["rows"], classifier),
-            folder / f"{REPORT_STEM}_{classifier}.png",
-            x_title="labelled radiographs",
-            y_title="AUC on held-out patients",
-            title=TITLES.get(classifier, classifier),
-        )
+    found = rows(read_trials(Path(output_dir) / f"{STEM}.csv", Trial))
+    report = write_experiment_report(output_dir, STEM, markdown, device, rows=found)
+    for classifier in sorted({row["classifier"] for row in found}):
+        path = Path(output_dir) / f"{STEM}_{classifier}.png"
+        write_error_bar_plot(path, plot_series(found, classifier), ("labelled radiographs", "AUC on held-out patients"))
     return report
 
 
-def rows(cells: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def rows(trials: Trials[Trial]) -> list[Row]:
     """One row per classifier, regime, strategy, ratio and size: AUC over seeds and its difference to the baseline.
 
     "p" of a difference is that of the paired t-test; "p_holm" is corrected for all differences of the same classifier
     and size (Holm 1979), the more honest one where many were tried.
     """
-    by_row: dict[Key, Values] = defaultdict(dict)
-    pseudo: dict[Key, list[float]] = defaultdict(list)
-    for cell, result in cells:
-        key = (cell.classifier, cell.regime, cell.strategy, cell.ratio, cell.size)
-        by_row[key][cell.seed] = result["auc"]
-        if "pseudo_label_accuracy" in result:
-            pseudo[key].append(result["pseudo_label_accuracy"])
+    aucs: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
+    pseudo: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for trial, figures in trials:
+        key = tuple(getattr(trial, name) for name in KEYS)
+        aucs[key][trial.seed] = figures["auc"]
+        pseudo[key] += [figures["pseudo_label_accuracy"]] if "pseudo_label_accuracy" in figures else []
     found = []
-    for key in sorted(by_row, key=_order):
-        row: dict[str, Any] = dict(zip(("classifier", "regime", "strategy", "ratio", "size"), key, strict=True))
-        row |= mean_sd(by_row[key].values())
-        row["by_seed"] = by_seed(by_row[key])
+    families: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    for key in sorted(aucs, key=_order):
+        row: Row = dict(zip(KEYS, key, strict=True))
+        row |= {**mean_sd(aucs[key].values()), "by_seed": by_seed(aucs[key])}
         if row["regime"] != REAL:
-            baseline = by_row.get((row["classifier"], REAL, NO_STRATEGY, 0, row["size"]), {})
-            row["gain"] = paired_difference(by_row[key], baseline)
+            baseline = aucs.get((row["classifier"], REAL, NO_STRATEGY, 0, row["size"]), {})
+            row["gain"] = {**paired_difference(aucs[key], baseline), "p_holm": None}
+            families[row["classifier"], row["size"]] += [row["gain"]] if row["gain"]["p"] is not None else []
         if pseudo[key]:
             row["pseudo_label_accuracy"] = mean_sd(pseudo[key])
         found.append(row)
-    _correct(found)
-    return found
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction of p values for their number."""
-    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
-    corrected, largest = [1.0] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = largest
-    return corrected
-
-
-def _correct(found: Sequence[dict[str, Any]]) -> None:
-    """Put "p_holm" beside every "p"."""
-    families: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
-    for row in found:
-        if "gain" in row:
-            row["gain"]["p_holm"] = None
-            if row["gain"]["p"] is not None:
-                families[row["classifier"], row["size"]].append(row["gain"])
     for gains in families.values():
         for gain, p in zip(gains, holm([gain["p"] for gain in gains]), strict=True):
             gain["p_holm"] = p
+    return found
 
 
-def _order(key: Key) -> tuple[Any, ...]:
+def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
     classifier, regime, strategy, ratio, size = key
-    regimes, strategies = [*REAL_REGIMES, *SYNTHETIC_REGIMES], [NO_STRATEGY, *STRATEGIES]
-    return classifier, regimes.index(regime), strategies.index(strategy), ratio, size
+    return classifier, REGIMES.index(regime), (NO_STRATEGY, *STRATEGIES).index(strategy), ratio, size
 
 
-def row_name(row: Mapping[str, Any]) -> str:
+def row_name(row: Row) -> str:
     """What a row was trained on, in words."""
     strategy = STRATEGY_NAMES.get(row["strategy"], row["strategy"])
     return REGIME_NAMES[row["regime"]].format(f"{strategy} 1:{row['ratio']}")
@@ -141,22 +110,19 @@ def markdown(report: Mapping[str, Any]) -> str:
     for classifier in dict.fromkeys(row["classifier"] for row in report["rows"]):
         own = [row for row in report["rows"] if row["classifier"] == classifier]
         sizes = sorted({row["size"] for row in own})
-        text += f"\n{TITLES.get(classifier, classifier)}, labelled images:\n\n"
-        text += "| trained on | " + " | ".join(map(str, sizes)) + " |\n|---|" + "---:|" * len(sizes) + "\n"
-        by_name: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+        by_name: dict[str, dict[int, Row]] = defaultdict(dict)
         for row in own:
             by_name[row_name(row)][row["size"]] = row
-        for name, by_size in by_name.items():
-            text += f"| {name} | " + " | ".join(_cell(by_size.get(size), usual) for size in sizes) + " |\n"
+        lines = [[name, *(_cell(by_size.get(size), usual) for size in sizes)] for name, by_size in by_name.items()]
+        text += f"\n{TITLES.get(classifier, classifier)}, labelled images:\n\n"
+        text += markdown_table(["trained on", *map(str, sizes)], lines)
     return text
 
 
-def _cell(row: Mapping[str, Any] | None, usual: int) -> str:
+def _cell(row: Row | None, usual: int) -> str:
     if row is None:
         return ""
-    text = fixed(row, 3)
-    if row["n"] != usual:
-        text += f", n = {row['n']}"
+    text = cell(row, 3) + ("" if row["n"] == usual else f", n = {row['n']}")
     gain = row.get("gain")
     if gain is None or gain["mean"] is None:
         return text
@@ -165,24 +131,23 @@ def _cell(row: Mapping[str, Any] | None, usual: int) -> str:
     return f"{text} ({gain['mean']:+.3f}{star}{p})"
 
 
-def plot_series(report_rows: Sequence[Mapping[str, Any]], classifier: str) -> dict[str, list[Point]]:
+def plot_series(report_rows: Sequence[Row], classifier: str) -> dict[str, list[Point]]:
     """AUC over size: both real regimes, mixing by every strategy, and variations alone and first.
 
     Of several ratios the largest that all sizes of that series have, else the largest.
     """
-    own = [row for row in report_rows if row["classifier"] == classifier]
     kinds = [(regime, NO_STRATEGY) for regime in REAL_REGIMES] + [(MIXED, strategy) for strategy in STRATEGIES]
     kinds += [(regime, STRATEGIES[0]) for regime in (SYNTHETIC, PRETRAINED)]
     series: dict[str, list[Point]] = {}
     for kind in kinds:
-        found = [row for row in own if (row["regime"], row["strategy"]) == kind]
-        if not found:
-            continue
-        sizes = {row["size"] for row in found}
-        by_ratio: dict[int, set[int]] = defaultdict(set)
+        found = [
+            row for row in report_rows if (row["classifier"], row["regime"], row["strategy"]) == (classifier, *kind)
+        ]
+        sizes: dict[int, set[int]] = defaultdict(set)
         for row in found:
-            by_ratio[row["ratio"]].add(row["size"])
-        ratio = max(by_ratio, key=lambda each: (by_ratio[each] == sizes, each))
-        chosen = [row for row in found if row["ratio"] == ratio]
-        series[row_name(chosen[0])] = [(row["size"], row["mean"], row["sd"]) for row in chosen]
+            sizes[row["ratio"]].add(row["size"])
+        if found:
+            ratio = max(sizes, key=lambda each: (sizes[each] == set().union(*sizes.values()), each))
+            chosen = [row for row in found if row["ratio"] == ratio]
+            series[row_name(chosen[0])] = [(row["size"], row["mean"], row["sd"]) for row in chosen]
     return series

@@ -37,7 +37,7 @@ def auc_by_class(probabilities: NDArray[np.floating], labels: NDArray[np.integer
 
 
 def scores_of(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> dict[str, object]:
-    """What a cell keeps: "auc", the mean over the classes (macro), "auc_by_class" and "accuracy"."""
+    """What a trial keeps: "auc", the mean over the classes (macro), "auc_by_class" and "accuracy"."""
     by_class = auc_by_class(probabilities, labels)
     accuracy = float((probabilities.argmax(1) == labels).mean())
     return {"auc": float(np.mean(by_class)), "auc_by_class": by_class, "accuracy": accuracy}

@@ -1,4 +1,4 @@
-"""Whether synthetic radiographs help a classifier that has few labels: one training and score per cell.
+"""Whether synthetic radiographs help a classifier that has few labels: one training and score per trial.
 
 Choices of the protocol, after DiNO-Diffusion (arXiv 2407.11594, section 2.4), and where it was changed:
 
@@ -45,7 +45,7 @@ from .benefit_examples import Examples
 from .benefit_features import ProbeFeatures
 from .benefit_pool import Generator, SyntheticPool, token_features
 from .benefit_recipes import Block
-from .benefit_regimes import UNLABELLED, Cell, Example
+from .benefit_regimes import UNLABELLED, Example, Trial
 from .benefit_scores import scores_of
 from .benefit_subsets import Item, SubsetError, class_names
 from .densenet import DenseNetClassifier, TrainingSettings
@@ -56,7 +56,7 @@ CLASSIFIERS = (PROBE, DENSENET)
 
 
 class Classifier(Protocol):
-    """Trains on the images of a cell, and predicts the test images."""
+    """Trains on the images of a trial, and predicts the test images."""
 
     def __call__(
         self, real: Sequence[Example], synthetic: Sequence[Example], regime: str, seed: int
@@ -106,7 +106,7 @@ def _first_of_each(items: Sequence[Item], limit_per_class: int | None) -> list[I
 
 
 class Study:
-    """Trains and scores cells.
+    """Trains and scores trials.
 
     Args:
         train: items to draw subsets from.
@@ -143,25 +143,25 @@ class Study:
         self._true_labels = {item["image"]: self.classes.index(item["label"]) for item in train}
         self._classifiers: dict[str, Classifier] = {PROBE: self.probe}
 
-    def __call__(self, cell: Cell) -> dict[str, Any]:
-        """Train and score one cell."""
-        real, synthetic = self.examples.real(cell), self.examples.synthetic(cell)
-        probabilities, about = self._classifier(cell.classifier)(real, synthetic, cell.regime, cell.seed)
+    def __call__(self, trial: Trial) -> dict[str, Any]:
+        """Train and score one trial."""
+        real, synthetic = self.examples.real(trial), self.examples.synthetic(trial)
+        probabilities, about = self._classifier(trial.classifier)(real, synthetic, trial.regime, trial.seed)
         result = {**scores_of(probabilities, self.test_labels), **about}
-        if cell.strategy == UNLABELLED:  # the true labels are known: how good the pseudo-labels are
+        if trial.strategy == UNLABELLED:  # the true labels are known: how good the pseudo-labels are
             right = [self._true_labels[each.path] == each.label for each in synthetic]
             result["pseudo_label_accuracy"] = float(np.mean(right))
         return {**result, "num_real": len(real), "num_synthetic": len(synthetic)}
 
-    def make_images(self, cells: Sequence[Cell], share: tuple[int, int]) -> None:
-        """Only make the synthetic images of some cells; the share is of these images."""
+    def make_images(self, trials: Sequence[Trial], share: tuple[int, int]) -> None:
+        """Only make the synthetic images of some trials; the share is of these images."""
         unique: dict[Block, None] = {}
-        for cell in cells:
-            unique.update(dict.fromkeys(self.examples.blocks(cell)))
+        for trial in trials:
+            unique.update(dict.fromkeys(self.examples.blocks(trial)))
         self.pool.make(list(unique)[share[0] :: share[1]])
 
     def settings(self) -> dict[str, Any]:
-        """What all cells of a folder share."""
+        """What all trials of a folder share."""
         sampler = self.pool.generator.sampler
         return {
             "classes": self.classes,

@@ -10,86 +10,69 @@ from typing import Any
 
 import torch
 
-from .error_bar_plot import write_error_bar_plot
-from .experiment import read_cells, write_experiment_report
-from .label_efficiency import Cell
-from .seed_statistics import by_seed, mean_sd, paired_difference, percent
+from ..evaluation.report import Point, Row, cell, markdown_table, mean_sd, write_error_bar_plot
+from .label_efficiency import Trial
+from .trials import Trials, by_seed, paired_difference, read_trials, write_experiment_report
 
+STEM = "label_efficiency"
 BASELINE = "none"
-OWN_BASELINES = {"ddpm_generated": "ddpm"}  # of a method that adds to another one, that one
 HEADLINE = "mean_pooled_iou"  # mIoU as the segmentation literature has it
-REPORT_STEM = "label_efficiency"
 LABELS = {
     "none": "random initialisation",
     "ddpm": "DDPM",
-    "ddpm_short": "DDPM, steps as the rivals",
+    "ddpm_short": "DDPM, steps as the baselines",
     "denoising_autoencoder": "denoising autoencoder",
     "masked_images": "masked images",
-    "pixel_classifier": "classifier on frozen DDPM features",
-    "ddpm_generated": "DDPM + generated labels",
 }
-
-Values = dict[int, float]  # by seed
 
 
 def write_report(output_dir: str | Path, device: torch.device) -> dict[str, Any]:
-    """Write label_efficiency.json, .md and .png of all cells that a folder holds, atomically; return the JSON.
+    """Write label_efficiency.json, .md and .png of all trials that a folder holds; return the JSON.
 
     Raises:
-        NoResultsError: there are none.
+        SettingsError: there are none.
     """
-    folder = Path(output_dir)
-    cells = read_cells(folder, Cell)
-    usual = min(cell.timestep for cell, _ in cells)
-    report = write_experiment_report(
-        folder,
-        REPORT_STEM,
-        markdown,
-        device,
-        rows=rows([(cell, result) for cell, result in cells if cell.timestep == usual]),
-        timesteps=timestep_rows(cells),
-    )
-    series: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-    for row in report["rows"]:
-        point = (row["label_budget"], 100 * row["mean"], 100 * (row["sd"] or 0.0))
-        series[LABELS.get(row["method"], row["method"])].append(point)
-    write_error_bar_plot(
-        series, folder / f"{REPORT_STEM}.png", x_title="labelled radiographs", y_title="mIoU on held-out images, %"
-    )
+    trials = read_trials(Path(output_dir) / f"{STEM}.csv", Trial)
+    usual = min(trial.timestep for trial, _ in trials)
+    found = rows([(trial, row) for trial, row in trials if trial.timestep == usual])
+    report = write_experiment_report(output_dir, STEM, markdown, device, rows=found, timesteps=timestep_rows(trials))
+    series: dict[str, list[Point]] = defaultdict(list)
+    for row in found:
+        series[_label(row["method"])].append((row["label_budget"], 100 * row["mean"], 100 * (row["sd"] or 0.0)))
+    titles = "labelled radiographs", "mIoU on held-out images, %"
+    write_error_bar_plot(Path(output_dir) / f"{STEM}.png", series, titles)
     return report
 
 
-def rows(cells: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def rows(trials: Trials[Trial]) -> list[Row]:
     """One row per method and budget: mIoU mean, sd and n over seeds, by seed, and the gain over `BASELINE`.
 
-    The gain is paired: the mean over the seeds that both have of the difference on the same subset. A method that adds
-    something to another one has the gain over that, too: "own_gain".
+    The gain is paired: the mean over the seeds that both have of the difference on the same subset.
     """
-    by_row: dict[tuple[str, int], Values] = defaultdict(dict)
-    dice: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for cell, result in cells:
-        by_row[cell.method, cell.label_budget][cell.seed] = result[HEADLINE]
-        dice[cell.method, cell.label_budget].append(result["mean_dice"])
+    by_row: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
+    mean_dice: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for trial, row in trials:
+        by_row[trial.method, trial.label_budget][trial.seed] = row[HEADLINE]
+        mean_dice[trial.method, trial.label_budget].append(row["mean_dice"])
     order = {name: place for place, name in enumerate(LABELS)}
-    found = []
-    for method, budget in sorted(by_row, key=lambda key: (order.get(key[0], len(order)), key)):
-        values = by_row[method, budget]
-        row: dict[str, Any] = {"method": method, "label_budget": budget, **mean_sd(values.values())}
-        row["by_seed"] = by_seed(values)
-        row["mean_dice"] = statistics.fmean(dice[method, budget])
-        baseline = by_row.get((BASELINE, budget), {})
-        row["gain"] = paired_difference(values, baseline)
-        if method in OWN_BASELINES:
-            row["own_gain"] = paired_difference(values, by_row.get((OWN_BASELINES[method], budget), {}))
-        found.append(row)
-    return found
+    return [
+        {
+            "method": method,
+            "label_budget": budget,
+            **mean_sd(by_row[method, budget].values()),
+            "by_seed": by_seed(by_row[method, budget]),
+            "mean_dice": statistics.fmean(mean_dice[method, budget]),
+            "gain": paired_difference(by_row[method, budget], by_row.get((BASELINE, budget), {})),
+        }
+        for method, budget in sorted(by_row, key=lambda key: (order.get(key[0], len(order)), key))
+    ]
 
 
-def timestep_rows(cells: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """The ablation: rows of every method and budget that was trained at several timesteps."""
+def timestep_rows(trials: Trials[Trial]) -> list[Row]:
+    """Rows of every method and budget that was trained at several timesteps."""
     by_row: dict[tuple[str, int], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for cell, result in cells:
-        by_row[cell.method, cell.label_budget][cell.timestep].append(result[HEADLINE])
+    for trial, row in trials:
+        by_row[trial.method, trial.label_budget][trial.timestep].append(row[HEADLINE])
     return [
         {"method": method, "label_budget": budget, "timestep": timestep, **mean_sd(values)}
         for (method, budget), by_timestep in sorted(by_row.items())
@@ -98,7 +81,7 @@ def timestep_rows(cells: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[dict[
     ]
 
 
-def labels_needed(report_rows: Sequence[Mapping[str, Any]], method: str) -> list[tuple[int, float | None]]:
+def labels_needed(report_rows: Sequence[Row], method: str) -> list[tuple[int, float | None]]:
     """For each budget of a method, how many labels `BASELINE` needs for the same mean mIoU.
 
     Between budgets interpolated linearly in log(budget); None where no budget of the baseline reaches it.
@@ -124,31 +107,31 @@ def markdown(report: Mapping[str, Any]) -> str:
     found = {(row["method"], row["label_budget"]): row for row in report["rows"]}
     methods = list(dict.fromkeys(method for method, _ in found))
     budgets = sorted({budget for _, budget in found})
-    head = "| start | " + " | ".join(map(str, budgets)) + " |\n|---|" + "---:|" * len(budgets) + "\n"
-    text = "mIoU in %, mean ± sd over seeds, by number of labelled radiographs\n\n" + head
-    for method in methods:
-        text += _line(LABELS.get(method, method), [found.get((method, budget)) for budget in budgets])
-    text += f"\nDifference to {LABELS[BASELINE]}, in points, paired by seed\n\n" + head
-    for method in methods:
-        if method != BASELINE:
-            gains = [found.get((method, budget), {}).get("gain") for budget in budgets]
-            text += _line(LABELS.get(method, method), gains, "+")
-    for method, other in OWN_BASELINES.items():
-        if method in methods:
-            text += f"\nDifference to {LABELS[other]}, likewise\n\n" + head
-            gains = [found.get((method, budget), {}).get("own_gain") for budget in budgets]
-            text += _line(LABELS[method], gains, "+")
+    headings = ["start", *map(str, budgets)]
+    means = [
+        [_label(method), *(cell(found.get((method, budget)), 1, factor=100) for budget in budgets)]
+        for method in methods
+    ]
+    gains = [
+        [_label(method), *(cell(found.get((method, n), {}).get("gain"), 1, "+", factor=100) for n in budgets)]
+        for method in methods
+        if method != BASELINE
+    ]
+    text = "mIoU in %, mean ± sd over seeds, by number of labelled radiographs\n\n" + markdown_table(headings, means)
+    text += f"\nDifference to {LABELS[BASELINE]}, in points, paired by seed\n\n" + markdown_table(headings, gains)
     text += f"\nLabels that {LABELS[BASELINE]} needs for what DDPM reaches with n\n\n"
     for budget, needed in labels_needed(report["rows"], "ddpm"):
         text += f"- {budget}: {'more than measured' if needed is None else f'{needed:.1f} ({needed / budget:.1f} ×)'}\n"
     if report["timesteps"]:
-        text += "\nmIoU in % by the timestep that the network is told\n\n"
-        text += "| start | labels | timestep | mIoU |\n|---|---:|---:|---:|\n"
-        for row in report["timesteps"]:
-            name = LABELS.get(row["method"], row["method"])
-            text += f"| {name} | {row['label_budget']} | {row['timestep']} | {percent(row)} |\n"
+        keys = "label_budget", "timestep"
+        lines = [
+            [_label(row["method"]), *(str(row[key]) for key in keys), cell(row, 1, factor=100)]
+            for row in report["timesteps"]
+        ]
+        headings = ["start", "labels", "timestep", "mIoU"]
+        text += "\nmIoU in % by the timestep that the network is told\n\n" + markdown_table(headings, lines)
     return text
 
 
-def _line(name: str, values: Sequence[Mapping[str, Any] | None], sign: str = "") -> str:
-    return f"| {name} | " + " | ".join(percent(value, sign) for value in values) + " |\n"
+def _label(method: str) -> str:
+    return LABELS.get(method, method)

@@ -39,11 +39,6 @@ class Judge:
     classifier: str
     seed: int
 
-    @property
-    def name(self) -> str:
-        """Of its file."""
-        return f"{self.classifier}_seed{self.seed}"
-
 
 class LabelFidelity:
     """Trains judges and shows them the held-out images and what the generator makes of them.
@@ -75,7 +70,7 @@ class LabelFidelity:
             }
             for kind, part in parts.items()
         }
-        return {"kinds": kinds, "num_train": len(real), "num_test": len(study.test), **about}
+        return {**kinds, "num_train": len(real), "num_test": len(study.test), **about}
 
     def _variations(self) -> list[str]:
         """One of each held-out image, made where it is not there."""

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..evaluation.report import Row, best_median_worst, cell, markdown_table, mean_sd, write_error_bar_plot
 from ..io import read_radiograph
 from ..io.contact_sheet import save_contact_sheet
 from ..io.mask_files import read_mask
 from ..io.segmentation_classes import ClassTable, SegmentationClass
 from ..pipelines.mask_sheet import mask_tiles
-from .error_bar_plot import Point, write_error_bar_plot
-from .experiment import write_experiment_report
 from .lung_masks import LungCase
-from .seed_statistics import fixed, mean_sd
+from .trials import write_experiment_report
 
 STEM = "zero_shot_lungs"
 HEADLINE = "diffseg"
@@ -32,35 +31,9 @@ LABELS = {
 }
 
 
-def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    """Mean, sd and n of Dice by group ("all", then each source) and method."""
-    groups = {"all": list(results)}
-    for source in sorted({result["source"] for result in results}):
-        groups[source] = [result for result in results if result["source"] == source]
-    return {
-        group: {method: mean_sd([member["dice"][method] for member in members]) for method in LABELS}
-        for group, members in groups.items()
-    }
-
-
-def markdown(report: Mapping[str, Any]) -> str:
-    """The table: a row per method, a column per group."""
-    groups = report["summary"]
-    heading = [f"{group} (n = {methods[HEADLINE]['n']})" for group, methods in groups.items()]
-    lines = ["| Dice, mean ± sd | " + " | ".join(heading) + " |", "|---|" + "---:|" * len(heading)]
-    for method, label in LABELS.items():
-        cells = [fixed(methods[method], 3) for methods in groups.values()]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    notes = [f"Masks of reference: {'; '.join(report['mask_definitions'])}."]
-    notes.append(f"DiffSeg leaves {report['mean_segments']['diffseg']:.0f} segments per image on average.")
-    command, date = report["provenance"]["command"], report["provenance"]["date"]
-    notes.append(f"`{command}`, {date[:10]}, tuned on {report['tuning']['num_images']} training images.")
-    return "\n".join([*lines, "", *notes, ""])
-
-
 def write_report(
     output_dir: str | Path,
-    results: Sequence[Mapping[str, Any]],
+    results: Sequence[Row],
     cases: Sequence[LungCase],
     tuning: Mapping[str, Any],
     device: torch.device,
@@ -74,7 +47,6 @@ def write_report(
         tuning: where the hyperparameters come from.
         device: that the figures were made on.
     """
-    methods = results[0]["segments"]
     report = write_experiment_report(
         output_dir,
         STEM,
@@ -82,50 +54,56 @@ def write_report(
         device,
         summary=summarise(results),
         mask_definitions=sorted({f"{case.source}: {case.definition or 'not said'}" for case in cases}),
-        mean_segments={name: statistics.fmean(r["segments"][name] for r in results) for name in methods},
+        mean_segments={m: statistics.fmean(r["segments"][m] for r in results) for m in results[0]["segments"]},
         tuning=dict(tuning),
     )
     groups = report["summary"]
-    write_error_bar_plot(
-        plot_series(groups),
-        Path(output_dir) / f"{STEM}.png",
-        x_title="held-out radiographs, by source",
-        y_title="Dice",
-        x_labels={2.0**place: f"{name} (n = {groups[name][HEADLINE]['n']})" for place, name in enumerate(groups)},
-    )
+    series = {
+        label: [(place, group[method]["mean"], group[method]["sd"]) for place, group in enumerate(groups.values())]
+        for method, label in LABELS.items()
+    }
+    titles = "held-out radiographs, by source", "Dice"
+    write_error_bar_plot(Path(output_dir) / f"{STEM}.png", series, titles, _headings(groups))
     return report
 
 
-def plot_series(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, list[Point]]:
-    """Points of each method; the plot's axis doubles, so the groups stand at powers of two."""
+def summarise(results: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    """Mean, sd and n of Dice by group ("all", then each source) and method."""
+    groups = {"all": list(results)}
+    for source in sorted({result["source"] for result in results}):
+        groups[source] = [result for result in results if result["source"] == source]
     return {
-        label: [
-            (2.0**place, group[method]["mean"], group[method]["sd"]) for place, group in enumerate(summary.values())
-        ]
-        for method, label in LABELS.items()
+        group: {method: mean_sd(member["dice"][method] for member in members) for method in LABELS}
+        for group, members in groups.items()
     }
 
 
-def examples(results: Sequence[Mapping[str, Any]], count: int) -> list[tuple[str, int]]:
-    """(Label, index) of the best, median and worst `count` by Dice of DiffSeg without ground truth, none twice."""
-    order = sorted(range(len(results)), key=lambda index: -results[index]["dice"][HEADLINE])
-    middle = max(0, (len(order) - count) // 2)
-    chosen: dict[int, str] = {}
-    for label, part in (("best", order[:count]), ("worst", order[-count:]), ("median", order[middle : middle + count])):
-        for index in part:
-            chosen.setdefault(index, label)
-    return [(chosen[index], index) for index in order if index in chosen]
+def markdown(report: Mapping[str, Any]) -> str:
+    """The table: a row per method, a column per group."""
+    groups = report["summary"]
+    lines = [[label, *(cell(found[method], 3) for found in groups.values())] for method, label in LABELS.items()]
+    command, date = report["provenance"]["command"], report["provenance"]["date"]
+    return markdown_table(["Dice, mean ± sd", *_headings(groups)], lines) + (
+        f"\nMasks of reference: {'; '.join(report['mask_definitions'])}.\n"
+        f"DiffSeg leaves {report['mean_segments'][HEADLINE]:.0f} segments per image on average.\n"
+        f"`{command}`, {date[:10]}, tuned on {report['tuning']['num_images']} training images.\n"
+    )
+
+
+def _headings(groups: Mapping[str, Mapping[str, Row]]) -> list[str]:
+    return [f"{group} (n = {methods[HEADLINE]['n']})" for group, methods in groups.items()]
 
 
 def write_overlays(
-    path: Path, results: Sequence[Mapping[str, Any]], cases: Sequence[LungCase], masks: Sequence[Path], count: int = 4
+    path: Path, results: Sequence[Row], cases: Sequence[LungCase], masks: Sequence[Path], count: int = 4
 ) -> None:
     """Write the contact sheet: image, lungs found, lungs of reference, a row per example. It shows patients."""
     table = ClassTable("lungs", (SegmentationClass("lung", (220, 60, 60), "anatomical structure"),))
     rows, captions = [], []
-    for label, index in examples(results, count):
-        pixels = read_radiograph(cases[index].image).pixels
+    scores = [result["dice"][HEADLINE] for result in results]
+    for label, index in best_median_worst(scores, count):
         found = (read_mask(masks[index]) > 0).astype(np.int64)
+        pixels = read_radiograph(cases[index].image).pixels
         rows.append(mask_tiles(pixels, [found, cases[index].truth().astype(np.int64)], table))
-        captions.append(f"{label}: Dice {results[index]['dice'][HEADLINE]:.3f}, {cases[index].name}")
+        captions.append(f"{label}: Dice {scores[index]:.3f}, {cases[index].name}")
     save_contact_sheet(rows, path, ["radiograph", "zero-shot", "reference"], captions)

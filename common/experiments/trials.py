@@ -1,0 +1,255 @@
+"""Grids of trials, each done once and kept as a row of one CSV: a killed grid goes on, and processes can share it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+import yaml
+from filelock import FileLock
+from scipy import stats
+from tqdm import tqdm
+
+from ..errors import SettingsError
+from ..evaluation.report import Row, mean_sd, read_rows, write_report, write_rows
+from ..files import read_json, write_json
+from ..provenance import git_state, provenance
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+SETTINGS_NAME, LOCK_NAME = "settings.json", ".trials.lock"
+QUICK_WARNING = "**Made with --quick: no figure here means anything.**\n\n"
+_logger = logging.getLogger(__name__)
+
+TrialT = TypeVar("TrialT", bound="DataclassInstance")
+Trials = Sequence[tuple[TrialT, Row]]  # with what was measured
+
+
+class Experiment(Generic[TrialT]):
+    """A grid of trials in a folder: `<stem>.csv` gets a row of each: its settings, the code's commit, date, figures.
+
+    Args:
+        output_dir: of the results; one folder is one experiment.
+        stem: of the files' names.
+        settings: what all trials share, in plain JSON types; a folder made with others is refused.
+        do: trial to its figures, numbers and texts, which may be nested.
+        describe: what a row shall say beside it, such as the weights that it started from; a row that says otherwise
+            is refused.
+
+    Raises:
+        SettingsError: the folder has other settings.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        stem: str,
+        settings: Mapping[str, Any],
+        do: Callable[[TrialT], Mapping[str, Any]],
+        describe: Callable[[TrialT], Mapping[str, Any]] = lambda trial: {},
+    ) -> None:
+        self.path = Path(output_dir) / f"{stem}.csv"
+        self.do, self.describe = do, describe
+        git = git_state()  # of the code that is in memory, whatever happens to the checkout
+        self.commit = None if git is None else git["commit"] + ("-dirty" if git["is_dirty"] else "")
+        check_or_write_settings(self.path.parent / SETTINGS_NAME, settings)
+
+    def run(self, trials: Sequence[TrialT], share: tuple[int, int] = (0, 1)) -> None:
+        """Do the trials that are not done.
+
+        Args:
+            trials: in this order.
+            share: (i, n): every n-th of them from the i-th on, so that n processes can share the work.
+
+        Raises:
+            SettingsError: a row of one of them was made from something else.
+        """
+        mine = list(trials)[share[0] :: share[1]]
+        with tqdm(mine, desc="trials", unit="trial", dynamic_ncols=True) as bar:
+            for trial in bar:
+                bar.set_postfix_str(" ".join(map(str, asdict(trial).values())))
+                done = self._row_of(trial)
+                if done is None:
+                    self._append({**asdict(trial), **self.describe(trial), **self._measure(trial)})
+                elif differing := [key for key, value in self.describe(trial).items() if done.get(key) != value]:
+                    raise SettingsError(
+                        f"{self.path} has another {', '.join(differing)} than now for {asdict(trial)}; give another "
+                        "output_dir, or remove the rows made with it"
+                    )
+
+    def _row_of(self, trial: TrialT) -> Row | None:
+        rows = read_rows(self.path) if self.path.is_file() else []
+        return next((row for row in rows if asdict(trial).items() <= row.items()), None)
+
+    def _measure(self, trial: TrialT) -> Row:
+        figures = dict(_flat(self.do(trial)))
+        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return {"commit": self.commit, "date": date, **figures}
+
+    def _append(self, row: Row) -> None:
+        with FileLock(self.path.with_name(LOCK_NAME)):
+            write_rows(self.path, [*(read_rows(self.path) if self.path.is_file() else []), row])
+
+
+def _flat(found: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested figures by dotted names; what is None is left out."""
+    if isinstance(found, Mapping | list | tuple):
+        for key, value in found.items() if isinstance(found, Mapping) else enumerate(found):
+            yield from _flat(value, f"{name}.{key}" if name else str(key))
+    elif found is not None:
+        yield name, found
+
+
+def read_trials(path: str | Path, kind: Callable[..., TrialT]) -> list[tuple[TrialT, Row]]:
+    """All rows of an experiment's CSV, sorted by their settings, with what was measured.
+
+    Args:
+        path: of the CSV.
+        kind: the dataclass of its trials.
+
+    Raises:
+        SettingsError: there are none.
+    """
+    if not Path(path).is_file():
+        raise SettingsError(f"{path}: found no results; expected the CSV that the run of the experiment writes")
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    rows = sorted(read_rows(path), key=lambda row: [row[name] for name in names])
+    return [(kind(**{name: row[name] for name in names}), row) for row in rows]
+
+
+def check_or_write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings where there are none, else compare.
+
+    Raises:
+        SettingsError: names what differs.
+    """
+    wanted = json.loads(json.dumps(settings))
+    if not path.is_file():
+        write_json(path, wanted)
+        return
+    found = read_json(path)
+    differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if differing:
+        pairs = ", ".join(f"{key} {found.get(key)!r}, now {wanted.get(key)!r}" for key in differing)
+        raise SettingsError(f"{path.parent} holds an experiment with {pairs}; give another output_dir")
+
+
+def write_experiment_report(
+    output_dir: str | Path,
+    stem: str,
+    tables: Callable[[Mapping[str, Any]], str],
+    device: torch.device,
+    **content: Any,
+) -> dict[str, Any]:
+    """Write `<stem>.json` and `<stem>.md`; return what the first holds.
+
+    Args:
+        output_dir: of the experiment.
+        stem: of the files' names.
+        tables: the report to the text; where the settings say `quick`, a warning goes before it.
+        device: that the figures were made on.
+        **content: of the report, beside the settings of the folder and the provenance.
+    """
+    settings = read_json(Path(output_dir) / SETTINGS_NAME)
+    report = {"settings": settings, "provenance": provenance(device), **content}
+    text = (QUICK_WARNING if settings.get("quick") else "") + tables(report)
+    write_report(output_dir, report, text, (f"{stem}.json", f"{stem}.md"))
+    return report
+
+
+# ---- which trials ----------------------------------------------------------------------------------------------------
+
+
+def choose_trials(
+    grid: Callable[..., Sequence[TrialT]],
+    lists: Mapping[str, Any],
+    allowed: Mapping[str, Sequence[str] | int],
+    grids: str | Path | None = None,
+    forced: Mapping[str, Any] | None = None,
+) -> list[TrialT]:
+    """The trials of all grids that a command asks for, each once, after a check of every list.
+
+    Args:
+        grid: a grid's lists to its trials.
+        lists: settings of which a trial has one value each.
+        allowed: of each list the names that are known, or the least of its integers.
+        grids: YAML file with several grids, for tables that are more than one product of lists: a list of mappings such
+            as `- {sizes: [50], ratios: [1, 5]}`; what one leaves out is as in `lists`. None for one grid of `lists`.
+        forced: what holds whatever the lists and the file say, as for a quick run.
+
+    Raises:
+        SettingsError: a file or a list that makes no sense.
+    """
+    found: dict[TrialT, None] = {}
+    for given in [{}] if grids is None else _read_grids(Path(grids), lists):
+        chosen = {**lists, **given, **(forced or {})}
+        check_lists({name: chosen[name] for name in allowed}, allowed)
+        found |= dict.fromkeys(grid(**chosen))
+    return list(found)
+
+
+def check_lists(lists: Mapping[str, Any], allowed: Mapping[str, Sequence[str] | int]) -> None:
+    """Refuse what is no list of known names, or of large enough integers; see `choose_trials`.
+
+    Raises:
+        SettingsError: says what was found.
+    """
+    for name, given in lists.items():
+        known = allowed[name]
+        is_list = isinstance(given, Sequence) and not isinstance(given, str)
+        if isinstance(known, int):
+            if not is_list or not all(type(each) is int and each >= known for each in given):
+                raise SettingsError(f"--{name}: found {given!r}; expected a list of integers from {known} on: [50,100]")
+        elif not is_list or not all(each in known for each in given):
+            raise SettingsError(f"--{name}: found {given!r}; expected a list such as [{known[0]}], of {known}")
+
+
+def _read_grids(path: Path, lists: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"--grids: {path} cannot be read ({error})") from error
+    if not isinstance(found, list) or not found or not all(isinstance(each, Mapping) for each in found):
+        raise SettingsError(f"--grids: {path} holds {found!r}; expected a list of mappings of {', '.join(lists)}")
+    if unknown := sorted({str(name) for each in found for name in each if name not in lists}):
+        raise SettingsError(f"--grids: {path} has {', '.join(unknown)}; expected {', '.join(lists)}")
+    return found
+
+
+# ---- statistics over seeds -------------------------------------------------------------------------------------------
+
+
+def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Row:
+    """Difference to a baseline over the seeds that both have, and whether chance alone could make it.
+
+    Returns:
+        `mean_sd` of the differences, and "p", two-sided, of the paired t-test; None for fewer than two seeds or
+        differences without spread.
+    """
+    differences = [values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())]
+    found = mean_sd(differences)
+    p = float(stats.ttest_1samp(differences, 0.0).pvalue) if found["sd"] else math.nan
+    return {**found, "p": p if math.isfinite(p) else None}
+
+
+def by_seed(values: Mapping[int, float]) -> dict[str, float]:
+    """The values of all seeds, in order, as JSON can hold them."""
+    return {str(seed): value for seed, value in sorted(values.items())}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction of p values for their number."""
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    corrected, largest = [1.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
