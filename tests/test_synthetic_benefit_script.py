@@ -45,7 +45,7 @@ def test_a_run_leaves_trials_table_and_plots_without_paths_or_images(done):
     assert len(trials_of(out)) == 2 * 2
     assert "--quick" in (out / "synthetic_benefit.md").read_text()
     written = [path for path in out.rglob("*") if path.is_file()]
-    assert {path.suffix for path in written} == {".csv", ".json", ".md", ".png", ""}
+    assert {path.suffix for path in written} == {".csv", ".json", ".md", ".png", ".lock"}
     for path in written:
         if path.suffix != ".png" and path.name != "synthetic_benefit.json":  # which has the command
             assert str(done) not in path.read_text()

@@ -72,11 +72,11 @@ class Experiment(Generic[TrialT]):
         Raises:
             SettingsError: a row of one of them was made from something else.
         """
-        mine = list(trials)[share[0] :: share[1]]
+        mine, rows = list(trials)[share[0] :: share[1]], self._rows()
         with tqdm(mine, desc="trials", unit="trial", dynamic_ncols=True) as bar:
             for trial in bar:
                 bar.set_postfix_str(" ".join(map(str, asdict(trial).values())))
-                done = self._row_of(trial)
+                done = next((row for row in rows if asdict(trial).items() <= row.items()), None)
                 if done is None:
                     self._append({**asdict(trial), **self.describe(trial), **self._measure(trial)})
                 elif differing := [key for key, value in self.describe(trial).items() if done.get(key) != value]:
@@ -85,9 +85,8 @@ class Experiment(Generic[TrialT]):
                         "output_dir, or remove the rows made with it"
                     )
 
-    def _row_of(self, trial: TrialT) -> Row | None:
-        rows = read_rows(self.path) if self.path.is_file() else []
-        return next((row for row in rows if asdict(trial).items() <= row.items()), None)
+    def _rows(self) -> list[Row]:
+        return read_rows(self.path) if self.path.is_file() else []
 
     def _measure(self, trial: TrialT) -> Row:
         figures = dict(_flat(self.do(trial)))
@@ -96,7 +95,7 @@ class Experiment(Generic[TrialT]):
 
     def _append(self, row: Row) -> None:
         with FileLock(self.path.with_name(LOCK_NAME)):
-            write_rows(self.path, [*(read_rows(self.path) if self.path.is_file() else []), row])
+            write_rows(self.path, [*self._rows(), row])
 
 
 def _flat(found: Any, name: str = "") -> Iterator[tuple[str, Any]]:
