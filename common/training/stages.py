@@ -245,12 +245,12 @@ class Chain:
         return is_done
 
     def command(self, name: str, command: Mapping[str, Any], code: Path, **more: Any) -> list[str]:
-        """Words of a command line, the interpreter first; `more` are settings that replace or add."""
+        """Words of a command line, the interpreter first; `more` are settings that replace or add; null takes one away."""
         names = _Names(self, code)
         settings = {"output_dir": "{stage}/" + name + "/run", **command.get("settings", {})}
         if self.stages[name].steps and "bundle" in command:
             settings |= self._rounds(self.stages[name].steps or 0)
-        settings = {key: names.fill(value) for key, value in {**settings, **more}.items()}
+        settings = {key: names.fill(value) for key, value in {**settings, **more}.items() if value is not None}
         if "script" in command:
             words = [sys.executable, str(code / "scripts" / command["script"])]
             words += [str(names.fill(word)) for word in command.get("arguments", ())]
