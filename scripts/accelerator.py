@@ -67,7 +67,8 @@ def pack(source: str, *, output_file: str, config: str | Sequence[str] = str(CON
     else:
         store = LatentStore(source)
         arrays, lost = rounded_store(store, patch_grid, latents=network_id(parser) == "network_def")
-        items, made_with = store.items, {name: store.made_with.get(name) for name in ("codec_sha256", "encoder_sha256")}
+        items = list(store.items)
+        made_with = {name: store.made_with.get(name) for name in ("codec_sha256", "encoder_sha256")}
     about = {"config": settings, "lost": lost, "made_with": made_with}
     write_pack(output_file, arrays, items, about)
     size = Path(output_file).stat().st_size / 2**20

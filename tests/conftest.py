@@ -101,10 +101,10 @@ def make_tiny_store(folder: Path, num_train: int = 7, num_val: int = 3, num_view
     """A finished store of random latents 2×4×4 and tokens of 6 features: CLS, one register, a grid of 2×2."""
     generator = torch.Generator().manual_seed(0)
     splits = ["train"] * num_train + ["val"] * num_val
-    items = [{"image": f"{n}.png", "patient_id": f"patient_{n}", "split": split} for n, split in enumerate(splits)]
+    items = [{"image": f"/data/{n}.png", "patient_id": str(n), "split": split} for n, split in enumerate(splits)]
     shapes = {"latents_mean": (2, 4, 4), "latents_std": (2, 4, 4)}
     shapes |= {"cls_token": (6,), "register_tokens": (1, 6), "patch_grid": (2, 2, 6)}
-    LatentStore.allocate(folder, {"codec_sha256": "none"}, items, num_views, shapes)
+    LatentStore.allocate(folder, {"codec_sha256": "none", "dataset_dir": "/data"}, items, num_views, shapes)
     store = LatentStore(folder, writable=True)
     rows = [(image, view) for image in range(len(items)) for view in range(num_views)]
     values = {name: torch.randn(len(rows), *shape, generator=generator) for name, shape in shapes.items()}

@@ -16,6 +16,7 @@ from conftest import make_tiny_codec, run_ranks
 from monai.transforms import Compose
 from PIL import Image
 
+from common.data import latent_cache
 from common.data.datalists import assert_disjoint_patients
 from common.data.latent_cache import LatentCache
 from common.data.latent_store import ARRAYS, LatentDataset, LatentStore
@@ -23,7 +24,7 @@ from common.data.phantom import draw_chest_phantom
 from common.data.readability import readable_radiographs
 from common.data.transforms import LoadRadiographd, ResizeCenterCropd
 from common.distributed import rank
-from common.errors import DatasetError
+from common.errors import DatasetError, SettingsError
 from common.networks.dino import DinoEncoder
 
 CPU = torch.device("cpu")
@@ -47,15 +48,14 @@ class CountingEncoder(DinoEncoder):
         return super().forward(image, with_grad)
 
 
-class LateCache(LatentCache):
-    """The second process comes to its share when the first, if that did not wait, has rows done."""
+class LateStore(LatentStore):
+    """The second process looks at what is done when the first, if that did not wait, has rows done."""
 
-    def _refuse_others(self, store):
-        done = store.done.sum()
-        started = time.monotonic()
-        while rank() == 1 and store.done.sum() == done and time.monotonic() - started < 1.0:
+    def __init__(self, folder, writable=False, dataset_dir=None):
+        super().__init__(folder, writable, dataset_dir)
+        done, started = self.done.sum(), time.monotonic()
+        while rank() == 1 and not writable and self.done.sum() == done and time.monotonic() - started < 1.0:
             time.sleep(0.01)
-        super()._refuse_others(store)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def make_codec(seed=0):
     return codec.eval()
 
 
-def make_cache(folder, images, encoder, codec=None, kind=LatentCache, patch_grid=2, num_views=2, **settings):
+def make_cache(folder, images, encoder, codec=None, patch_grid=2, num_views=2, **settings):
     settings = {"image_size": 32, **settings}
     listed = functools.partial(
         readable_radiographs,
@@ -86,7 +86,7 @@ def make_cache(folder, images, encoder, codec=None, kind=LatentCache, patch_grid
         report_dir=folder,
         max_unreadable_share=0.0,
     )
-    return kind(
+    return LatentCache(
         cache_dir=str(folder),
         items=listed,
         dataset_dir=str(images),
@@ -105,8 +105,8 @@ def make_cache(folder, images, encoder, codec=None, kind=LatentCache, patch_grid
 
 
 def contents(folder):
-    names = [*(f"{name}.npy" for name in (*ARRAYS, "done")), "store.json"]
-    return {name: (folder / name).read_bytes() for name in names}
+    """Bytes of the files of the one store in a folder."""
+    return {path.name: path.read_bytes() for path in LatentStore(folder).folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -173,88 +173,137 @@ def test_killed_and_run_again_it_does_the_rest_and_is_the_same_store(
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert LatentStore.exists(tmp_path) == (rows_done is not None)
     if rows_done is not None:
         assert LatentStore(tmp_path).done.sum() == rows_done
     encoder = CountingEncoder(tiny_dino)
     store = make_cache(tmp_path, images, encoder).run()
     assert store.is_complete
     assert encoder.num_images == (NUM_ROWS + 1 if rows_done is None else NUM_ROWS - rows_done)
-    assert contents(tmp_path) == contents(made.folder)
+    assert contents(tmp_path) == contents(made.folder.parent)
 
 
 @pytest.mark.parametrize("is_begun", [False, True])
-def test_two_processes_share_the_work_and_make_the_same_store(made, images, tiny_dino, tmp_path, is_begun):
+def test_two_processes_share_the_work_and_make_the_same_store(made, images, tiny_dino, tmp_path, is_begun, monkeypatch):
     folder = tmp_path / "store"
     if is_begun:
-        shutil.copytree(made.folder, folder)
+        shutil.copytree(made.folder.parent, folder)
         lost = LatentStore(folder, writable=True)
         lost.done[1:6] = 0
         lost.arrays["cls_token"][1:6] = 0
 
     def run(rank):
+        monkeypatch.setattr(latent_cache, "LatentStore", LateStore)
         encoder = CountingEncoder(tiny_dino)
-        assert make_cache(folder, images, encoder, kind=LateCache).run().is_complete
+        assert make_cache(folder, images, encoder).run().is_complete
         (tmp_path / f"count_{rank}").write_text(str(encoder.num_images))
 
     run_ranks(run, 2, tmp_path)
     counts = [int((tmp_path / f"count_{rank}").read_text()) for rank in range(2)]
     assert counts == ([5, 5] if is_begun else [NUM_ROWS // 2 + 1, NUM_ROWS // 2])
     store = LatentStore(folder)
-    assert store.items == made.items and store.made_with == made.made_with
+    assert list(store.items) == list(made.items) and store.made_with == made.made_with
     for name in ARRAYS:  # other batches, so the last bit may differ
         np.testing.assert_allclose(store.arrays[name], made.arrays[name], atol=1e-3, rtol=2e-3)
 
 
 def test_a_finished_store_needs_neither_images_nor_encoder(made, images, tiny_dino, tmp_path):
-    gone = tmp_path / "images"
-    shutil.copytree(images, gone)
-    encoder = CountingEncoder(tiny_dino)
-    make_cache(tmp_path / "store", gone, encoder).run()
-    shutil.rmtree(gone)
-    before = contents(tmp_path / "store")
+    before = contents(made.folder.parent)
     encoder = CountingEncoder(tiny_dino, kill_at_call=1)
-    store = make_cache(tmp_path / "store", gone, encoder).run()  # listing the images would fail too
+    store = make_cache(made.folder.parent, tmp_path / "gone", encoder).run()  # listing the images would fail too
     assert encoder.calls == 0
     assert len(LatentDataset(store, "train")) == 6
-    assert contents(tmp_path / "store") == before
+    assert contents(made.folder.parent) == before
+
+
+def test_without_images_no_store_is_guessed(made, images, tiny_dino, tmp_path):
+    shutil.copytree(made.folder, tmp_path / "one")
+    description = json.loads((made.folder / "store.json").read_text())
+    description["made_with"]["data_list_sha256"] = "of other images"
+    shutil.copytree(made.folder, tmp_path / "two")
+    (tmp_path / "two" / "store.json").write_text(json.dumps(description))
+    with pytest.raises(DatasetError, match=r"one.*two"):
+        make_cache(tmp_path, tmp_path / "gone", CountingEncoder(tiny_dino)).run()
+    assert make_cache(tmp_path, images, CountingEncoder(tiny_dino)).run().folder.name == "one"
 
 
 def another_encoder(folder):
-    encoder = CountingEncoder(folder, kill_at_call=1)
+    encoder = CountingEncoder(folder)
     encoder.model.layernorm.weight.data[0] += 0.1
     return encoder
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"codec": lambda: make_codec(seed=1)}, "codec_sha256: "),
-        ({"encoder": another_encoder}, "encoder_sha256: "),
-        ({"encoder": functools.partial(CountingEncoder, image_size=28)}, "encoder_image_size: 56 there, 28 now"),
-        ({"images": Path("/elsewhere")}, "dataset_dir: .*/images there, /elsewhere now"),
-        ({"image_size": 64}, "image_size: 32 there, 64 now"),
-        ({"limit": 4}, "limit: None there, 4 now"),
-        ({"num_views": 1}, "num_views: 2 there, 1 now"),
-        ({"patch_grid": 4}, "patch_grid: 2 there, 4 now"),
-    ],
-)
-def test_a_store_of_something_else_is_refused_and_left_alone(made, images, tiny_dino, change, message):
-    change = dict(change)
-    encoder = change.pop("encoder", CountingEncoder)(tiny_dino)
-    codec = change.pop("codec", make_codec)()
-    before = contents(made.folder)
-    cache = make_cache(made.folder, change.pop("images", images), encoder, codec, **change)
-    with pytest.raises(DatasetError, match=rf"store of something else \({message}[^;]*\)\. Give another --cache_dir"):
-        cache.run()
-    assert contents(made.folder) == before
-
-
-def test_statistics_of_the_codec_count_too(made, images, tiny_dino):
+def other_statistics():
     codec = make_codec()
     codec.set_statistics(torch.zeros(2), torch.ones(2), 8)
-    with pytest.raises(DatasetError, match="codec_sha256"):
-        make_cache(made.folder, images, CountingEncoder(tiny_dino), codec).run()
+    return codec
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"codec": lambda: make_codec(seed=1)},
+        {"codec": other_statistics},
+        {"encoder": another_encoder},
+        {"encoder": functools.partial(CountingEncoder, image_size=28)},
+        {"image_size": 64},
+        {"limit": 4},
+        {"num_views": 1},
+        {"patch_grid": 4},
+        {"images": "other"},
+    ],
+)
+def test_each_data_list_and_settings_have_a_store_of_their_own(made, images, tiny_dino, tmp_path, change):
+    """So that a trial leaves the real run's store alone, and the real run finds it again."""
+    shutil.copytree(made.folder.parent, tmp_path / "stores")
+    before = contents(made.folder.parent)
+    change = dict(change)
+    if change.get("images") == "other":
+        change["images"] = tmp_path / "images"
+        shutil.copytree(images, tmp_path / "images")
+        (tmp_path / "images" / "p3_1.png").rename(tmp_path / "images" / "p3_2.png")
+    encoder = change.pop("encoder", CountingEncoder)(tiny_dino)
+    codec = change.pop("codec", make_codec)()
+    store = make_cache(tmp_path / "stores", change.pop("images", images), encoder, codec, **change).run()
+    assert encoder.num_images > 0 and store.is_complete
+    assert store.folder != tmp_path / "stores" / made.folder.name
+    assert {path.name: path.read_bytes() for path in (tmp_path / "stores" / made.folder.name).iterdir()} == before
+    again = make_cache(tmp_path / "stores", images, CountingEncoder(tiny_dino, kill_at_call=1)).run()
+    assert again.folder.name == made.folder.name
+
+
+def test_weights_of_the_decoder_are_not_part_of_it(made, images, tiny_dino):
+    codec = make_codec()
+    torch.nn.init.ones_(codec.autoencoder.post_quant_conv.conv.weight)
+    assert make_cache(made.folder.parent, images, CountingEncoder(tiny_dino), codec).run().folder == made.folder
+
+
+def test_a_data_set_that_was_moved_finds_its_store_again(made, images, tiny_dino, tmp_path):
+    shutil.copytree(images, tmp_path / "moved")
+    encoder = CountingEncoder(tiny_dino, kill_at_call=1)
+    store = make_cache(made.folder.parent, tmp_path / "moved", encoder).run()
+    assert store.folder == made.folder
+    assert {Path(item["image"]).parent for item in store.items} == {tmp_path / "moved"}
+    assert {Path(item["image"]).parent for item in made.items} == {images}
+
+
+def as_version_1(store, folder):
+    """A store as it was before 1.0: an array per file, directly in the cache's folder, knowing its place alone."""
+    folder.mkdir()
+    for name in ARRAYS:
+        np.save(folder / f"{name}.npy", store.arrays[name])
+    np.save(folder / "done.npy", store.done)
+    made_with = {name: value for name, value in store.made_with.items() if name != "data_list_sha256"}
+    (folder / "store.json").write_text(json.dumps({"version": 1, "made_with": made_with, "items": list(store.items)}))
+
+
+def test_stores_of_version_1_are_found_where_their_images_were(made, images, tiny_dino, tmp_path):
+    as_version_1(made, tmp_path / "stores")
+    store = make_cache(tmp_path / "stores", images, CountingEncoder(tiny_dino, kill_at_call=1)).run()
+    assert store.folder == tmp_path / "stores"
+    shutil.copytree(images, tmp_path / "moved")
+    encoder = CountingEncoder(tiny_dino)
+    assert make_cache(tmp_path / "stores", tmp_path / "moved", encoder).run().folder.parent == tmp_path / "stores"
+    assert encoder.num_images > 0
 
 
 def test_an_exact_encoder_size_is_pooled_rows_first_and_recognised_again(images, tiny_dino, tmp_path):
@@ -270,10 +319,10 @@ def test_an_exact_encoder_size_is_pooled_rows_first_and_recognised_again(images,
 def test_a_damaged_description_is_not_overwritten(made, images, tiny_dino, tmp_path):
     shutil.copytree(made.folder, tmp_path / "store")
     (tmp_path / "store" / "store.json").write_text(json.dumps({"version": 1})[:-3])
-    with pytest.raises(DatasetError, match="is damaged"):
-        make_cache(tmp_path / "store", images, CountingEncoder(tiny_dino)).run()
+    with pytest.raises(DatasetError, match=r"store\.json"):
+        make_cache(tmp_path, images, CountingEncoder(tiny_dino)).run()
 
 
 def test_no_views_are_refused(images, tiny_dino, tmp_path):
-    with pytest.raises(DatasetError, match="num_views: expected at least 1, found 0"):
+    with pytest.raises(SettingsError):
         make_cache(tmp_path, images, CountingEncoder(tiny_dino), num_views=0)

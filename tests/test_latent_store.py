@@ -17,7 +17,9 @@ SHAPES = {
     "register_tokens": (0, 6),
     "patch_grid": (3, 3, 6),
 }
-ITEMS = [{"image": f"image_{n}.png", "split": split} for n, split in enumerate(["train", "val", "train", "train"])]
+SPLITS = ["train", "val", "train", "train"]
+ITEMS = [{"image": f"/data/deep/bild_ä_{n}.png", "split": split, "label": ""} for n, split in enumerate(SPLITS)]
+MADE_WITH = {"image_size": 32, "dataset_dir": "/data"}
 
 
 class Killed(BaseException):
@@ -38,7 +40,7 @@ class ValuesUntilKilled(dict):
 
 
 def allocate(folder, num_views=2, items=ITEMS):
-    LatentStore.allocate(folder, {"image_size": 32}, items, num_views, SHAPES)
+    LatentStore.allocate(folder, MADE_WITH, items, num_views, SHAPES)
 
 
 def values(count, seed=0):
@@ -61,7 +63,7 @@ def test_rows_come_back_as_float16_holds_them(tmp_path):
             assert torch.equal(there, written[name][number].half())
     assert store.done.tolist() == [[1, 0], [0, 0], [0, 1], [0, 1]]
     assert store.num_views == 2 and not store.is_complete
-    assert store.items == ITEMS and store.made_with == {"image_size": 32}
+    assert list(store.items) == ITEMS and store.made_with == MADE_WITH
     untouched = [(0, 1), (1, 0), (1, 1), (2, 0), (3, 0)]
     assert all(not store.arrays["cls_token"][row].any() for row in untouched)
 
@@ -94,13 +96,12 @@ def test_a_kill_within_a_row_leaves_it_to_be_done(tmp_path, kill_at):
 
 def test_a_kill_before_the_description_leaves_no_store(tmp_path):
     with pytest.raises(TypeError):
-        allocate(tmp_path, items=[{"image": object()}])  # the description is what fails
+        LatentStore.allocate(tmp_path, {**MADE_WITH, "seed": object()}, ITEMS, 2, SHAPES)
     assert (tmp_path / "done.npy").is_file()
     assert not LatentStore.exists(tmp_path)
     np.load(tmp_path / "done.npy", mmap_mode="r+")[:] = 1
-    np.load(tmp_path / "cls_token.npy", mmap_mode="r+")[:] = 1
+    np.load(tmp_path / "rows.npy", mmap_mode="r+")["cls_token"][:] = 1
     allocate(tmp_path)
-    assert LatentStore.exists(tmp_path)
     store = LatentStore(tmp_path)
     assert not store.done.any() and not store.arrays["cls_token"].any()
 
@@ -110,11 +111,11 @@ def test_numbers_that_float16_cannot_hold_are_refused_by_the_name_of_their_image
     store = LatentStore(tmp_path, writable=True)
     written = values(3)
     written["cls_token"][1, 2] = 1e6
-    with pytest.raises(DatasetError, match=r"cls_token.*found others for image_2\.png;"):
+    with pytest.raises(DatasetError, match=r"cls_token.*bild_ä_2\.png"):
         store.write([(0, 0), (2, 0), (3, 0)], written)
     assert not store.done.any()
     written["cls_token"][1, 2] = float("nan")
-    with pytest.raises(DatasetError, match=r"image_2\.png;"):
+    with pytest.raises(DatasetError, match=r"bild_ä_2\.png"):
         store.write([(0, 0), (2, 0), (3, 0)], written)
 
 
@@ -125,43 +126,82 @@ def test_reading_does_not_allow_writing(tmp_path):
 
 
 def test_a_store_that_the_disk_cannot_hold_is_refused_before_it_is_begun(tmp_path):
-    with pytest.raises(DatasetError, match=r"GB free, expected at least \d+\.\d GB for the store of 4 images"):
+    with pytest.raises(DatasetError, match="GB"):
         allocate(tmp_path, num_views=10**13)
     assert not any(tmp_path.iterdir())
 
 
-def spoil_description(folder, text):
-    (folder / "store.json").write_bytes(text)
-
-
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("name", "content"),
     [
-        (lambda folder: (folder / "store.json").unlink(), r"no store\.json there; run the cache workflow first"),
-        (lambda folder: spoil_description(folder, b'{"version": 1, "items": ['), r"store\.json is damaged .* delete"),
-        (lambda folder: spoil_description(folder, b""), r"store\.json is damaged .* delete the folder"),
-        (lambda folder: spoil_description(folder, b"\xff\xfe\x00"), r"store\.json is damaged .* delete the folder"),
-        (lambda folder: spoil_description(folder, b'{"version": 99}'), r"found store version 99, expected 1"),
-        (lambda folder: (folder / "cls_token.npy").unlink(), r"cls_token\.npy is missing or damaged"),
-        (lambda folder: (folder / "done.npy").write_bytes(b""), r"done\.npy is missing or damaged"),
-        (
-            lambda folder: (folder / "latents_mean.npy").write_bytes((folder / "latents_mean.npy").read_bytes()[:-2]),
-            r"latents_mean\.npy is missing or damaged",
-        ),
+        ("store.json", None),
+        ("store.json", b'{"version": 1, "items": ['),
+        ("store.json", b""),
+        ("store.json", b"\xff\xfe\x00"),
+        ("store.json", b'{"version": 99}'),
+        ("rows.npy", None),
+        ("rows.npy", 100),
+        ("done.npy", b""),
+        ("ends.npy", b""),
     ],
 )
-def test_what_is_no_store_says_what_to_do(tmp_path, spoil, message):
-    make_tiny_store(tmp_path)
-    spoil(tmp_path)
-    with pytest.raises(DatasetError, match=message):
+def test_what_is_no_store_is_named(tmp_path, name, content):
+    file = make_tiny_store(tmp_path / "store").folder / name
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-content] if isinstance(content, int) else content)
+    with pytest.raises(DatasetError, match="store"):
+        LatentStore(tmp_path / "store")
+
+
+def test_a_folder_of_one_store_stands_for_it_and_one_of_several_does_not(tmp_path):
+    made = make_tiny_store(tmp_path / "one")
+    assert LatentStore(tmp_path).folder == made.folder
+    make_tiny_store(tmp_path / "other")
+    with pytest.raises(DatasetError, match="one, other"):
         LatentStore(tmp_path)
+
+
+def test_items_follow_a_data_set_that_was_moved_and_others_stay(tmp_path):
+    items = [{"image": "/data/a.png", "split": "val", "mask": "/elsewhere/a.png"}]
+    allocate(tmp_path, items=items)
+    assert list(LatentStore(tmp_path).items) == items
+    moved = LatentStore(tmp_path, dataset_dir="/new").items[0]
+    assert moved == {"image": "/new/a.png", "split": "val", "mask": "/elsewhere/a.png"}
+
+
+def test_items_are_read_one_by_one_and_not_kept(tmp_path):
+    """870,000 dicts would be a gigabyte in every process."""
+    allocate(tmp_path)
+    store = LatentStore(tmp_path)
+    assert isinstance(store.items.text, np.memmap) and isinstance(store.splits, np.memmap)
+    assert store.items[3] == ITEMS[3] == store.items[-1]
+    with pytest.raises(IndexError):
+        store.items[4]
+
+
+def test_stores_of_version_1_are_read_and_go_on(tmp_path):
+    """One file per array, the items in store.json."""
+    for name, shape in SHAPES.items():
+        np.save(tmp_path / f"{name}.npy", np.zeros((4, 2, *shape), np.float16))
+    np.save(tmp_path / "done.npy", np.zeros((4, 2), np.uint8))
+    (tmp_path / "store.json").write_text(json.dumps({"version": 1, "made_with": MADE_WITH, "items": ITEMS}))
+    written = values(8)
+    store = LatentStore(tmp_path, writable=True)
+    store.write([(image, view) for image in range(4) for view in range(2)], written)
+    store.flush()
+    store = LatentStore(tmp_path)
+    assert store.items == ITEMS and store.indices("train").tolist() == [0, 2, 3]
+    item = LatentDataset(store, "train")[1, 3]
+    assert torch.equal(item["patch_grid"], written["patch_grid"][5].half().float())
 
 
 def test_an_unfinished_store_is_no_data_set(tmp_path):
     allocate(tmp_path)
     store = LatentStore(tmp_path, writable=True)
     store.write([(0, 0), (0, 1)], values(2))
-    with pytest.raises(DatasetError, match=r"6 of 8 rows are missing; run the cache workflow again"):
+    with pytest.raises(DatasetError, match="6 of 8"):
         LatentDataset(LatentStore(tmp_path), "train")
 
 
@@ -180,7 +220,7 @@ def test_a_split_holds_its_images_and_no_others(tmp_path):
             assert torch.equal(item[name], written[name][image].half().float())
     assert torch.equal(val[0]["cls_token"], written["cls_token"][1].half().float())
     assert torch.equal(train.all_tokens()["patch_grid"], written["patch_grid"][[0, 2, 3]].half().float())
-    with pytest.raises(DatasetError, match="no images of the split 'test'"):
+    with pytest.raises(DatasetError, match="test"):
         LatentDataset(store, "test")
 
 
@@ -199,9 +239,3 @@ def test_training_goes_through_the_views_pass_by_pass_and_validation_takes_the_p
         assert sorted(indices[start : start + 3].tolist()) == [0, 1, 2]
     plain = LatentDataset(store, "val")[0]["cls_token"]
     assert torch.equal(plain, torch.from_numpy(store.arrays["cls_token"][3, 0].astype(np.float32)))
-
-
-def test_the_description_is_plain_text_that_names_the_images(tmp_path):
-    allocate(tmp_path)
-    described = json.loads((tmp_path / "store.json").read_text())
-    assert described == {"version": 1, "made_with": {"image_size": 32}, "items": ITEMS}

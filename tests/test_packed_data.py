@@ -23,7 +23,7 @@ def test_packed_latents_and_tokens_are_close_to_those_of_the_store(tmp_path):
     data = packed(store, tmp_path / "packed.npz")
     for split in ("train", "val"):
         there, here = LatentDataset(store, split), PackedSplit(data, split, CPU)
-        assert here.rows == there.rows and len(here) == len(there)
+        assert here.rows == list(there.rows) and len(here) == len(there)
         for number in range(len(there)):
             for name, value in there[number].items():
                 if name in ("latents_mean", "cls_token", "register_tokens", "patch_grid"):

@@ -163,8 +163,8 @@ def test_a_loss_that_is_not_finite_leaves_everything_as_it_was():
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     store = make_tiny_store(tmp_path_factory.mktemp("store"), num_train=9, num_val=5)
-    for number, item in enumerate(store.items[:-1]):
-        item["label"] = LABELS[number % len(LABELS)]
+    items = list(store.items)
+    store.items = [{**item, "label": LABELS[n % len(LABELS)]} for n, item in enumerate(items[:-1])] + items[-1:]
     return store
 
 

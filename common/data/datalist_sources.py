@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import write_csv
+from ..fingerprint import file_sha256, json_sha256
 from ..io import IMAGE_SUFFIXES, is_radiograph_file
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,17 @@ def manifest_rows(root: Path) -> list[Row]:
         raise DatasetError(f"{path} has a header but no rows; list one image per row")
     _check_listed_once(path, rows)
     return rows
+
+
+def data_list_sha256(dataset_dir: str | Path) -> str | None:
+    """What tells one data list from another, wherever it is: its manifest, or the names of its images; else None."""
+    root = Path(os.path.abspath(dataset_dir))
+    if (root / MANIFEST_NAME).is_file():
+        return file_sha256(root / MANIFEST_NAME)
+    try:
+        return json_sha256([row.name for row in folder_rows(root)])
+    except DatasetError:
+        return None
 
 
 def write_manifest(items: Sequence[Mapping[str, Any]], path: str | Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from tqdm import tqdm
 
 from ..amp import autocast
 from ..distributed import is_rank_zero, rank, wait_for_all, world_size
-from ..fingerprint import network_sha256
+from ..errors import DatasetError, SettingsError
+from ..fingerprint import json_sha256, network_sha256
 from ..networks.conditioning import named_tokens
 from ..networks.dino import DinoEncoder
 from ..networks.latent_codec import DECODER, LatentCodec
 from ..seeding import Purpose, derive_seed
-from .latent_store import LatentStore, StoreError
+from .datalist_sources import data_list_sha256
+from .latent_store import DESCRIPTION_NAME, LatentStore
 from .views import augmented_view
 
 _logger = logging.getLogger(__name__)
@@ -28,19 +31,21 @@ _logger = logging.getLogger(__name__)
 class LatentCache:
     """Make, or go on making, or just open the store of a data set.
 
-    A finished store is opened without looking at the images, so training can run where they are not. Processes that
-    share the work have to be on one machine, as they write to the same memory maps.
+    Each data list and each set of settings has a store of its own in `cache_dir`, so that a trial does not touch the
+    store of the real run, and a data set that was moved finds its store again. A finished store is opened without
+    looking at the images, so training can run where they are not. Processes that share the work have to be on one
+    machine, as they write to the same memory maps.
 
     Args:
-        cache_dir: of the store; one store per data set, codec and encoder.
-        items: called with split="train" and "val" for dicts with "image", but only when the store has to be begun.
-        dataset_dir: of the images; part of what the store is for.
+        cache_dir: folder of stores.
+        items: called with split="train" and "val" for dicts with "image", but only when a store has to be begun.
+        dataset_dir: of the images; its data list is part of what the store is for, not its place.
         transform: dict transform from an item to "image" [1, H, W] in [0, 1].
         codec: with weights and latent statistics.
         encoder: frozen DINO encoder.
         patch_grid: k of the grid of pooled patch tokens, 0 for none.
         num_views: views per image: the image itself, and num_views - 1 augmented ones.
-        settings: further plain numbers and texts that the store depends on (image size, split, seed).
+        settings: further plain numbers and texts that the store depends on (image size, split, limit).
         seed: of the augmented views.
         batch_size: images at a time.
         num_workers: loading processes.
@@ -66,21 +71,14 @@ class LatentCache:
         device: torch.device,
     ) -> None:
         if num_views < 1:
-            raise StoreError(f"num_views: expected at least 1, found {num_views}")
-        self.cache_dir = Path(cache_dir)
-        self.items = items
-        self.transform = transform
-        self.codec = codec
-        self.encoder = encoder
-        self.patch_grid = patch_grid
-        self.num_views = num_views
-        self.seed = seed
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.amp = amp
-        self.device = device
+            raise SettingsError(f"num_views: expected at least 1, found {num_views}")
+        self.cache_dir, self.items, self.transform = Path(cache_dir), items, transform
+        self.codec, self.encoder, self.patch_grid, self.num_views = codec, encoder, patch_grid, num_views
+        self.seed, self.batch_size, self.num_workers, self.amp, self.device = seed, batch_size, num_workers, amp, device
+        self.dataset_dir = os.path.abspath(dataset_dir)
         made_with = {
-            "dataset_dir": str(Path(dataset_dir).resolve()),
+            "dataset_dir": self.dataset_dir,
+            "data_list_sha256": data_list_sha256(dataset_dir),
             "codec_sha256": network_sha256(codec, leave_out=DECODER),  # latents do not depend on it
             "encoder_sha256": network_sha256(encoder),
             "encoder_image_size": encoder.image_size,
@@ -96,47 +94,55 @@ class LatentCache:
         """Return the finished store, made or completed where needed.
 
         Raises:
-            StoreError: the folder holds a store of something else; says of what.
+            DatasetError: the data set cannot be listed, or, where it is not there, several stores may be of it.
         """
-        begun = LatentStore.exists(self.cache_dir)
+        folder = self._folder()
+        begun = LatentStore.exists(folder)
         wait_for_all()  # nobody begins before all have looked
         if not begun:
-            self._begin()
+            self._begin(folder)
             wait_for_all()
-        store = LatentStore(self.cache_dir)
-        self._refuse_others(store)
+        store = LatentStore(folder, dataset_dir=self.dataset_dir)
         missing = [(int(image), int(view)) for image, view in zip(*(store.done == 0).nonzero(), strict=True)]
         wait_for_all()  # nobody writes before all know what is missing, or their shares would not fit together
         if missing:
-            self._fill(LatentStore(self.cache_dir, writable=True), missing)
+            self._fill(LatentStore(folder, writable=True, dataset_dir=self.dataset_dir), missing)
             wait_for_all()
-            store = LatentStore(self.cache_dir)
+            store = LatentStore(folder, dataset_dir=self.dataset_dir)
         if is_rank_zero():
-            counts = {split: sum(item["split"] == split for item in store.items) for split in ("train", "val")}
-            _logger.info("store %s: %s images, %d views each", self.cache_dir, counts, store.num_views)
+            counts = {split: int((store.splits == split.encode()).sum()) for split in ("train", "val")}
+            _logger.info("store %s: %s images, %d views each", folder, counts, store.num_views)
         return store
 
-    def _begin(self) -> None:
+    def _folder(self) -> Path:
+        """Where the store of this data list and these settings is, or else is to be."""
+        own = self.cache_dir / json_sha256({**self.made_with, "dataset_dir": None})[:12]
+        found = [path.parent for place in ("", "*/") for path in self.cache_dir.glob(place + DESCRIPTION_NAME)]
+        fitting = [folder for folder in found if self._fits(LatentStore.description(folder)["made_with"])]
+        if own in fitting or not fitting:
+            return own
+        if len(fitting) > 1:
+            names = ", ".join(sorted(str(folder) for folder in fitting))
+            raise DatasetError(f"{self.dataset_dir} is not there, and any of {names} may be of it; keep one of them")
+        return fitting[0]
+
+    def _fits(self, there: Mapping[str, Any]) -> bool:
+        """Whether a store is of these settings, and of this data list unless the images are not there to tell."""
+        mine = {**self.made_with, "dataset_dir": None}
+        if "data_list_sha256" not in there:  # of version 1, which knows the place only
+            place = there["dataset_dir"] == str(Path(self.dataset_dir).resolve())
+            return place and all(mine[name] == there[name] for name in mine.keys() & there.keys() - {"dataset_dir"})
+        if mine["data_list_sha256"] is None:
+            mine["data_list_sha256"] = there["data_list_sha256"]
+        return mine == {**there, "dataset_dir": None}
+
+    def _begin(self, folder: Path) -> None:
         items = [{**item, "split": split} for split in ("train", "val") for item in self.items(split=split)]
         if not is_rank_zero():
             return
         first = self.transform(dict(items[0]))["image"]
-        values = self._encode(first[None])
-        shapes = {name: tuple(value.shape[1:]) for name, value in values.items()}
-        LatentStore.allocate(self.cache_dir, self.made_with, items, self.num_views, shapes)
-
-    def _refuse_others(self, store: LatentStore) -> None:
-        there = store.made_with
-        different = [
-            f"{key}: {there.get(key)} there, {self.made_with.get(key)} now"
-            for key in sorted(there.keys() | self.made_with.keys())
-            if there.get(key) != self.made_with.get(key)
-        ]
-        if different:
-            raise StoreError(
-                f"{self.cache_dir} holds a store of something else ({'; '.join(different)}). Give another --cache_dir, "
-                "or the settings of that store"
-            )
+        shapes = {name: tuple(value.shape[1:]) for name, value in self._encode(first[None]).items()}
+        LatentStore.allocate(folder, self.made_with, items, self.num_views, shapes)
 
     def _fill(self, store: LatentStore, missing: Sequence[tuple[int, int]]) -> None:
         mine = missing[rank() :: world_size()]
@@ -153,8 +159,7 @@ class LatentCache:
                 store.write(mine[done : done + len(images)], self._encode(images))
                 done += len(images)
                 bar.update(len(images))
-        for array in (*store.arrays.values(), store.done):
-            array.flush()  # type: ignore[attr-defined]
+        store.flush()
 
     @torch.inference_mode()
     def _encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,9 +1,10 @@
-"""The store of latents and DINO tokens that training reads instead of images: plain .npy files, memory-mapped."""
+"""The store of latents and DINO tokens that training reads instead of images: plain files, memory-mapped."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,69 +12,94 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import UserError
+from ..errors import DatasetError
 from ..files import atomic_path
+from .datalist_sources import PATH_COLUMNS
 
-DESCRIPTION_NAME = "store.json"
-DONE_NAME = "done.npy"
+DESCRIPTION_NAME, ITEMS_NAME = "store.json", "items.jsonl"
 ARRAYS = ("latents_mean", "latents_std", "cls_token", "register_tokens", "patch_grid")
-VERSION = 1
-
-
-class StoreError(UserError, ValueError):
-    """A store is missing, unfinished, or made for something else."""
+TOKENS = ARRAYS[2:]
+VERSION = 2
 
 
 class LatentStore:
-    """A folder with one row per image and view, float16, each file [num_images, num_views, ...].
+    """A folder with one row per image and view, float16.
 
-    - `latents_mean`, `latents_std` [C, h, w]: the codec's posterior, scaled by the codec's statistics, so that
-      mean + std·noise is a draw of the latents that the diffusion model learns.
-    - `cls_token` [D], `register_tokens` [R, D], `patch_grid` [k, k, D]: of the DINO encoder, as it gives them.
-    - `done` (uint8): 1 where a row was written; `store.json`: what it was made of and with, and the items.
+    - `arrays` by name, each [num_images, num_views, ...]: `latents_mean`, `latents_std` [C, h, w], the codec's
+      posterior, scaled by the codec's statistics, so that mean + std·noise is a draw of the latents that the diffusion
+      model learns; `cls_token` [D], `register_tokens` [R, D], `patch_grid` [k, k, D] of the DINO encoder, as it gives
+      them. A row lies in one piece in rows.npy, so that reading it at random is one access to the disk.
+    - `done` (uint8): 1 where a row was written.
+    - `made_with`: what it is of; `items`: one dict per image, and `splits` of them as bytes. They are read from the
+      disk as they are asked for: a million of them in every process would take a gigabyte.
+
+    Stores of version 1, with a file per array and the items in store.json, are read too.
 
     Args:
-        folder: where it is.
+        folder: where it is, or a folder that holds just one store.
         writable: map for writing.
+        dataset_dir: where the images are now; None for where they were.
 
     Raises:
-        StoreError: there is no store of this version.
+        DatasetError: there is no store, or it is damaged.
     """
 
-    def __init__(self, folder: str | Path, writable: bool = False) -> None:
+    def __init__(self, folder: str | Path, writable: bool = False, dataset_dir: str | Path | None = None) -> None:
         self.folder = Path(folder)
-        try:
-            described = json.loads((self.folder / DESCRIPTION_NAME).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise StoreError(f"{self.folder}: no {DESCRIPTION_NAME} there; run the cache workflow first") from None
-        except ValueError as error:  # no JSON, or no text at all
-            raise StoreError(
-                f"{self.folder / DESCRIPTION_NAME} is damaged ({error}); delete the folder and make the store anew"
-            ) from None
-        if described.get("version") != VERSION:
-            found = described.get("version")
-            raise StoreError(f"{self.folder}: found store version {found}, expected {VERSION}; make it anew")
+        if not self.exists(folder):
+            inside = [path.parent for path in self.folder.glob(f"*/{DESCRIPTION_NAME}")]
+            if len(inside) != 1:
+                found = ", ".join(sorted(path.name for path in inside)) or "none"
+                raise DatasetError(f"{folder}: expected a store, found {found}; run the cache workflow, or name one")
+            self.folder = inside[0]
+        described = self.description(self.folder)
         self.made_with: dict[str, Any] = described["made_with"]
-        self.items: list[dict[str, Any]] = described["items"]
+        self.items: Sequence[dict[str, Any]]
         mode: Literal["r", "r+"] = "r+" if writable else "r"
-        self.arrays = {name: self._mapped(f"{name}.npy", mode) for name in ARRAYS}
-        self.done = self._mapped(DONE_NAME, mode)
+        if described["version"] == 1:
+            self.items = described["items"]
+            self.splits = np.array([item["split"] for item in self.items], dtype="S5")
+            self.arrays = {name: self._mapped(f"{name}.npy", mode) for name in ARRAYS}
+        else:
+            root = dataset_dir or self.made_with["dataset_dir"]
+            self.items = _Items(self.folder / ITEMS_NAME, self._mapped("ends.npy", "r"), root)
+            self.splits = self._mapped("splits.npy", "r")
+            rows = self._mapped("rows.npy", mode)
+            self.arrays = {name: rows[name] for name in ARRAYS}
+        self.done = self._mapped("done.npy", mode)
+
+    @staticmethod
+    def exists(folder: str | Path) -> bool:
+        """Say whether a store was begun just there."""
+        return (Path(folder) / DESCRIPTION_NAME).is_file()
+
+    @staticmethod
+    def description(folder: str | Path) -> dict[str, Any]:
+        """What store.json says.
+
+        Raises:
+            DatasetError: it is damaged, or of an unknown version.
+        """
+        path = Path(folder) / DESCRIPTION_NAME
+        try:
+            described = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # no JSON, or no text at all
+            raise DatasetError(f"{path} is damaged ({error}); delete the folder and make the store anew") from None
+        if described.get("version") not in (1, VERSION):
+            raise DatasetError(f"{path}: found version {described.get('version')}, expected {VERSION}; make it anew")
+        return described
 
     def _mapped(self, name: str, mode: Literal["r", "r+"]) -> np.ndarray:
         try:
             return np.load(self.folder / name, mmap_mode=mode)
         except (FileNotFoundError, EOFError, ValueError) as error:
-            raise StoreError(
+            raise DatasetError(
                 f"{self.folder / name} is missing or damaged ({error}); delete the folder and make the store anew"
             ) from None
-
-    @staticmethod
-    def exists(folder: str | Path) -> bool:
-        """Say whether a store was begun there."""
-        return (Path(folder) / DESCRIPTION_NAME).is_file()
 
     @staticmethod
     def allocate(
@@ -85,8 +111,15 @@ class LatentStore:
     ) -> None:
         """Make the files of an empty store; its description comes last, so that a kill before leaves no store.
 
+        Args:
+            folder: of the store.
+            made_with: plain settings; paths of the items that lie in its `dataset_dir` move with it.
+            items: dicts with "image" and "split".
+            num_views: per image.
+            shapes: of the arrays, without images and views.
+
         Raises:
-            StoreError: the disk has no room for it.
+            DatasetError: the disk has no room for it.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,17 +127,21 @@ class LatentStore:
         needed = len(items) * num_views * (1 + 2 * sum(math.prod(shapes[name]) for name in ARRAYS))
         free = shutil.disk_usage(folder).free
         if needed > free:
-            raise StoreError(
+            raise DatasetError(
                 f"{folder}: found {free / 1e9:.1f} GB free, expected at least {needed / 1e9:.1f} GB for the store of "
                 f"{len(items)} images with {num_views} views; give another --cache_dir, or fewer views"
             )
-        for name in ARRAYS:
-            shape = (len(items), num_views, *shapes[name])
-            np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape).flush()
-        np.lib.format.open_memmap(folder / DONE_NAME, mode="w+", dtype=np.uint8, shape=(len(items), num_views)).flush()
-        text = json.dumps({"version": VERSION, "made_with": dict(made_with), "items": list(items)}, indent=1)
+        row = np.dtype([(name, np.float16, tuple(shapes[name])) for name in ARRAYS])
+        for name, dtype in (("rows", row), ("done", np.uint8)):
+            shape = (len(items), num_views)
+            np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape).flush()
+        root = made_with["dataset_dir"]
+        lines = [json.dumps(_moved(item, root, _inside)).encode() + b"\n" for item in items]
+        (folder / ITEMS_NAME).write_bytes(b"".join(lines))
+        np.save(folder / "ends.npy", np.cumsum([len(line) for line in lines]))
+        np.save(folder / "splits.npy", np.array([item["split"] for item in items], dtype="S5"))
         with atomic_path(folder / DESCRIPTION_NAME) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(json.dumps({"version": VERSION, "made_with": dict(made_with)}, indent=1), "utf-8")
 
     @property
     def num_views(self) -> int:
@@ -120,36 +157,65 @@ class LatentStore:
         """Write rows (image, view) and then mark them done.
 
         Raises:
-            StoreError: a value is not finite in float16.
+            DatasetError: a value is not finite in float16.
         """
-        images, views = zip(*rows, strict=True)
+        images, views = (list(numbers) for numbers in zip(*rows, strict=True))
         for name in ARRAYS:
             halves = values[name].detach().cpu().half().numpy()
             finite = np.isfinite(halves).reshape(len(halves), -1).all(axis=1)
             if not finite.all():
                 bad = ", ".join(str(self.items[images[number]]["image"]) for number in np.flatnonzero(~finite))
-                raise StoreError(
+                raise DatasetError(
                     f"{name}: expected finite numbers in float16, found others for {bad}; look at these files, leave "
                     f"them out of the data set, and delete {self.folder} to make the store anew"
                 )
-            self.arrays[name][list(images), list(views)] = halves
-        self.done[list(images), list(views)] = 1
+            self.arrays[name][images, views] = halves
+        self.done[images, views] = 1
 
-    def indices(self, split: str) -> list[int]:
-        """Images of a split.
+    def flush(self) -> None:
+        """See to it that what was written is on the disk."""
+        for array in (*self.arrays.values(), self.done):
+            array.flush()  # type: ignore[attr-defined]
+
+    def indices(self, split: str) -> NDArray[np.integer]:
+        """Numbers of the images of a split.
 
         Raises:
-            StoreError: there are none.
+            DatasetError: there are none.
         """
-        found = [index for index, item in enumerate(self.items) if item["split"] == split]
-        if not found:
-            raise StoreError(f"{self.folder}: no images of the split '{split}' in the store")
+        found = np.flatnonzero(self.splits == split.encode())
+        if not len(found):
+            raise DatasetError(f"{self.folder}: no images of the split '{split}' in the store")
         return found
 
-    def tokens(self, indices: Sequence[int], view: int = 0) -> dict[str, Tensor]:
+    def tokens(self, indices: Sequence[int] | NDArray[np.integer], view: int = 0) -> dict[str, Tensor]:
         """Tokens of one view of these images, float32, ready for `TokenSelection.select`."""
-        names = ("cls_token", "register_tokens", "patch_grid")
-        return {name: torch.from_numpy(self.arrays[name][list(indices), view].astype(np.float32)) for name in names}
+        rows = np.asarray(indices)
+        return {name: torch.from_numpy(self.arrays[name][rows, view].astype(np.float32)) for name in TOKENS}
+
+
+class _Items(Sequence):
+    """Items, read one by one from items.jsonl; `ends` of their lines, in bytes."""
+
+    def __init__(self, path: Path, ends: np.ndarray, root: str | Path) -> None:
+        self.text, self.ends, self.root = np.memmap(path, np.uint8, "r"), ends, root
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        end = self.ends[index]
+        start = self.ends[index - 1] if index else 0
+        return _moved(json.loads(self.text[start:end].tobytes()), self.root, os.path.join)
+
+
+def _moved(item: Mapping[str, Any], root: str | Path, move: Any) -> dict[str, Any]:
+    return {**item, **{column: move(root, item[column]) for column in PATH_COLUMNS if column in item}}
+
+
+def _inside(root: str, path: str) -> str:
+    """The path relative to the root, where it lies in there."""
+    return os.path.relpath(path, root) if Path(path).is_relative_to(root) else path
 
 
 class LatentDataset(Dataset):
@@ -160,12 +226,12 @@ class LatentDataset(Dataset):
         split: "train" or "val".
 
     Raises:
-        StoreError: rows are missing.
+        DatasetError: rows are missing.
     """
 
     def __init__(self, data: LatentStore, split: str) -> None:
         if not data.is_complete:
-            raise StoreError(
+            raise DatasetError(
                 f"{data.folder}: {int((data.done == 0).sum())} of {data.done.size} rows are missing; "
                 "run the cache workflow again, it goes on where it stopped"
             )

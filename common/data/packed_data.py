@@ -14,21 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import DatasetError
 from ..files import atomic_path
-from .latent_store import LatentDataset, LatentStore
+from .latent_store import TOKENS, LatentDataset, LatentStore
 
 DESCRIPTION = "description"
 SCALE = "_scale"
-TOKENS = ("cls_token", "register_tokens", "patch_grid")
 CARRIED = ("split", "label")  # of an item; names of files and patients stay where they are
 ROWS_AT_ONCE = 256
 
 Rounded = tuple[NDArray[Any], NDArray[np.float32]]  # integers [N, ...] and the scale that makes them numbers again
-
-
-class PackError(UserError, ValueError):
-    """A packed file is missing or damaged, or holds nothing of what was asked for."""
 
 
 def eight_bits(values: NDArray[Any], axis: int) -> Rounded:
@@ -52,8 +47,7 @@ def rounded_store(
         Arrays by the names of the store, and of each what rounding lost: root mean square over standard deviation.
 
     Raises:
-        StoreError: rows are missing.
-        PackError: the store's grid cannot be pooled to this one.
+        DatasetError: rows are missing, or the store's grid cannot be pooled to this one.
     """
     LatentDataset(store, "train")  # refuses what is incomplete
     found: dict[str, Rounded] = {}
@@ -76,7 +70,7 @@ def _pooled(grids: NDArray[Any], side: int) -> NDArray[np.float32]:
     """Averages [N, k, k, D] of view 0 of grids [N, views, K, K, D]; a few rows at a time, as they are large."""
     cached = grids.shape[2]
     if side < 1 or cached % side:
-        raise PackError(f"patch_grid: expected a divisor of the store's {cached}, found {side}")
+        raise DatasetError(f"patch_grid: expected a divisor of the store's {cached}, found {side}")
     shape = (-1, side, cached // side, side, cached // side, grids.shape[-1])
     starts = range(0, len(grids), ROWS_AT_ONCE)
     parts = [grids[start : start + ROWS_AT_ONCE, 0].astype(np.float32).reshape(shape).mean((2, 4)) for start in starts]
@@ -112,7 +106,7 @@ class PackedData:
         path: of the file.
 
     Raises:
-        PackError: it is missing or damaged.
+        DatasetError: it is missing or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -121,9 +115,9 @@ class PackedData:
                 self.arrays: dict[str, NDArray[Any]] = {name: file[name] for name in file.files}
             described = json.loads(self.arrays.pop(DESCRIPTION).tobytes())
         except FileNotFoundError:
-            raise PackError(f"{path}: no such file; expected one that `pack` wrote") from None
+            raise DatasetError(f"{path}: no such file; expected one that `pack` wrote") from None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise PackError(f"{path} is damaged or no packed file ({error}); copy it again, or pack it anew") from None
+            raise DatasetError(f"{path} is damaged or no packed file ({error}); copy or pack it anew") from None
         self.items: list[dict[str, str]] = described["items"]
         self.about: dict[str, Any] = described["about"]
 
@@ -140,14 +134,14 @@ class PackedSplit:
         limit: first rows of the split, at most so many; None takes all.
 
     Raises:
-        PackError: there are none.
+        DatasetError: there are none.
     """
 
     def __init__(self, store: PackedData, split: str, device: torch.device, limit: int | None = None) -> None:
         self.store = store
         self.rows = [row for row, item in enumerate(store.items) if item["split"] == split][:limit]
         if not self.rows:
-            raise PackError(f"no rows of the split '{split}' in the packed file; pack a store that has some")
+            raise DatasetError(f"no rows of the split '{split}' in the packed file; pack a store that has some")
         names = [name for name in store.arrays if not name.endswith(SCALE)]
         self.tensors = {name: self._tensor(name, device) for name in names}
 
