@@ -165,7 +165,7 @@ def train(
 
 
 def join(output_dir: str, *, output_file: str) -> None:
-    """Join the parts that `train` wrote; beside the weights go NAME.json, the overrides that describe their network.
+    """Join the parts that `train` wrote; beside the weights goes NAME_config.json, which describes their network.
 
     Args:
         output_dir: of `train`, as it was fetched.
@@ -177,8 +177,9 @@ def join(output_dir: str, *, output_file: str) -> None:
         raise AcceleratorError(f"{record_path}: no such file; expected the folder that `train` wrote")
     record = read_json(record_path)
     join_parts(record_path.parent, record["weights"]["parts"], target)
-    write_json(target.with_suffix(".json"), record["overrides"])
-    print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB, {record['steps']} steps, config {target.stem}.json")
+    overrides = target.with_name(f"{target.stem}_config.json")  # NAME.json would describe the weights
+    write_json(overrides, record["overrides"])
+    print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB, {record['steps']} steps, config {overrides.name}")
 
 
 def check_size(run: PackedRun, max_mebibytes: float) -> None:

@@ -74,7 +74,7 @@ def joined(script, folder, configs, network_id):
     """The network that the joined weights and the config beside them give."""
     command(script, "join", folder, output_file=folder.parent / "joined.pt")
     parser = ConfigParser()
-    parser.read_config([*map(str, configs), str(folder.parent / "joined.json")])
+    parser.read_config([*map(str, configs), str(folder.parent / "joined_config.json")])
     return load_weights(parser.get_parsed_content(network_id), folder.parent / "joined.pt")
 
 

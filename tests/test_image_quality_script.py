@@ -140,4 +140,4 @@ def test_the_command_line_says_what_is_missing_without_a_traceback(folder, tmp_p
         [sys.executable, str(SCRIPT), *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1
-    assert "MissingWeightsError: extractor inception" in done.stderr and "Traceback" not in done.stderr
+    assert "WeightsError: extractor inception" in done.stderr and "Traceback" not in done.stderr

@@ -127,10 +127,11 @@ def test_learning_rate_warms_up_and_stays(diffusion):
     diffusion["train::network"] = "@network"
     optimizer, scheduler = (diffusion.get_parsed_content(f"train::{name}") for name in ("optimizer", "lr_scheduler"))
     rates = []
-    for step in (0, 500, 1000, 10_000, diffusion.get_parsed_content("train::total_steps") - 1):
-        scheduler.load_state_dict({"last_epoch": step, "_step_count": step + 1})
+    last = diffusion.get_parsed_content("train::total_steps") - 1
+    for step in (0, 500, 1000, last):
+        scheduler.load_state_dict({**scheduler.state_dict(), "last_epoch": step, "_step_count": step + 1})
         rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([0, 5e-5, 1e-4, 1e-4, 1e-4])
+    assert rates == pytest.approx([0, 5e-5, 1e-4, 1e-4], abs=2e-7)
 
 
 def test_optimiser_steps_of_a_narrow_denoiser_lower_its_loss(narrow):

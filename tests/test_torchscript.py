@@ -14,6 +14,7 @@ import torch
 from conftest import REPOSITORY
 from tiny_bundles import bundle_of_code, codec_bundle, diffusion_bundle, segmenter_bundle, write_bundle
 
+from common.errors import WeightsError
 from common.networks.weights import MissingWeightsError
 from common.packaging.torchscript import BundleNetworkError, TraceError, load_bundle_network, trace_bundle
 
@@ -144,7 +145,7 @@ def test_says_what_a_bundle_lacks(diffusion, tmp_path):
         trace_bundle(root, tmp_path / "model.ts", config_name="training")
     weights = root / "models" / "model.pt"
     weights.write_bytes((diffusion / "models" / "model.pt").read_bytes())
-    with pytest.raises(BundleNetworkError, match="not the weights of 'network_def'"):
+    with pytest.raises(WeightsError):
         trace_bundle(root, tmp_path / "model.ts")
     weights.unlink()
     with pytest.raises(MissingWeightsError):

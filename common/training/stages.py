@@ -245,7 +245,7 @@ class Chain:
         return is_done
 
     def command(self, name: str, command: Mapping[str, Any], code: Path, **more: Any) -> list[str]:
-        """Words of a command line, the interpreter first; `more` are settings that replace or add; null takes one away."""
+        """Words of a command line, the interpreter first; `more` are settings that replace or add; null drops one."""
         names = _Names(self, code)
         settings = {"output_dir": "{stage}/" + name + "/run", **command.get("settings", {})}
         if self.stages[name].steps and "bundle" in command:
