@@ -175,7 +175,8 @@ class LatentStore:
     def flush(self) -> None:
         """See to it that what was written is on the disk."""
         for array in (*self.arrays.values(), self.done):
-            array.flush()  # type: ignore[attr-defined]
+            if isinstance(array, np.memmap):  # not so where it holds nothing, such as no register tokens
+                array.flush()
 
     def indices(self, split: str) -> NDArray[np.integer]:
         """Numbers of the images of a split.
