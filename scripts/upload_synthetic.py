@@ -12,22 +12,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.command_line import run_command
-from common.label.http_service import HttpService, LogInError, ServiceError
+from common.errors import SettingsError, UserError
+from common.label.http_service import ServiceError
 from common.label.label_upload import (
+    TOKEN,
     UNKNOWN_MODEL,
     DicomWebArchive,
     LabelDatastore,
-    Outcome,
-    Target,
-    UploadError,
     model_of,
-    problems,
-    send_all,
     synthetic_images,
 )
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
-TOKEN = "MONAI_LABEL_TOKEN"
 
 
 def upload_synthetic(
@@ -57,42 +53,32 @@ def upload_synthetic(
         modality: of the DICOM files, DX or IO.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise UploadError(f"--limit: found {limit!r}; expected a whole number of 1 or more")
+        raise SettingsError(f"--limit: found {limit!r}; expected a whole number of 1 or more")
     name = str(model) or model_of(folder, BUNDLES)
     images = synthetic_images(folder, name)[:limit]
     if name == UNKNOWN_MODEL:
         print("no shipped bundle has these weights: they are sent without the model's name; --model gives it")
-    service = HttpService(dicomweb or server, os.environ.get(TOKEN, ""))
-    outcomes: list[Outcome] = []
+    token = os.environ.get(TOKEN, "")
+    target: DicomWebArchive | LabelDatastore
+    if dicomweb:
+        target = DicomWebArchive(dicomweb, token, str(body_part).upper(), str(modality))
+    else:
+        target = LabelDatastore(server, token, str(client_name))
+    sent = there = failed = 0
     try:
-        target: Target = (
-            DicomWebArchive(service, str(body_part).upper(), str(modality))
-            if dicomweb
-            else LabelDatastore(service, str(client_name))
-        )
-        for outcome in tqdm(send_all(images, target), "sending", total=len(images), unit="image", dynamic_ncols=True):
-            outcomes.append(outcome)
-    except LogInError as error:
-        raise LogInError(f"{error} Put a valid token into the environment as {TOKEN}.") from error
-    except ServiceError as error:  # in the middle, too
-        so_far = f" {sent(outcomes)} so far; the same command goes on from there." if outcomes else ""
-        raise ServiceError(f"{error}{so_far}") from error
-    report(outcomes, service.url)
-
-
-def sent(outcomes: list[Outcome]) -> str:
-    """How many were sent, and how many not."""
-    failed = len(problems(outcomes))
-    there = sum(outcome.was_there for outcome in outcomes)
-    return f"{len(outcomes) - there - failed} sent, {there} there already, {failed} not sent"
-
-
-def report(outcomes: list[Outcome], url: str) -> None:
-    """Print what failed, then the count; end with 1 if something failed."""
-    failed = problems(outcomes)
-    for line in failed:
-        print(f"not sent: {line}")
-    print(f"{url}: {sent(outcomes)}")
+        for image in tqdm(images, "sending", unit="image", dynamic_ncols=True):
+            try:
+                if image.problem:
+                    raise UserError(image.problem)
+                _, was_there = target.send(image)
+                sent, there = sent + (not was_there), there + was_there
+            except ServiceError:
+                raise
+            except (UserError, OSError, ValueError) as error:  # bad ones do not stop the others
+                failed += 1
+                tqdm.write(f"not sent: {image.path.name}: {str(error).removeprefix(f'{image.path}: ')}")
+    finally:
+        print(f"{target.url}: {sent} sent, {there} there already, {failed} not sent")
     if failed:
         sys.exit(1)
 

@@ -1,19 +1,18 @@
-"""The MONAI Label app: the dental segmenter on a folder of radiographs."""
+"""The MONAI Label app: the dental segmenter on a folder of radiographs or on an archive."""
 
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
@@ -21,26 +20,20 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 
-from .batch_infer import RadiographBatchInfer
-from .bundle import Bundle, RequestError
-from .checked_archive import CheckedArchive
-from .checked_datastore import CheckedDatastore
+from .active_learning import Epistemic, EpistemicScoring
+from .bundle import Bundle
+from .checked_archive import CheckedArchive, use_own_conversion
+from .datastore import CheckedDatastore
 from .dicom_archive import DicomArchive, archive_client
-from .http_errors import NOT_FOUND
-from .infer_task import RadiographInferTask, ServedModel
+from .infer_task import RadiographBatchInfer, RadiographInferTask, ServedModel
+from .request_checks import refusal
 from .request_files import CheckedSessions, is_of_request
-from .scoring import EpistemicScoring
-from .seg_conversion import use_own_conversion
 from .server_guard import guard_server
-from .strategies import Epistemic
 from .train_task import RadiographTrainTask
 from .weights_store import WeightsStore
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-DEFAULT_BUNDLE = REPOSITORY / "bundles" / "dental_radiograph_segmentation"
+DEFAULT_BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "dental_radiograph_segmentation"
 EPISTEMIC = "epistemic"
-
-_logger = logging.getLogger(__name__)
 
 
 class RadiographApp(MONAILabelApp):
@@ -48,7 +41,7 @@ class RadiographApp(MONAILabelApp):
 
     Args:
         app_dir: of main.py; fine-tuned weights are kept below it.
-        studies: folder of the radiographs.
+        studies: folder of the radiographs, or URL of an archive.
         conf: "bundle_dir" for another bundle, "weights_dir" for another folder of fine-tuned weights, "cors_origins"
             for origins of other pages that may send requests, as a JSON list.
     """
@@ -83,11 +76,9 @@ class RadiographApp(MONAILabelApp):
 
     def _init_dicomweb_datastore(self) -> Datastore:
         """In place of MONAI Label's, which begins by downloading dcmqi."""
-        model = f"{self.bundle.name} {self.bundle.version}"
-        use_own_conversion(self.bundle.classes, model)
-        archive = DicomArchive(
-            archive_client(self.studies), settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER, self.bundle.classes
-        )
+        classes, model = self.bundle.classes, f"{self.bundle.name} {self.bundle.version}"
+        use_own_conversion(classes, model)
+        archive = DicomArchive(archive_client(self.studies), settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER, classes)
         cache = settings.MONAI_LABEL_DATASTORE_CACHE_PATH or settings.MONAI_LABEL_DICOMWEB_CACHE_PATH
         return CheckedArchive(archive, cache.strip(), model)
 
@@ -112,28 +103,22 @@ class RadiographApp(MONAILabelApp):
         return RadiographBatchInfer()
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Segment an image of the datastore, an upload or a session.
-
-        Raises:
-            HTTPException: 404 without such an image.
-        """
+        """Segment an image of the datastore, an upload or a session; ImageNotFoundException without such an image."""
         image = request.get("image")
         store = datastore or self.datastore()
         if isinstance(image, str) and not self._is_own_file(image, request) and not store.get_image_uri(image):
-            raise HTTPException(
-                NOT_FOUND,
-                f"image: found no {image!r} in the datastore; expected the id of an image or of a session, or a file.",
+            raise ImageNotFoundException(
+                f"image: found no {image!r} in the datastore; expected the id of an image or of a session, or a file."
             )
         return super().infer(request, datastore)
 
     def _is_own_file(self, path: str, request: dict[str, Any]) -> bool:
         """Whether a path is an upload of this request or what its session keeps; no client may name any other file."""
-        session = request.get("session")
-        if isinstance(session, dict) and (sessions := self.sessions()) is not None:
-            kept = sessions.get_session(str(session.get("name")))
-            if kept is not None and path == kept.image:
-                return True
-        return is_of_request(path)
+        session, sessions = request.get("session"), self.sessions()
+        if is_of_request(path) or sessions is None or not isinstance(session, dict):
+            return is_of_request(path)
+        kept = sessions.get_session(str(session.get("name")))
+        return kept is not None and path == kept.image
 
     def _load_sessions(self, load: bool = False) -> CheckedSessions | None:
         return CheckedSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
@@ -144,4 +129,4 @@ def _origins(text: str) -> list[str]:
         origins = json.loads(text)
         if isinstance(origins, list) and all(re.fullmatch(r"https?://[^/@]+/?", str(origin)) for origin in origins):
             return origins
-    raise RequestError(f"MONAI_LABEL_CORS_ORIGINS: found {text}; expected a list such as '[\"http://NAME:PORT\"]'.")
+    raise refusal("MONAI_LABEL_CORS_ORIGINS", text, "a list such as '[\"http://NAME:PORT\"]'")

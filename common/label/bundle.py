@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data.mask_transforms import PadGeometry
-from ..errors import UserError, root_user_error
+from ..errors import SettingsError, root_user_error
+from ..files import read_json
 from ..io.segmentation_classes import ClassTable
 
-INFERENCE, TRAINING = "inference.yaml", "train.yaml"
-SWITCHES = ("flips", "sliding_window")  # knobs of inference.yaml that a request may set
-
-
-class RequestError(UserError, ValueError):
-    """A request holds a value that is not of the kind it has to be."""
+INFERENCE, TRAINING, METADATA = "configs/inference.yaml", "configs/train.yaml", "configs/metadata.json"
+WEIGHTS = "models/model.pt"
 
 
 class Bundle:
@@ -33,31 +29,22 @@ class Bundle:
         folder: with `configs` and `models`.
 
     Raises:
-        RequestError: the folder is no bundle that can be served.
+        SettingsError: the folder is no bundle that can be served.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).resolve()
-        missing = [name for name in (INFERENCE, TRAINING, "metadata.json") if not self.config(name).is_file()]
-        if missing or not self.shipped_weights.is_file():
-            raise RequestError(
-                f"{self.folder}: found no {', '.join(missing) or self.shipped_weights}; expected a segmentation bundle "
-                "with configs and models/model.pt. Give the folder of one."
+        missing = [name for name in (INFERENCE, TRAINING, METADATA, WEIGHTS) if not (self.folder / name).is_file()]
+        if missing:
+            raise SettingsError(
+                f"{self.folder}: found no {', '.join(missing)}; expected the folder of a segmentation bundle."
             )
-        metadata = json.loads(self.config("metadata.json").read_text(encoding="utf-8"))
+        metadata = read_json(self.folder / METADATA)
         self.name = self.folder.name
         self.version: str = metadata["version"]
         self.description: str = metadata["description"]
+        self.shipped_weights = self.folder / WEIGHTS
         self.classes: ClassTable = self._parser().get_parsed_content("classes")
-
-    def config(self, name: str) -> Path:
-        """Path of a config file."""
-        return self.folder / "configs" / name
-
-    @property
-    def shipped_weights(self) -> Path:
-        """The weights that came with the bundle."""
-        return self.folder / "models" / "model.pt"
 
     @property
     def labels(self) -> dict[str, int]:
@@ -70,7 +57,7 @@ class Bundle:
 
     def _parser(self, **overrides: Any) -> ConfigParser:
         parser = ConfigParser()
-        parser.read_config(str(self.config(INFERENCE)))
+        parser.read_config(str(self.folder / INFERENCE))
         parser.update({"bundle_root": str(self.folder), **overrides})
         return parser
 
@@ -86,7 +73,7 @@ class Pipeline:
         self.parser = parser
         self.network: nn.Module = parser.get_parsed_content("network")
         self.device: torch.device = parser.get_parsed_content("device")
-        self._switches: dict[str, bool] = {name: parser[name] for name in SWITCHES}
+        self._defaults = {name: parser[name] for name in ("flips", "sliding_window")}
         self._lock = threading.RLock()
 
     def segment(self, path: str | Path, **switches: bool) -> NDArray[np.uint8]:
@@ -94,7 +81,8 @@ class Pipeline:
 
         Args:
             path: in any format that `read_radiograph` knows.
-            switches: `SWITCHES` to set otherwise than inference.yaml does.
+            switches: `flips` and `sliding_window`, where they are to be otherwise than in inference.yaml. Never text:
+                to the parser a text that starts with $ is code.
 
         Returns:
             Labels [H, W], rows × columns exactly those of the radiograph.
@@ -132,16 +120,11 @@ class Pipeline:
         return logits.float().softmax(dim=1)[:, :, rows, columns].cpu()
 
     def _prepared(self, path: str | Path, switches: dict[str, bool]) -> tuple[dict, Any, Any]:
-        # Only true and false get here: to the parser a text that starts with $ is code, which no request may bring.
-        for name, value in switches.items():
-            if name not in SWITCHES or not isinstance(value, bool):
-                names = ", ".join(SWITCHES)
-                raise RequestError(f"{name}: found {value!r}; expected true or false, for one of {names}.")
-        for name, value in {**self._switches, **switches}.items():
+        for name, value in {**self._defaults, **switches}.items():
             self.parser[name] = value
         self.parser.parse(reset=True)
-        parts = (self.parser.get_parsed_content(part) for part in ("preprocessing", "inferer", "postprocessing"))
-        preprocessing, inferer, postprocessing = parts
+        parts = ("preprocessing", "inferer", "postprocessing")
+        preprocessing, inferer, postprocessing = (self.parser.get_parsed_content(part) for part in parts)
         try:
             return preprocessing({"image": str(path)}), inferer, postprocessing
         except RuntimeError as error:  # in which MONAI wraps what a transform raises

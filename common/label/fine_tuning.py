@@ -1,26 +1,30 @@
-"""One fine-tuning by the bundle's own train.yaml, and the measure that decides whether its weights are served."""
+"""One fine-tuning by the bundle's own train.yaml, what it holds out, and the measure that decides on its weights."""
 
 from __future__ import annotations
 
-import logging
+import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
+from pydantic import Field
 
 from ..evaluation.segmentation_metrics import score_mask
+from ..files import read_json, write_json
 from ..io.mask_files import read_mask
-from .bundle import TRAINING, Bundle, RequestError
+from .bundle import METADATA, TRAINING, Bundle
+from .request_checks import Strict
 
-_logger = logging.getLogger(__name__)
+SPLIT_NAME = "held_out.json"
+FEWEST_TO_HOLD_OUT = 3  # labels; with fewer all are trained on
+
+Item = dict[str, str]  # paths of an "image" and its "label", whose values are those of the class table
 
 
-@dataclass(frozen=True)
-class FineTuningRequest:
+class TrainingParameters(Strict):
     """What a client may choose of a training; names and meanings as in train.yaml.
 
     Attributes:
@@ -32,49 +36,48 @@ class FineTuningRequest:
         val_split: share of the labels to hold out.
     """
 
-    max_epochs: int = 6
-    epoch_length: int = 10
-    batch_size: int = 4
-    learning_rate: float = 1e-4
-    seed: int = 0
-    val_split: float = 0.2
+    max_epochs: Annotated[int, Field(ge=1)] = 6
+    epoch_length: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    seed: Annotated[int, Field(ge=0)] = 0
+    val_split: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
-    @classmethod
-    def of(cls, request: dict[str, Any]) -> FineTuningRequest:
-        """From a client's request, whose other keys do not matter.
 
-        Only numbers get through: to MONAI's parser a text that starts with $ is code.
+def hold_out(names: Sequence[str], share: float, seed: int, folder: Path) -> tuple[list[str], list[str]]:
+    """Split images into those to train on and those held out, as earlier trainings did, and remember it.
 
-        Raises:
-            RequestError: a value of another type or out of range.
-        """
-        chosen: dict[str, Any] = {}
-        for field in fields(cls):
-            value = request.get(field.name, field.default)
-            is_whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (is_whole or (isinstance(field.default, float) and isinstance(value, float))):
-                raise RequestError(f"{field.name}: found {value!r}; expected a number such as {field.default}.")
-            chosen[field.name] = value
-        smallest = min(chosen["max_epochs"], chosen["epoch_length"], chosen["batch_size"])
-        if (
-            smallest < 1
-            or chosen["seed"] < 0
-            or not 0 < chosen["learning_rate"] <= 1
-            or not 0 <= chosen["val_split"] < 1
-        ):
-            raise RequestError(
-                f"training: found {chosen}; expected max_epochs, epoch_length and batch_size of at least 1, a seed of "
-                "at least 0, a learning_rate in (0, 1] and a val_split in [0, 1)."
-            )
-        return cls(**chosen)
+    An image that was trained on is never held out later, nor the other way round: versions of the weights would not
+    be comparable. New images are taken in the order of a seeded hash, until the share is held out.
+
+    Args:
+        names: of the labelled images, each one once.
+        share: to hold out, in [0, 1); at least one image once there are three.
+        seed: of the order.
+        folder: where held_out.json is kept.
+
+    Returns:
+        Names to train on and names held out, both sorted; nothing is held out of fewer than three.
+    """
+    path = folder / SPLIT_NAME
+    known: dict[str, bool] = read_json(path) if path.exists() else {}
+    new = [name for name in names if name not in known]
+    new.sort(key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    wanted = max(1, round(share * len(names))) if len(names) >= FEWEST_TO_HOLD_OUT else 0
+    missing = wanted - sum(known.get(name, False) for name in names)
+    if len(new) == len(names):
+        missing = min(missing, len(names) - 1)
+    known.update({name: place < missing for place, name in enumerate(new)})
+    write_json(path, dict(sorted(known.items())))
+    return sorted(name for name in names if not known[name]), sorted(name for name in names if known[name])
 
 
 def fine_tune(
     bundle: Bundle,
-    weights: str | Path,
-    train: Sequence[dict[str, str]],
-    validate: Sequence[dict[str, str]],
-    request: FineTuningRequest,
+    weights: Path,
+    train: Sequence[Item],
+    validate: Sequence[Item],
+    chosen: TrainingParameters,
     folder: Path,
     device: torch.device,
 ) -> Path | None:
@@ -83,43 +86,39 @@ def fine_tune(
     Args:
         bundle: whose train.yaml runs.
         weights: to start from, final convolution included.
-        train: {"image", "label"} paths; labels hold the labels of the class table.
-        validate: likewise; the best round on these is kept.
-        request: how long and how fast.
+        train: what to train on.
+        validate: the best round on these is kept.
+        chosen: how long and how fast.
         folder: of the run's files; one that is not there yet.
         device: to train on.
 
     Returns:
         The weights file of the best round, or None if no round counted as one.
     """
-    steps = request.max_epochs * request.epoch_length
-    labels = {"mask_values": "labels"}
-    overrides: dict[str, Any] = {
-        "bundle_root": str(bundle.folder),
-        "output_dir": str(folder),
-        "device": device,
-        "init_weights": str(weights),
-        "class_table": bundle.classes.name,
-        "num_classes": bundle.classes.num_labels,
-        "train#dataset#data": [{**item, **labels} for item in train],
-        "validate#dataset#data": [{**item, **labels} for item in validate],
-        "batch_size": min(request.batch_size, len(train)),
-        "max_epochs": request.max_epochs,
-        "epoch_length": request.epoch_length,
-        "learning_rate": float(request.learning_rate),
-        "warmup_steps": min(10, steps // 2),
-        "ema_decay": 0.9,  # a short training: 0.99 would still be half the weights that it started from
-        "val_interval": 1,
-        "checkpoint_every_steps": steps + 1,  # nobody resumes it
-        "seed": request.seed,
-    }
+    steps = chosen.max_epochs * chosen.epoch_length
+    data: dict[str, Any] = {"train#dataset#data": _with_values(train), "validate#dataset#data": _with_values(validate)}
     workflow = ConfigWorkflow(
-        config_file=str(bundle.config(TRAINING)),
-        meta_file=str(bundle.config("metadata.json")),
+        config_file=str(bundle.folder / TRAINING),
+        meta_file=str(bundle.folder / METADATA),
         logging_file=False,
         workflow_type="train",
         run_id="training",
-        **overrides,
+        bundle_root=str(bundle.folder),
+        output_dir=str(folder),
+        device=device,
+        init_weights=str(weights),
+        class_table=bundle.classes.name,
+        num_classes=bundle.classes.num_labels,
+        **data,
+        batch_size=min(chosen.batch_size, len(train)),
+        max_epochs=chosen.max_epochs,
+        epoch_length=chosen.epoch_length,
+        learning_rate=chosen.learning_rate,
+        warmup_steps=min(10, steps // 2),
+        ema_decay=0.9,  # a short training: 0.99 would still be half the weights that it started from
+        val_interval=1,
+        checkpoint_every_steps=steps + 1,  # nobody resumes it
+        seed=chosen.seed,
     )
     workflow.initialize()
     workflow.run()
@@ -129,16 +128,12 @@ def fine_tune(
     return written if written.is_file() else None
 
 
-def measure(
-    bundle: Bundle, weights: str | Path, items: Sequence[dict[str, str]], device: torch.device
-) -> dict[str, Any]:
-    """Dice of these weights on labelled images, at their own size, by the pipeline that serves them.
+def _with_values(items: Sequence[Item]) -> list[Item]:
+    return [{**item, "mask_values": "labels"} for item in items]
 
-    Args:
-        bundle: whose pipeline runs.
-        weights: to measure.
-        items: {"image", "label"} paths.
-        device: to run on.
+
+def measure(bundle: Bundle, weights: Path, items: Sequence[Item], device: torch.device) -> dict[str, Any]:
+    """Dice of these weights on labelled images, at their own size, by the pipeline that serves them.
 
     Returns:
         "dice" over all pixels of all images for each class that the labels have, the background among them, and
@@ -158,8 +153,3 @@ def measure(
         if in_labels[label]
     }
     return {"mean_dice": sum(dice.values()) / len(dice), "dice": dice, "images": len(items)}
-
-
-def as_json(request: FineTuningRequest) -> dict[str, Any]:
-    """The request in JSON types."""
-    return asdict(request)

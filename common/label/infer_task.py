@@ -1,28 +1,53 @@
-"""MONAI Label's inference by the bundle's own pipeline."""
+"""MONAI Label's inference by the bundle's own pipeline, of one image or of many."""
 
 from __future__ import annotations
 
 import logging
 import time
-import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from fastapi import HTTPException
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.exception import ImageNotFoundException
+from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list, name_to_device
+from pydantic import AfterValidator
 
+from ..errors import UserError
 from ..io import read_radiograph
-from .bundle import SWITCHES, Bundle, Pipeline
-from .http_errors import BAD_REQUEST, as_http_errors
-from .label_checks import named_in_errors
-from .readable import readable_file
-from .request_files import request_folder
+from .bundle import Bundle, Pipeline
+from .client_files import RESULT_SUFFIXES, default_suffix, readable_file, write_result
+from .request_checks import Strict, parsed, refusal
+from .request_files import new_request_folder, request_folder
 from .weights_store import WeightsStore
-from .writer import default_suffix, result_suffix, write_result
 
 _logger = logging.getLogger(__name__)
+
+
+def _suffix_of_masks(name: str) -> str:
+    for suffix in RESULT_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return suffix
+    if name:
+        raise ValueError(f"one of {', '.join(RESULT_SUFFIXES)}, as others cannot hold labels")
+    return ""
+
+
+class Switches(Strict):
+    """What a request may set otherwise than inference.yaml does."""
+
+    flips: bool = False
+    sliding_window: bool = False
+
+
+class InferParameters(Switches):
+    """What a client may choose for one mask."""
+
+    result_extension: Annotated[str, AfterValidator(_suffix_of_masks)] | None = None
 
 
 class ServedModel:
@@ -38,16 +63,16 @@ class ServedModel:
         self.store = store
         self._built: tuple[int, str, Pipeline] | None = None
 
-    def pipeline(self, device: str) -> tuple[Pipeline, int]:
-        """The pipeline and the version of its weights.
+    def pipeline(self, device: str | list[str] | None) -> tuple[Pipeline, int]:
+        """The pipeline on a device as MONAI Label names them, and the version of its weights.
 
         Raises:
-            WeightsStoreError: the store is damaged.
+            WeightsError: the store is damaged.
         """
-        version = self.store.served()
-        if self._built is None or self._built[:2] != (version, device):
-            _logger.info("loading weights, version %d, on %s", version, device)
-            self._built = (version, device, self.bundle.pipeline(self.store.path(version), torch.device(device)))
+        version, name = self.store.served(), str(name_to_device(device))
+        if self._built is None or self._built[:2] != (version, name):
+            _logger.info("loading weights, version %d, on %s", version, name)
+            self._built = (version, name, self.bundle.pipeline(self.store.path(version), torch.device(name)))
         return self._built[2], version
 
 
@@ -64,7 +89,7 @@ class RadiographInferTask(InferTask):
             labels=model.bundle.labels,
             dimension=2,
             description=model.bundle.description,
-            config={"device": device_list(), **dict.fromkeys(SWITCHES, False)},
+            config={"device": device_list(), **Switches().model_dump()},
         )
         self.model = model
 
@@ -82,40 +107,53 @@ class RadiographInferTask(InferTask):
         return str(self.model.store.path(self.model.store.served()))
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Segment `request["image"]`, a path.
-
-        Takes "result_extension" (see `writer`), "device", and the switches of `bundle`.
+        """Segment `request["image"]`, a path, on `request["device"]`; see `InferParameters` for the rest.
 
         Returns:
             Path of the mask, which the caller removes, and what to tell the client.
 
         Raises:
-            HTTPException: 400 for an image that cannot be read or a value that cannot be used.
+            UserError: an image that cannot be read or a value that cannot be used.
         """
-        path = request["image"]
+        path, chosen = request["image"], parsed(InferParameters, request)
         if not isinstance(path, str):
-            raise HTTPException(BAD_REQUEST, "image: found pixels; expected the id of an image or an uploaded file.")
-        with as_http_errors():
-            return self._segment(path, request)
-
-    def _segment(self, path: str, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+            raise refusal("image", "pixels", "the id of an image or an uploaded file")
         start = time.perf_counter()
-        pipeline, version = self.model.pipeline(name_to_device(request.get("device")))
-        switches = {name: request[name] for name in SWITCHES if name in request}
+        pipeline, version = self.model.pipeline(request.get("device"))
         bundle = self.model.bundle
-        with named_in_errors(Path(path).name), readable_file(path) as file:
+        with readable_file(path, Path(path).name) as file:
             radiograph = read_radiograph(file)
-            suffix = result_suffix(request.get("result_extension") or default_suffix(path))
-            mask = pipeline.segment(file, **switches)
+            suffix = chosen.result_extension or default_suffix(path, radiograph)
+            mask = pipeline.segment(file, **chosen.model_dump(include=set(Switches.model_fields), exclude_unset=True))
             done = time.perf_counter()
-            # Beside its place first, so that nothing is left there when it cannot be written.
-            result = str(request_folder() / f"mask_{uuid.uuid4().hex}{suffix}")
-            write_result(mask, result, radiograph, bundle.classes, f"{bundle.name} weights {version}")
+            drawn_by = f"{bundle.name} weights {version}"
+            result = write_result(mask, request_folder(), suffix, radiograph, bundle.classes, drawn_by)
         written = time.perf_counter()
-        latencies = {"infer": round(done - start, 3), "write": round(written - done, 3)}
-        return result, {
+        seconds = {"infer": done - start, "write": written - done, "total": written - start}
+        return str(result), {
             "label_names": self.labels,
             "weights_version": version,
-            "latencies": {**latencies, "total": round(written - start, 3)},
+            "latencies": {name: round(value, 3) for name, value in seconds.items()},
             "centroids": {},
         }
+
+
+class RadiographBatchInfer(BatchInferTask):
+    """Segments all, labelled or unlabelled images one by one and saves the masks under the tag "original"."""
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore, infer: Callable[..., Any]) -> dict[str, Any]:
+        """Run; the result has for each image what inference gives, or {"error": reason}."""
+
+        def infer_or_report(one: dict[str, Any], store: Datastore) -> dict[str, Any]:
+            try:
+                return infer(one, store)
+            except (UserError, HTTPException, ImageNotFoundException) as error:
+                reason = getattr(error, "detail", None) or getattr(error, "msg", None) or str(error)
+                _logger.warning("batch inference: %s", reason)
+                return {"error": reason}
+
+        # MONAI Label asks for several GPUs by default and divides by their number.
+        has_gpus = torch.cuda.is_available() and request.get("multi_gpu", True)
+        one_by_one = {**request, "multi_gpu": bool(has_gpus), "max_workers": 1}
+        with new_request_folder():
+            return super().__call__(one_by_one, datastore, infer_or_report)

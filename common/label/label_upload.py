@@ -10,20 +10,22 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import mimetypes
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import quote
+from typing import Any
 
-from ..data.datalist_sources import MANIFEST_NAME, DatasetError, manifest_rows
-from ..errors import UserError
+import pydicom
+import requests
+from dicomweb_client import DICOMwebClient
+
+from ..data.datalist_sources import MANIFEST_NAME, manifest_rows
+from ..errors import DatasetError, UserError
+from ..files import read_json
 from ..io import read_radiograph
 from ..io.dicom_dx import DxSettings, dx_dataset, write_dx
-from .http_service import HttpService, ServiceError, multipart_form, multipart_related
+from .http_service import asking, limited
 
 NAME_PREFIX = "synthetic_"
 SOURCE = "radiograph-diffusion-bundles"
@@ -33,10 +35,8 @@ PROVENANCE_COLUMNS = (
     "flagged",
 )
 UNKNOWN_MODEL = "unknown model"
-
-
-class UploadError(UserError, ValueError):
-    """One image cannot be sent or was refused; the others may go."""
+TOKEN = "MONAI_LABEL_TOKEN"
+LOG_IN = f"a valid token in the environment as {TOKEN}"
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ def _image(root: Path, item: dict[str, str], model: str) -> SyntheticImage:
         problem = "the privacy check took it for a copy of a patient's image"
     elif not path.resolve().is_relative_to(root):
         problem = "it lies outside of the folder"
-    provenance = {name: item[name] for name in PROVENANCE_COLUMNS if item.get(name)}
-    return SyntheticImage(path, model, provenance, problem)
+    return SyntheticImage(path, model, {name: item[name] for name in PROVENANCE_COLUMNS if item.get(name)}, problem)
 
 
 def model_of(folder: str | Path, bundles: Path) -> str:
@@ -96,7 +95,7 @@ def model_of(folder: str | Path, bundles: Path) -> str:
     for metadata in sorted(bundles.glob("*/configs/metadata.json")):
         bundle = metadata.parents[1]
         if len(mine) == 1 and mine == _weights(bundle / "samples" / MANIFEST_NAME):
-            return f"{bundle.name} {json.loads(metadata.read_text(encoding='utf-8'))['version']}"
+            return f"{bundle.name} {read_json(metadata)['version']}"
     return UNKNOWN_MODEL
 
 
@@ -107,102 +106,107 @@ def _weights(manifest: Path) -> set[str]:
         return {record.get("weights_sha256") or "" for record in csv.DictReader(file)} - {""}
 
 
-class Target(Protocol):
-    """Where images go."""
-
-    def send(self, image: SyntheticImage) -> tuple[str, bool]:
-        """Send one; returns its name there and whether it was there already."""
-
-
 class LabelDatastore:
     """The datastore of a running MONAI Label server.
 
     Args:
-        service: at the server's address.
+        url: of the server.
+        token: of a login; "" for none.
         client_name: the client_id that the server keeps with each image.
 
     Raises:
-        ServiceError: what answers there is no MONAI Label server.
+        ServiceError: what answers there is no MONAI Label server, or lets nobody in.
     """
 
-    def __init__(self, service: HttpService, client_name: str) -> None:
-        self.service = service
+    def __init__(self, url: str, token: str, client_name: str) -> None:
+        self.url = url.rstrip("/")
         self.client_name = client_name
-        info = service.request("GET", "/info/").json()
-        if not isinstance(info, dict) or "models" not in info:
-            raise ServiceError(
-                f"{service.url}: found a service that is no MONAI Label server; expected one. Check the address, "
-                "or give an archive as --dicomweb."
-            )
+        self._session = _session(url, token)
+        with asking(self.url, LOG_IN):
+            info = self._ask("GET", "/info/").json()
+            if "models" not in info:
+                raise ValueError("no MONAI Label server; an archive is given as --dicomweb")
 
     def send(self, image: SyntheticImage) -> tuple[str, bool]:
-        """Send one image unless the server has it.
+        """Send one image unless the server has it; returns its name there and whether it was there already.
 
         Raises:
-            UploadError: it is unreadable, or refused.
+            UserError: it is unreadable, or refused.
+            ServiceError: the server gives no usable answer.
         """
         read_radiograph(image.path)  # a bad file is not for the server to find out
         data = image.path.read_bytes()
         name = upload_name(image.path, data)
-        query = f"/datastore/image?image={quote(name, safe='')}"
-        if self.service.request("HEAD", query).status == 200:
-            return name, True
-        params = {
-            **{"client_id": self.client_name, "source": SOURCE, "synthetic": True, "model": image.model},
-            **image.provenance,
-        }
-        suffix = _suffix(image.path)
-        media_type = mimetypes.guess_type(f"a{suffix}")[0] or "application/octet-stream"
-        body, headers = multipart_form({"params": json.dumps(params)}, [("file", name + suffix, media_type, data)])
-        reply = self.service.request("PUT", query, body, headers)
-        answer = reply.json()
-        if reply.status != 200 or not isinstance(answer, dict) or answer.get("image") != name:
-            raise UploadError(f"the server did not take it, {reply.reason()}")
+        query = {"image": name}
+        who = {"client_id": self.client_name, "source": SOURCE, "synthetic": True, "model": image.model}
+        with asking(self.url, LOG_IN):
+            if self._ask("HEAD", "/datastore/image", params=query).ok:
+                return name, True
+            form = {"params": json.dumps({**who, **image.provenance})}
+            files = {"file": (name + _suffix(image.path), data)}
+            reply = self._ask("PUT", "/datastore/image", params=query, data=form, files=files)
+            if not reply.ok or reply.json().get("image") != name:
+                reason = " ".join(reply.text.split())[:300]
+                raise UserError(f"the server did not take it, status {reply.status_code}: {reason}")
         return name, False
+
+    def _ask(self, method: str, path: str, **options: Any) -> requests.Response:
+        reply = self._session.request(method, self.url + path, **options)
+        if reply.status_code in (401, 403):
+            reply.raise_for_status()
+        return reply
 
 
 class DicomWebArchive:
     """A DICOMweb archive such as Orthanc's; images become DX files (see `dicom_dx`).
 
     Args:
-        service: at the root of DICOMweb, such as http://127.0.0.1:8042/dicom-web.
+        url: of the root of DICOMweb, such as http://127.0.0.1:8042/dicom-web.
+        token: of a login; "" for none.
         body_part: of the files, see `DxSettings`.
         modality: of the files, DX or IO.
     """
 
-    def __init__(self, service: HttpService, body_part: str = "", modality: str = "DX") -> None:
-        self.service = service
+    def __init__(self, url: str, token: str, body_part: str = "", modality: str = "DX") -> None:
+        self.url = url.rstrip("/")
         self.body_part = body_part
         self.modality = modality
+        with asking(self.url, LOG_IN):
+            self._client = DICOMwebClient(self.url, _session(url, token))
+        self._client.set_http_retry_params(retry=False)
 
     def send(self, image: SyntheticImage) -> tuple[str, bool]:
-        """Store one image unless the archive has it.
-
-        Raises:
-            UploadError: it is unreadable, or refused.
-            DxError: it cannot become a DX file.
-        """
+        """Store one image unless the archive has it; result and errors as of `LabelDatastore.send`."""
         radiograph = read_radiograph(image.path)
         settings = DxSettings(modality=self.modality, body_part=self.body_part, model=image.model)
         dataset = dx_dataset(radiograph.pixels, settings, radiograph.spacing_mm, provenance=image.provenance)
-        uid = str(dataset.SOPInstanceUID)
-        if self._has(str(dataset.StudyInstanceUID), uid):
-            return uid, True
-        with tempfile.TemporaryDirectory() as folder:
-            data = write_dx(dataset, Path(folder) / "image.dcm", radiograph.pixels).read_bytes()
-        body, headers = multipart_related("application/dicom", [data])
-        reply = self.service.request("POST", "/studies", body, {**headers, "Accept": "application/dicom+json"})
-        answer = reply.json()
-        # 202 says that some were not stored, 409 that none was; 00081198 is Failed SOP Sequence.
-        failed = isinstance(answer, dict) and answer.get("00081198", {}).get("Value")
-        if reply.status != 200 or failed:
-            raise UploadError(f"the archive did not store it, {reply.reason()}")
-        return uid, False
+        found = {"StudyInstanceUID": str(dataset.StudyInstanceUID), "SOPInstanceUID": str(dataset.SOPInstanceUID)}
+        with tempfile.TemporaryDirectory() as folder, asking(self.url, LOG_IN):
+            if self._client.search_for_instances(search_filters=found):
+                return found["SOPInstanceUID"], True
+            written = pydicom.dcmread(write_dx(dataset, Path(folder) / "image.dcm", radiograph.pixels))
+            try:
+                answer = self._client.store_instances([written])
+            except requests.HTTPError as error:
+                if error.response is None or error.response.status_code not in (400, 409):
+                    raise
+                raise UserError(f"the archive did not store it ({error})") from error
+        if answer.get("FailedSOPSequence"):
+            raise UserError("the archive did not store it")
+        return found["SOPInstanceUID"], False
 
-    def _has(self, study: str, instance: str) -> bool:
-        query = f"/studies/{study}/instances?SOPInstanceUID={instance}"
-        reply = self.service.request("GET", query, headers={"Accept": "application/dicom+json"})
-        return reply.status == 200 and bool(reply.json())
+
+def _session(url: str, token: str) -> requests.Session:
+    """Images and the token go to the address that was given and nowhere else: redirects are errors."""
+
+    def with_token(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {token}"
+        return request
+
+    session = limited(requests.Session(), url)
+    session.max_redirects = 0
+    session.auth = with_token if token else None
+    return session
 
 
 def upload_name(path: Path, data: bytes) -> str:
@@ -214,36 +218,3 @@ def upload_name(path: Path, data: bytes) -> str:
 def _suffix(path: Path) -> str:
     name = path.name.lower()
     return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one image: its name at the target, or why it is not there."""
-
-    image: SyntheticImage
-    name: str = ""
-    was_there: bool = False
-    problem: str = ""
-
-
-def send_all(images: Iterable[SyntheticImage], target: Target) -> Iterable[Outcome]:
-    """Send images one by one; bad ones become outcomes and do not stop the others.
-
-    Raises:
-        ServiceError: the service went away, or asks for a log-in; what was sent before is there.
-    """
-    for image in images:
-        if image.problem:
-            yield Outcome(image, problem=image.problem)
-            continue
-        try:
-            yield Outcome(image, *target.send(image))
-        except ServiceError:
-            raise
-        except (UserError, OSError, ValueError) as error:
-            yield Outcome(image, problem=str(error))
-
-
-def problems(outcomes: Sequence[Outcome]) -> list[str]:
-    """A line for each image that is not there."""
-    return [f"{o.image.path.name}: {o.problem.removeprefix(f'{o.image.path}: ')}" for o in outcomes if o.problem]

@@ -1,4 +1,4 @@
-"""Whether what a client sends is of the kind that MONAI Label's endpoints take for granted."""
+"""Whether what a client sends is of the kind that MONAI Label's endpoints and the project's own tasks expect."""
 
 from __future__ import annotations
 
@@ -6,27 +6,55 @@ import json
 import os
 import re
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
-from fastapi import HTTPException
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import device_map, name_to_device
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from .http_errors import BAD_REQUEST
+from ..errors import SettingsError
 
-MAX_TEXT = 240  # bytes of a name, which may become that of a file
-SERVER_NOTES = ("strategy", "epistemic")  # what the server itself notes of an image, and goes by later
+MAX_NAME_BYTES = 240  # of what may become the name of a file
+SERVER_NOTES = {"strategy", "epistemic"}  # what the server itself notes of an image, and goes by later
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
+_ESCAPED_CONTROLS = re.compile(r"\\u00[01]")
 _QUERY = {  # what MONAI Label hands on as it comes
     "check_sum": (r"((SHA256|SHA512|MD5):)?[0-9A-Fa-f]+", "hexadecimal digits after SHA256:, SHA512: or MD5:"),
     "lines": (r"-?\d{1,9}", "a whole number of up to nine digits"),
 }
-_ESCAPED_CONTROLS = re.compile(r"\\u00[01]")
+
+Parameters = TypeVar("Parameters", bound=BaseModel)
+
+
+def refusal(name: str, found: Any, expected: str) -> SettingsError:
+    """The error for a value of a request that cannot be used."""
+    return SettingsError(f"{name}: found {found!r:.80}; expected {expected}.")
+
+
+class Strict(BaseModel):
+    """Parameters whose values are not converted; those that it does not name may be anything."""
+
+    model_config = ConfigDict(strict=True)
+
+
+def parsed(kind: type[Parameters], values: Any, name: str = "params") -> Parameters:
+    """The parameters that a task takes, out of all that a client sends.
+
+    Only what the types allow gets through: to MONAI's parser a text that starts with $ is code.
+
+    Raises:
+        SettingsError: a value of another type or out of range.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        raise refusal(str(first["loc"][0]) if first["loc"] else name, first["input"], expected) from error
 
 
 def _known_device(value: Any) -> Any:
@@ -43,10 +71,8 @@ def _known_device(value: Any) -> Any:
 _Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class TaskParams(BaseModel):
-    """Parameters that MONAI Label reads; what the project's own tasks read they check themselves."""
-
-    model_config = ConfigDict(strict=True)
+class TaskParameters(Strict):
+    """What MONAI Label itself reads; what the project's own tasks read they check themselves."""
 
     image: str = ""
     model: str = ""
@@ -63,34 +89,26 @@ class TaskParams(BaseModel):
     max_workers: _Count = 0
 
 
-def check_text(name: str, text: str, limit: int = MAX_TEXT) -> None:
-    """Refuse what cannot be the name of a file.
-
-    Raises:
-        HTTPException: 400 for control characters, NUL among them, and for too many bytes.
-    """
+def check_name(name: str, text: str, limit: int = MAX_NAME_BYTES) -> None:
+    """Refuse what cannot be the name of a file: control characters, NUL among them, and too many bytes."""
     if _CONTROLS.search(text) or len(text.encode(errors="surrogatepass")) > limit:
-        raise _refusal(name, text, f"a name of up to {limit} bytes without control characters")
+        raise refusal(name, text, f"a name of up to {limit} bytes without control characters")
 
 
 def check_query(request: Request) -> None:
-    """Check names, check sums and numbers in the query.
-
-    Raises:
-        HTTPException: 400 with what was found and expected.
-    """
+    """Refuse names, check sums and numbers in the query that are none."""
     for name, text in request.query_params.multi_items():
-        check_text(name[:80], text)
+        check_name(name[:80], text)
         pattern, expected = _QUERY.get(name, (None, ""))
         if pattern and text and not re.fullmatch(pattern, text):
-            raise _refusal(name, text, expected)
+            raise refusal(name, text, expected)
 
 
 async def check_body(request: Request, path: str) -> None:
     """Check forms and JSON as the endpoints will read them; anything else is left to them.
 
     Raises:
-        HTTPException: 400 with what was found and expected.
+        SettingsError: says what was found and expected.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
@@ -102,29 +120,24 @@ async def check_body(request: Request, path: str) -> None:
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile):
                     file_name = os.path.basename(value.filename or "")
-                    check_text(f"name of {name}", file_name)
+                    check_name(f"name of {name}", file_name)
                     if file_name in (".", ".."):
-                        raise _refusal(f"name of {name}", file_name, "the name of a file")
+                        raise refusal(f"name of {name}", file_name, "the name of a file")
                 elif name in ("params", "info"):
                     check = _check_notes if path.startswith("/datastore") else _check_params
                     check(name, _json(name, value or "{}"))
 
 
 def _check_params(name: str, params: Any) -> None:
-    try:
-        TaskParams.model_validate(params)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        raise _refusal(str(first["loc"][0]) if first["loc"] else name, first["input"], expected) from error
+    parsed(TaskParameters, params, name)
     app = app_instance()
     for key in params.keys() & {*app._trainers, *app._scoring_methods}:  # those of one task, where all are run
         _check_params(key, params[key])
 
 
 def _check_notes(name: str, notes: Any) -> None:
-    if not isinstance(notes, dict) or notes.keys() & set(SERVER_NOTES):
-        raise _refusal(name, notes, f"an object without {' and '.join(SERVER_NOTES)}, which the server notes")
+    if not isinstance(notes, dict) or notes.keys() & SERVER_NOTES:
+        raise refusal(name, notes, f"an object without {' and '.join(SERVER_NOTES)}, which the server notes")
 
 
 def _json(name: str, text: str | bytes) -> Any:
@@ -134,11 +147,7 @@ def _json(name: str, text: str | bytes) -> Any:
         written = json.dumps(value, allow_nan=False, ensure_ascii=False)
         written.encode()
     except (ValueError, RecursionError) as error:
-        raise _refusal(name, text, "a JSON object with finite numbers") from error
+        raise refusal(name, text, "a JSON object with finite numbers") from error
     if _ESCAPED_CONTROLS.search(written):
-        raise _refusal(name, written, "text without control characters")
+        raise refusal(name, written, "text without control characters")
     return value
-
-
-def _refusal(name: str, found: Any, expected: str) -> HTTPException:
-    return HTTPException(BAD_REQUEST, f"{name}: found {found!r:.80}; expected {expected}.")

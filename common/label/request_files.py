@@ -19,8 +19,6 @@ import psutil
 from fastapi import HTTPException
 from monailabel.utils.sessions import SessionInfo, Sessions
 
-from .http_errors import BAD_REQUEST
-
 PREFIX, STALE_SECONDS = "label_request_", 3600
 
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
@@ -81,11 +79,7 @@ class CheckedSessions(Sessions):
     def add_session(
         self, data_file: str, expiry: int = 0, uncompress: bool = False, session_id: str | None = None
     ) -> tuple[str, SessionInfo]:
-        """Keep a file.
-
-        Raises:
-            HTTPException: 400 for an archive, which could unpack to anywhere and to any size, and for several files.
-        """
+        """Keep a file; refuses archives, which could unpack to anywhere and to any size, and several files."""
         if uncompress or Path(data_file).is_dir():
-            raise HTTPException(BAD_REQUEST, "session: found an archive or several files; expected one radiograph.")
+            raise HTTPException(400, "session: found an archive or several files; expected one radiograph.")
         return super().add_session(data_file, expiry, session_id=session_id or str(uuid.uuid4()))

@@ -233,7 +233,7 @@ def test_while_the_archive_is_away_clients_are_told_so(client, orthanc, truth):
     image = next(iter(truth))
     infer(client, image)
     orthanc.stop()
-    message = rf"{re.escape(orthanc.url)}: found no usable answer of the archive .*Check that it runs"
+    message = rf"{re.escape(orthanc.url)}: found no usable answer of the service .*Check that it runs"
     assert re.match(message, infer(client, image, expect=502))
     assert re.match(message, save_label(client, image, truth[image], 502))
     for answer in (client.get("/info/"), client.post("/activelearning/epistemic", json={})):

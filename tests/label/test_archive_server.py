@@ -22,7 +22,7 @@ from PIL import Image
 
 from common.io.mask_files import read_mask
 from common.io.segmentation_classes import GROUPED
-from common.label.seg_conversion import labels_of_seg
+from common.label.dicom_archive import labels_of_seg
 from common.label.weights_store import WeightsStore
 
 # A proxy that is not there: MONAI Label's own datastore for archives downloads dcmqi when it starts.
@@ -39,7 +39,7 @@ def orthanc(tmp_path):
 
 def newest_labels(orthanc):
     """Labels of the newest SEG of each image."""
-    read = [(one.ReferencedSeriesSequence[0], labels_of_seg(one, "", GROUPED)[0]) for one in orthanc.segmentations()]
+    read = [(one.ReferencedSeriesSequence[0], labels_of_seg(one, "", GROUPED)) for one in orthanc.segmentations()]
     return {str(referenced.SeriesInstanceUID): labels for referenced, labels in read}
 
 

@@ -13,6 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 from label_data import MODEL, SIZE, infer, png_labels, save_label, truth_folder, upload
+from monailabel.config import settings
 from PIL import Image
 
 from common.label import server_guard
@@ -278,6 +279,21 @@ def test_whole_slides_and_archives_that_are_not_served_are_not_found(client, tmp
     for url in (f"/infer/wsi/{MODEL}", f"/infer/wsi_v2/{MODEL}"):
         assert client.post(url, params={"image": str(tmp_path / "slide.tif")}).status_code == 404
     assert client.get("/proxy/dicom/studies").status_code == 404
+
+
+def test_what_the_server_has_not_is_refused_with_a_sentence(client, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    gpu = client.get("/logs/gpu")
+    assert gpu.status_code == 404 and "nvidia-smi" in gpu.json()["detail"]
+    monkeypatch.setattr(settings, "MONAI_LABEL_SESSIONS", False)
+    session = client.post(f"/infer/{MODEL}", params={"session_id": "0" * 36})
+    assert session.status_code == 406 and "session_id" in session.json()["detail"]
+
+
+def test_folders_of_the_viewer_are_its_start_page(client):
+    page = client.get("/ohif/").content
+    assert b"<html" in page
+    assert all(client.get(f"/ohif/{folder}").content == page for folder in ("assets", "viewer", "%2e%2e"))
 
 
 def test_what_clients_send_is_let_in(client, studies):

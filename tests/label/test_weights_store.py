@@ -1,6 +1,8 @@
+import json
+
 import pytest
 
-from common.errors import UserError
+from common.errors import WeightsError
 from common.label.weights_store import WeightsStore
 
 
@@ -17,9 +19,10 @@ def publish(store, tmp_path, content, **info):
 
 def test_the_shipped_weights_are_served_until_something_is_published(store, tmp_path):
     assert store.versions() == [0] and store.path(store.served()) == tmp_path / "model.pt" and store.info(0) == {}
+    (tmp_path / "new.json").write_text('{"network": {}}')
     assert publish(store, tmp_path, b"one", dice=0.5) == 1
-    assert store.path(store.served()).read_bytes() == b"one"
-    assert store.info(1) == {"dice": 0.5, "parent": 0}
+    assert store.path(1).read_bytes() == b"one" and store.path(1).with_suffix(".json").read_text() == '{"network": {}}'
+    assert store.served() == 1 and store.info(1) == {"dice": 0.5, "parent": 0}
     assert (tmp_path / "model.pt").read_bytes() == b"shipped"
 
 
@@ -34,33 +37,37 @@ def test_any_version_can_be_served_again_and_none_is_lost(store, tmp_path):
     assert store.path(store.served()).read_bytes() == b"two"
 
 
-def test_a_version_that_is_not_there_is_refused(store):
-    with pytest.raises(UserError, match="found version 4; expected one of 0"):
+def test_what_0_1_0_noted_of_a_version_is_no_description_of_its_weights(store, tmp_path):
+    publish(store, tmp_path, b"one")
+    (tmp_path / "store" / "v0001.info.json").rename(tmp_path / "store" / "v0001.json")
+    again = WeightsStore(store.folder, store.shipped)
+    assert again.info(1) == {"parent": 0} and not again.path(1).with_suffix(".json").exists()
+
+
+def test_a_version_that_is_not_there_and_a_damaged_file_are_refused(store, tmp_path):
+    with pytest.raises(WeightsError):
         store.serve(4)
     assert store.served() == 0
-
-
-def test_a_damaged_file_says_what_to_do(store, tmp_path):
     publish(store, tmp_path, b"one")
-    (tmp_path / "store" / "served.json").write_text("{")
-    with pytest.raises(UserError, match="Remove the file to serve the shipped weights"):
-        store.served()
+    for content in ("{", "[]", "{}", json.dumps({"version": 9})):
+        (tmp_path / "store" / "served.json").write_text(content)
+        with pytest.raises(WeightsError):
+            store.served()
 
 
-@pytest.mark.parametrize("step", ["json", "pt", "served"])
+@pytest.mark.parametrize("step", ["v0002.info.json", "v0002.pt", "served.json"])
 def test_stopped_while_publishing_the_old_weights_are_served(store, tmp_path, monkeypatch, step):
-    import common.label.weights_store as module
+    import os
 
     publish(store, tmp_path, b"one")
-    whole = module.atomic_path
-    endings = {"json": "v0002.json", "pt": "v0002.pt", "served": "served.json"}
+    whole = os.replace
 
-    def killed(path):
-        if str(path).endswith(endings[step]):
+    def killed(source, target):
+        if str(target).endswith(step):
             raise KeyboardInterrupt
-        return whole(path)
+        whole(source, target)
 
-    monkeypatch.setattr(module, "atomic_path", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         publish(store, tmp_path, b"two")
     monkeypatch.undo()

@@ -4,8 +4,14 @@ import pytest
 import torch
 
 from common.io.segmentation_classes import GROUPED
+from common.label.active_learning import (
+    ScoringParameters,
+    predictive_entropy,
+    sample_with_dropout,
+    sample_with_flips,
+    score_image,
+)
 from common.label.bundle import Bundle
-from common.label.scoring import predictive_entropy, sample_with_dropout, sample_with_flips, score_image
 
 
 @pytest.fixture
@@ -14,14 +20,11 @@ def pipeline(tiny_bundle):
     return bundle.pipeline(bundle.shipped_weights, torch.device("cpu"))
 
 
-def test_entropy_is_zero_where_sure_and_ln_k_where_nothing_is_known():
+def test_entropy_is_zero_where_sure_ln_k_where_nothing_is_known_and_ln_2_where_two_disagree():
     sure = torch.zeros(3, 4, 2, 2)
     sure[:, 1] = 1
     assert predictive_entropy(sure) == 0
     assert predictive_entropy(torch.full((3, 4, 2, 2), 0.25)) == pytest.approx(math.log(4))
-
-
-def test_samples_that_are_sure_but_disagree_are_unsure():
     samples = torch.zeros(2, 2, 1, 1)
     samples[0, 0] = samples[1, 1] = 1
     assert predictive_entropy(samples) == pytest.approx(math.log(2))
@@ -49,8 +52,9 @@ def test_flips_are_turned_back(pipeline):
 
 
 def test_the_score_is_of_the_picture_not_of_its_padding(pipeline, studies):
-    score = score_image(pipeline, studies / "tooth_0.png", GROUPED, samples=2)
-    assert score == score_image(pipeline, studies / "tooth_0.png", GROUPED, samples=2)
+    chosen = ScoringParameters(samples=2)
+    score = score_image(pipeline, studies / "tooth_0.png", GROUPED, chosen)
+    assert score == score_image(pipeline, studies / "tooth_0.png", GROUPED, chosen)
     probabilities = pipeline.sample_probabilities(studies / "tooth_0.png", lambda image, network: network(image))
     assert probabilities.shape == (1, 6, 47, 64)  # 45 × 61 made to fit 48 × 64
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(1, 47, 64))

@@ -1,8 +1,4 @@
-from common.label.split import hold_out
-
-
-def test_few_labels_are_all_trained_on(tmp_path):
-    assert hold_out(["b", "a"], 0.2, 0, tmp_path) == (["a", "b"], [])
+from common.label.fine_tuning import hold_out
 
 
 def test_what_was_held_out_stays_so_and_what_was_trained_on_too(tmp_path):
@@ -14,8 +10,8 @@ def test_what_was_held_out_stays_so_and_what_was_trained_on_too(tmp_path):
         assert sorted(train + held) == sorted(f"n{n}" for n in range(20))
 
 
-def test_labels_trained_on_before_there_were_enough_are_never_held_out(tmp_path):
-    hold_out(["a", "b"], 0.2, 0, tmp_path)
+def test_few_labels_are_all_trained_on_and_never_held_out_later(tmp_path):
+    assert hold_out(["b", "a"], 0.2, 0, tmp_path) == (["a", "b"], [])
     assert hold_out(["a", "b", "c"], 0.5, 0, tmp_path) == (["a", "b"], ["c"])
 
 
