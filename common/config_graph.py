@@ -3,103 +3,64 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.config_item import ConfigComponent, ConfigExpression
-from monai.bundle.utils import ID_SEP_KEY, MACRO_KEY, MERGE_KEY
+from monai.bundle.utils import ID_SEP_KEY, MERGE_KEY
 
 RUN_IDS = ("initialize", "run", "training", "finalize")
 """The ids that MONAI, MONAI Label and our commands evaluate; everything else is there to serve them."""
 
 
-def join_id(parent: str, key: object) -> str:
-    """The id of a child, in MONAI's own spelling (`train::trainer`)."""
-    return f"{parent}{ID_SEP_KEY}{key}" if parent else str(key)
-
-
-def top_level(config_id: str) -> str:
-    """The top-level key that an id belongs to."""
-    return config_id.split(ID_SEP_KEY, 1)[0]
-
-
 def iter_items(config: Any, parent: str = "") -> Iterator[tuple[str, Any]]:
-    """Every (id, value) below `config`, containers before what they hold."""
+    """Every (id, value) below `config`, containers before what they hold; ids in MONAI's spelling, `train::trainer`."""
     pairs: Iterable[tuple[Any, Any]] = ()
     if isinstance(config, dict):
         pairs = config.items()
     elif isinstance(config, list):
         pairs = enumerate(config)
     for key, value in pairs:
-        child = join_id(parent, key)
+        child = f"{parent}{ID_SEP_KEY}{key}" if parent else str(key)
         yield child, value
         yield from iter_items(value, child)
 
 
-def get_item(config: Any, config_id: str) -> Any:
-    """The raw value at an id.
-
-    Raises:
-        KeyError: when there is none.
-    """
-    value = config
-    for key in ReferenceResolver.split_id(config_id):
-        if isinstance(value, dict) and key in value:
-            value = value[key]
-        elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
-            value = value[int(key)]
-        else:
-            raise KeyError(f"no config item '{config_id}'")
-    return value
+def references(value: Any) -> list[str]:
+    """The ids that a value names: `@id`, and every `@id` inside of a `$` expression."""
+    return list(ReferenceResolver.match_refs_pattern(value)) if isinstance(value, str) else []
 
 
-def has_item(config: Any, config_id: str) -> bool:
-    """Whether there is a value at an id."""
-    try:
-        get_item(config, config_id)
-    except KeyError:
-        return False
-    return True
+def load_file(path: Path) -> dict[str, Any]:
+    """The entries of one config file as written: nested `a#b` ids stay keys, since their parent is in another file."""
+    return ConfigParser.load_config_file(str(path)) or {}
 
 
-def is_import(value: Any) -> bool:
-    """Whether a value is `$import x`; MONAI's own test raises on `$@importance`, because of its letters."""
-    try:
-        return ConfigExpression.is_import_statement(value)
-    except SyntaxError:
-        return False
-
-
-def references(config_id: str, value: Any) -> list[str]:
-    """The ids that one value names: `@id`, `%id`, and every `@id` inside a `$` expression."""
-    if not isinstance(value, str):
-        return []
-    text = ConfigParser.resolve_relative_ids(config_id, value)
-    if text.startswith(MACRO_KEY):
-        path, macro_id = ConfigParser.split_path_id(text[len(MACRO_KEY) :])
-        return [] if path else [macro_id]
-    return list(ReferenceResolver.match_refs_pattern(text))
+def merged(*paths: Path) -> dict[str, Any]:
+    """The content of config files together, macros (`%id`) and relative ids resolved, references still text."""
+    parser = ConfigParser(ConfigParser.load_config_files([str(path) for path in paths]))
+    parser.resolve_macro_and_relative_ids()
+    return parser.get()
 
 
 def reachable_ids(config: Any, roots: Iterable[str]) -> set[str]:
-    """Every id used when `roots` are evaluated.
+    """Every id used when `roots` are evaluated; macros are resolved before.
 
     Naming a component, list or dict uses all of it; naming `train::trainer` uses nothing else of `train`. MONAI
     evaluates every `$import` before the first item, so those are roots as well.
     """
-    imports = [item_id for item_id, value in iter_items(config) if is_import(value)]
-    waiting = [*roots, *imports]
+    items = dict(iter_items(config))
+    waiting = [*roots, *(item_id for item_id, value in items.items() if _is_import(value))]
     reached: set[str] = set()
     while waiting:
         config_id = waiting.pop()
-        if config_id in reached or not has_item(config, config_id):
+        if config_id in reached or config_id not in items:
             continue
-        value = get_item(config, config_id)
-        for item_id, item in [(config_id, value), *iter_items(value, config_id)]:
+        for item_id, item in [(config_id, items[config_id]), *iter_items(items[config_id], config_id)]:
             reached.add(item_id)
-            waiting.extend(references(item_id, item))
+            waiting += references(item)
     return reached
 
 
@@ -115,7 +76,7 @@ def unused_ids(config: Any, reached: set[str], declared: Collection[str] = ()) -
     while waiting:
         parent, value = waiting.pop()
         for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-            config_id = join_id(parent, key)
+            config_id = f"{parent}{ID_SEP_KEY}{key}" if parent else str(key)
             if str(key).startswith("_") or config_id in reached:
                 continue
             is_declared = config_id in declared
@@ -126,12 +87,6 @@ def unused_ids(config: Any, reached: set[str], declared: Collection[str] = ()) -
             elif not is_declared:
                 unused.append(config_id)
     return sorted(unused)
-
-
-def _parents(config_id: str) -> Iterator[str]:
-    """Every id above this one: `a` and `a::b` for `a::b::c`."""
-    parts = config_id.split(ID_SEP_KEY)
-    yield from (ID_SEP_KEY.join(parts[:n]) for n in range(1, len(parts)))
 
 
 def written_ids(config: dict[str, Any]) -> list[str]:
@@ -146,16 +101,6 @@ def declared_ids(config: dict[str, Any]) -> set[str]:
         declared |= {config_id, *_parents(config_id)}
         declared |= {item_id for item_id, _ in iter_items(value, config_id)}
     return declared
-
-
-def load_file(path: Path) -> dict[str, Any]:
-    """The entries of one config file as written: nested `a#b` ids stay keys, since their parent is in another file."""
-    return ConfigParser.load_config_file(str(path)) or {}
-
-
-def merge_files(paths: Sequence[Path]) -> dict[str, Any]:
-    """The merged content of config files, macros and references kept as text."""
-    return ConfigParser.load_config_files([str(path) for path in paths])
 
 
 def find_workflow() -> ConfigWorkflow | None:
@@ -174,6 +119,15 @@ def find_workflow() -> ConfigWorkflow | None:
     return None
 
 
-def run_roots(workflow: ConfigWorkflow) -> list[str]:
-    """The ids that this workflow evaluates."""
-    return [workflow.init_id, workflow.run_id, workflow.final_id]
+def _is_import(value: Any) -> bool:
+    """Whether a value is `$import x`; MONAI's own test raises on `$@importance`, because of its letters."""
+    try:
+        return ConfigExpression.is_import_statement(value)
+    except SyntaxError:
+        return False
+
+
+def _parents(config_id: str) -> Iterator[str]:
+    """Every id above this one: `a` and `a::b` for `a::b::c`."""
+    parts = config_id.split(ID_SEP_KEY)
+    yield from (ID_SEP_KEY.join(parts[:n]) for n in range(1, len(parts)))

@@ -7,34 +7,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
 from monai.bundle.utils import ID_SEP_KEY
 
 from .config_graph import (
     declared_ids,
     find_workflow,
-    get_item,
-    has_item,
     iter_items,
     load_file,
-    merge_files,
+    merged,
     reachable_ids,
-    run_roots,
     unused_ids,
     written_ids,
 )
-from .errors import UserError, end_with_user_errors
+from .errors import SettingsError, end_with_user_errors
 
 SUFFIXES = (".yaml", ".yml", ".json")
 MONAI_COMMAND = "monai.bundle.__main__"
-
-
-class UnknownOverrideError(UserError, ValueError):
-    """The merged config holds a key that no file declares and nothing reads."""
-
-
-class TextOverrideError(UserError, ValueError):
-    """A value is the text "true" or "false", which would count as true."""
 
 
 def check_overrides(config_name: str) -> None:
@@ -53,8 +41,8 @@ def check_overrides(config_name: str) -> None:
     As the first of our components to run it also lets `python -m monai.bundle` end with our messages, see `errors`.
 
     Raises:
-        UnknownOverrideError: with the nearest known names. MONAI wraps it as the cause of its own RuntimeError.
-        TextOverrideError: "true" or "false" as text.
+        SettingsError: a key that nothing reads, with the nearest known names; or "true" or "false" as text, which would
+            count as true. MONAI wraps it as the cause of its own RuntimeError.
     """
     if _is_monai_command():
         end_with_user_errors()
@@ -64,11 +52,9 @@ def check_overrides(config_name: str) -> None:
     config = workflow.parser.get()
     _check_booleans(config)
     known = _known_ids(Path(workflow.config_root_path), config_name, config)
-    unused = unused_ids(config, reachable_ids(config, run_roots(workflow)), declared=known)
-    if not unused:
-        return
-    message = _message(unused, known, Path(workflow.config_root_path), config_name)
-    raise UnknownOverrideError(message)
+    evaluated = reachable_ids(config, [workflow.init_id, workflow.run_id, workflow.final_id])
+    if unused := unused_ids(config, evaluated, declared=known):
+        raise SettingsError(_message(unused, known, Path(workflow.config_root_path), config_name))
 
 
 def _check_booleans(config: dict[str, Any]) -> None:
@@ -76,7 +62,7 @@ def _check_booleans(config: dict[str, Any]) -> None:
     for config_id, value in iter_items(config):
         if isinstance(value, str) and value.lower() in ("true", "false"):
             word = value.capitalize()
-            raise TextOverrideError(
+            raise SettingsError(
                 f"{config_id}: found the text {value!r}, which would count as true; expected {word}, as in "
                 f"--{config_id} {word}"
             )
@@ -85,11 +71,7 @@ def _check_booleans(config: dict[str, Any]) -> None:
 def _known_ids(folder: Path, config_name: str, config: dict[str, Any]) -> set[str]:
     """The ids declared by the workflow's file and by the override files that are part of the merged config."""
     own = _own_file(folder, config_name)
-    known: set[str] = set()
-    if own is not None:
-        parser = ConfigParser(merge_files([own]))
-        parser.resolve_macro_and_relative_ids()
-        known |= declared_ids(parser.get())
+    known = declared_ids(merged(own)) if own is not None else set()
     for file in _override_files(folder):
         content = load_file(file)
         if _took_part(content, config):
@@ -103,10 +85,9 @@ def _took_part(content: dict[str, Any], config: dict[str, Any]) -> bool:
     All its ids must be there, and one of them with the value that it sets: otherwise a file with one new key would
     make this key known to runs that do not use the file.
     """
-    entries = list(zip(written_ids(content), content.values(), strict=True))
-    if not all(has_item(config, config_id) for config_id, _ in entries):
-        return False
-    return any(get_item(config, config_id) == value for config_id, value in entries)
+    there = dict(iter_items(config))
+    entries = dict(zip(written_ids(content), content.values(), strict=True))
+    return entries.keys() <= there.keys() and any(there[config_id] == value for config_id, value in entries.items())
 
 
 def _own_file(folder: Path, config_name: str) -> Path | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from common.command_line import run_command
-from common.packaging.bundle_check import check_bundle
+from common.packaging.zoo_check import check_bundle
 
 
 def check(path: str, run_code: bool = True) -> None:

@@ -5,11 +5,11 @@ python scripts/export_bundle.py bundles/cxr_autoencoder --output_dir exported
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from common.command_line import run_command
 from common.packaging import exports
+from common.packaging.bundle import Bundle
 
 
 def export_bundle(
@@ -31,7 +31,8 @@ def export_bundle(
         opset: version of ONNX's operators.
     """
     folder = Path(output_dir) if output_dir else Path(bundle) / "outputs" / "export"
-    exports.export_bundle(bundle, folder, onnx, torchscript, opset, tell=partial(print, flush=True))
+    for row in exports.export_bundle(Bundle(Path(bundle)), folder, onnx, torchscript, opset):
+        print(exports.as_line(row), flush=True)
     print(f"{folder / exports.TABLE}: the table")
 
 

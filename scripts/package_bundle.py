@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import common
 from common.command_line import run_command
-from common.packaging.packaging import PackagingError, package_bundle
-from common.packaging.torchscript import trace_bundle
+from common.errors import SettingsError
+from common.fingerprint import file_sha256
+from common.packaging.packaging import package_bundle
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 
@@ -35,12 +35,8 @@ def package(
         bundles_dir: folder of the bundles; None for this repository's.
     """
     for bundle_dir in chosen_bundles(name, BUNDLES if bundles_dir is None else Path(bundles_dir)):
-        trace = trace_bundle if torchscript else None
-        made = package_bundle(
-            bundle_dir, Path(common.__file__).parent, Path(output_dir), trace, large_files_url, source_url
-        )
-        size = made.archive.stat().st_size / 2**20
-        print(f"{made.archive}: {size:.1f} MiB, sha256 {made.sha256}")
+        archive = package_bundle(bundle_dir, Path(output_dir), torchscript, large_files_url, source_url)
+        print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB, sha256 {file_sha256(archive)}")
 
 
 def chosen_bundles(name: str, bundles: Path = BUNDLES) -> list[Path]:
@@ -48,7 +44,7 @@ def chosen_bundles(name: str, bundles: Path = BUNDLES) -> list[Path]:
     known = sorted(path for path in bundles.iterdir() if (path / "configs" / "metadata.json").is_file())
     chosen = [path for path in known if name in ("all", path.name)]
     if not chosen:
-        raise PackagingError(f"found {name!r}; expected all, {', '.join(path.name for path in known)}")
+        raise SettingsError(f"found {name!r}; expected all, {', '.join(path.name for path in known)}")
     return chosen
 
 

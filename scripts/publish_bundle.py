@@ -5,11 +5,12 @@ python scripts/publish_bundle.py dist/NAME --repo OWNER/NAME --dry_run
 
 from __future__ import annotations
 
-import tempfile
+import hashlib
 from pathlib import Path
 
 from common.command_line import run_command
-from common.packaging.publishing import CARD, LATEST, check_packaged, check_repo, list_files, publish, stage
+from common.packaging.bundle import Bundle
+from common.packaging.hub import CARD, LATEST, publish, publishable_files
 
 CARD_LINES = 40
 
@@ -27,24 +28,16 @@ def publish_bundle(
         dry_run: print what would go, and contact nothing.
     """
     path, repo = Path(str(folder)), str(repo)
-    check_repo(repo)
-    version = check_packaged(path)["version"]
-    if dry_run:
-        show(path, repo, version, private)
-    else:
-        print(publish(path, repo, version, None if token is None else str(token), private))
-
-
-def show(folder: Path, repo: str, version: str, private: bool) -> None:
-    """Print the files as they would be on the hub, the tags, and the beginning of the card."""
-    with tempfile.TemporaryDirectory() as parent:
-        staged = stage(folder, repo, Path(parent))
-        files = list_files(staged)
-        card = (staged / CARD).read_text(encoding="utf-8").splitlines()
-    for file in files:
-        print(f"{file.sha256}  {file.size:>11,}  {file.path}")
-    print(f"{len(files)} files, {sum(file.size for file in files):,} bytes")
+    files, version = publishable_files(path, repo), Bundle(path).metadata["version"]
+    if not dry_run:
+        print(publish(files, repo, version, None if token is None else str(token), private))
+        return
+    contents = {name: file if isinstance(file, bytes) else file.read_bytes() for name, file in sorted(files.items())}
+    for name, content in contents.items():
+        print(f"{hashlib.sha256(content).hexdigest()}  {len(content):>11,}  {name}")
+    print(f"{len(files)} files, {sum(map(len, contents.values())):,} bytes")
     print(f"to {repo}, {'private' if private else 'public'} if it is new; tags: {version}, {LATEST}")
+    card = contents[CARD].decode().splitlines()
     print(f"{CARD} begins:", *(f"  {line}" for line in card[:CARD_LINES]), sep="\n")
     print("Nothing was sent.")
 

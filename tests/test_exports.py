@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,11 +14,12 @@ from conftest import REPOSITORY
 from tiny_bundles import bundle_of_code, codec_bundle, diffusion_bundle, measured_codec, segmenter_bundle
 from torch import nn
 
+from common.errors import RunError
 from common.fingerprint import file_sha256
 from common.networks.weights import load_weights
-from common.packaging.export_parts import Part
-from common.packaging.exports import TABLE, ExportError, export_bundle, export_part
-from common.packaging.torchscript import load_bundle_network
+from common.packaging.bundle import Bundle
+from common.packaging.exports import TABLE, Part, as_line, export_bundle, write_onnx
+from common.packaging.torchscript import trace_bundle
 
 
 def run(path: Path, **inputs: torch.Tensor) -> torch.Tensor:
@@ -30,6 +33,10 @@ def agree(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
+def loaded(root: Path) -> nn.Module:
+    return load_weights(Bundle(root).build(), root / "models" / "model.pt")
+
+
 @pytest.fixture
 def onnx_files():
     pytest.importorskip("onnx")
@@ -39,12 +46,11 @@ def onnx_files():
 @torch.no_grad()
 def test_latent_diffusion_becomes_denoiser_encoder_and_decoder(onnx_files, tmp_path):
     root, folder = diffusion_bundle(tmp_path / "bundle"), tmp_path / "out"
-    told = []
-    exported = export_bundle(root, folder, tell=told.append)
+    rows = list(export_bundle(Bundle(root), folder))
     names = ["denoiser.onnx", "encoder.onnx", "decoder.onnx", "model.ts"]
-    assert [file.name for file in exported] == names
+    assert [row["name"] for row in rows] == names
     assert sorted(path.name for path in folder.iterdir()) == sorted([*names, TABLE])
-    denoiser, codec = load_bundle_network(root), load_weights(measured_codec(seed=1), root / "models/autoencoder.pt")
+    denoiser, codec = loaded(root), load_weights(measured_codec(seed=1), root / "models" / "autoencoder.pt")
     for batch, height, width in ((1, 4, 8), (3, 6, 4)):
         image = torch.rand(batch, 1, 8 * height, 8 * width)
         latents, timesteps, context = codec.encode(image), torch.full((batch,), 700.0), torch.randn(batch, 2, 8)
@@ -52,24 +58,40 @@ def test_latent_diffusion_becomes_denoiser_encoder_and_decoder(onnx_files, tmp_p
         agree(run(folder / "decoder.onnx", latents=latents), codec.decode(latents))
         expected = denoiser(latents, timesteps, context)
         agree(run(folder / "denoiser.onnx", image=latents, timesteps=timesteps, context=context), expected)
-    lines = [str(file) for file in told]
-    assert [line.split(":")[0] for line in lines] == names
-    assert "latents [batch, 2, latent_height, latent_width]" in lines[1]
-    for file in json.loads((folder / TABLE).read_text())["files"]:
-        path = folder / file["name"]
-        assert (file["sha256"], file["size_bytes"]) == (file_sha256(path), path.stat().st_size)
-        assert file["max_difference"] <= 1e-4
-        assert file["dynamic_axes"][next(iter(file["inputs"]))]["0"] == "batch"
+    assert "-> latents [batch, 2, latents_height, latents_width]; differs by" in as_line(rows[1])
+    assert json.loads((folder / TABLE).read_text())["files"] == rows
+    for row in rows:
+        path = folder / row["name"]
+        assert (row["sha256"], row["size_bytes"]) == (file_sha256(path), path.stat().st_size)
+        assert row["max_difference"] <= 1e-4 and next(iter(row["inputs"].values()))[0] == "batch"
         for place in (str(REPOSITORY), str(tmp_path), "site-packages"):
             assert place.encode() not in path.read_bytes()
 
 
 @torch.no_grad()
+def test_an_autoencoder_becomes_a_network_as_well(onnx_files, tmp_path):
+    root = codec_bundle(tmp_path / "bundle")
+    names = [row["name"] for row in export_bundle(Bundle(root), tmp_path, torchscript=False)]
+    assert names == ["network.onnx", "encoder.onnx", "decoder.onnx"]
+    image = torch.rand(2, 1, 24, 16)
+    agree(run(tmp_path / "network.onnx", image=image), loaded(root)(image))
+
+
+@torch.no_grad()
 def test_segmenter_takes_sizes_that_it_pads(onnx_files, tmp_path):
     root = segmenter_bundle(tmp_path / "bundle")
-    export_bundle(root, tmp_path, torchscript=False)
+    list(export_bundle(Bundle(root), tmp_path, torchscript=False))
     for image in (torch.rand(3, 1, 9, 14), torch.rand(1, 1, 8, 8)):
-        agree(run(tmp_path / "network.onnx", image=image), load_bundle_network(root)(image))
+        agree(run(tmp_path / "network.onnx", image=image), loaded(root)(image))
+
+
+@torch.no_grad()
+def test_a_network_of_anybody_is_exported(onnx_files, tmp_path):
+    root = bundle_of_code(tmp_path / "bundle", "self.weight * image")
+    list(export_bundle(Bundle(root), tmp_path))
+    image = torch.rand(1, 1, 3, 5)
+    agree(run(tmp_path / "network.onnx", image=image), 2 * image)
+    agree(torch.jit.load(tmp_path / "model.ts")(image), 2 * image)
 
 
 def test_a_file_that_fails_is_missing_and_the_others_are_there(onnx_files, tmp_path):
@@ -78,8 +100,8 @@ def test_a_file_that_fails_is_missing_and_the_others_are_there(onnx_files, tmp_p
     root, folder = codec_bundle(tmp_path / "bundle", codec), tmp_path / "out"
     folder.mkdir()
     (folder / "encoder.onnx").write_bytes(b"of an older export")
-    with pytest.raises(ExportError, match=r"(?s)2 of 4 files.*encoder.onnx.*no latent statistics.*decoder.onnx"):
-        export_bundle(root, folder)
+    with pytest.raises(RunError, match=r"(?s)2 of 4 files.*encoder.onnx.*decoder.onnx"):
+        list(export_bundle(Bundle(root), folder))
     assert sorted(path.name for path in folder.iterdir()) == [TABLE, "model.ts", "network.onnx"]
     assert [file["name"] for file in json.loads((folder / TABLE).read_text())["files"]] == ["network.onnx", "model.ts"]
 
@@ -105,25 +127,44 @@ class Undefined(nn.Module):
         return image * float("nan")
 
 
-@pytest.mark.parametrize(
-    ("module", "message"), [(OfSize(), "differs from the network by"), (Cut(), "shape"), (Undefined(), "by nan")]
-)
-def test_refuses_what_differs(onnx_files, module, message, tmp_path):
-    axes = {"image": {0: "batch", 3: "width"}, "pred": {0: "batch", 3: "width"}}
-    examples = (torch.rand(2, 1, 4, 4),), (torch.rand(1, 1, 4, 6),)
-    with pytest.raises(ExportError, match=message):
-        export_part(Part("network", module, examples, ("image",), "pred", axes), tmp_path / "network.onnx")
+@pytest.mark.parametrize("network", [OfSize(), Cut(), Undefined()])
+def test_refuses_what_differs(onnx_files, network, tmp_path):
+    batches = {"image": torch.rand(2, 1, 4, 4)}, {"image": torch.rand(1, 1, 4, 6)}
+    with pytest.raises(RunError):
+        write_onnx(Part("network", network, "pred", batches), tmp_path / "network.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_network_has_torchscript_alone(onnx_files, tmp_path):
-    root, folder = bundle_of_code(tmp_path / "bundle", "self.weight * image"), tmp_path / "out"
-    with pytest.raises(ExportError, match=r"1 of 2 files.*\n.*found a Net, expected one of LatentCodec, "):
-        export_bundle(root, folder)
-    assert sorted(path.name for path in folder.iterdir()) == [TABLE, "model.ts"]
-
-
-def test_says_which_packages_are_missing(monkeypatch, tmp_path):
+def test_without_the_packages_there_is_torchscript_and_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ExportError, match=r"onnxruntime.*pip install '\.\[export\]'.*--onnx False"):
-        export_bundle(tmp_path, tmp_path / "out")
+    root = codec_bundle(tmp_path / "bundle")
+    with pytest.raises(RunError, match=r"(?s)onnxruntime.*pip install '\.\[export\]'.*--onnx False"):
+        list(export_bundle(Bundle(root), tmp_path / "out"))
+    assert (tmp_path / "out" / "model.ts").is_file()
+
+
+def command(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command as a user gives it, from a folder that is not the repository."""
+    script = str(REPOSITORY / "scripts" / "export_bundle.py")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        [sys.executable, script, *words], capture_output=True, text=True, cwd=cwd, env=environment, check=False
+    )
+
+
+def test_the_command_writes_into_the_bundle_what_any_process_writes(tmp_path):
+    root = codec_bundle(tmp_path / "bundle")
+    done = command(tmp_path, "bundle", "--onnx", "False")
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        *("model.ts", "bundle/outputs/export/exports.json")
+    ]
+    trace_bundle(Bundle(root), tmp_path / "here.ts")
+    assert (root / "outputs" / "export" / "model.ts").read_bytes() == (tmp_path / "here.ts").read_bytes()
+
+
+def test_the_command_ends_in_one_line_without_a_bundle(tmp_path):
+    done = command(tmp_path, "nothing", "--onnx", "False", "--output_dir", "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith("RunError: nothing/configs/") and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -13,7 +13,8 @@ import monai.bundle
 import pytest
 from monai.bundle import ConfigParser
 
-from common.override_check import TextOverrideError, UnknownOverrideError, check_overrides
+from common.errors import SettingsError
+from common.override_check import check_overrides
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")  # MONAI says so at every start
 
@@ -76,7 +77,7 @@ def test_unknown_key_stops_the_run(
     with pytest.raises(RuntimeError, match="check_overrides") as caught:
         run(configs, run_id=run_id, **overrides)
     cause = caught.value.__cause__
-    assert isinstance(cause, UnknownOverrideError)
+    assert isinstance(cause, SettingsError)
     assert near in str(cause) and "train.yaml" in str(cause) and next(iter(overrides)) in str(cause)
     printed = capsys.readouterr().out
     assert "initialised" in printed and "ran" not in printed and "trained" not in printed
@@ -111,7 +112,7 @@ def test_a_boolean_as_text_stops_the_run(
 ) -> None:
     with pytest.raises(RuntimeError) as caught:
         run(configs, **{key: word})
-    assert isinstance(caught.value.__cause__, TextOverrideError)
+    assert isinstance(caught.value.__cause__, SettingsError)
     assert "expected True" in str(caught.value.__cause__) or "expected False" in str(caught.value.__cause__)
     assert "ran" not in capsys.readouterr().out
 

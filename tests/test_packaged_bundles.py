@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from common.packaging.bundle_check import check_bundle
-from common.packaging.packaging import Package, package_bundle
-from common.packaging.torchscript import trace_bundle
+from common.packaging.packaging import package_bundle
+from common.packaging.zoo_check import check_bundle
 
 pytestmark = pytest.mark.slow
 BUNDLES = sorted(path for path in (REPOSITORY / "bundles").iterdir() if path.is_dir())
@@ -23,10 +22,10 @@ SHORT_INFERENCE = {"cxr_dino_latent_diffusion": ["--strategy", "prior", "--num_s
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
+def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The zip of each bundle; its folder is beside it."""
     folder = tmp_path_factory.mktemp("dist")
-    made = [package_bundle(bundle, REPOSITORY / "common", folder, trace_bundle) for bundle in BUNDLES]
-    return {package.name: package for package in made}
+    return {bundle.name: package_bundle(bundle, folder, torchscript=True) for bundle in BUNDLES}
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +48,8 @@ def run(python: str, *arguments: str, cwd: Path) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_trains_and_infers_from_another_directory(packages, lonely_python, name, tmp_path):
-    root = packages[name].folder
+def test_it_trains_and_infers_from_another_directory(archives, lonely_python, name, tmp_path):
+    root = archives[name].with_name(name)
     override = ["--bundle_root", str(root)]
     config = root / "configs"
     command = ["-m", "monai.bundle", "run"]
@@ -103,13 +102,13 @@ for name in zips:
 """
 
 
-def test_downloaded_and_loaded_one_after_the_other_each_uses_its_own_code(packages, lonely_python, tmp_path):
-    zips = {name: package.archive.as_uri() for name, package in packages.items()}
+def test_downloaded_and_loaded_one_after_the_other_each_uses_its_own_code(archives, lonely_python, tmp_path):
+    zips = {name: archive.as_uri() for name, archive in archives.items()}
     run(lonely_python, "-c", ONE_AFTER_THE_OTHER, json.dumps(zips), str(tmp_path / "got"), cwd=tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_zoo_would_take_it(packages, name):
-    verdicts = list(check_bundle(packages[name].archive))
-    wrong = [verdict.line() for verdict in verdicts if verdict.problems and verdict.question.name != "sizes"]
+def test_the_zoo_would_take_it(archives, name):
+    verdicts = list(check_bundle(archives[name]))
+    wrong = [verdict.line() for verdict in verdicts if verdict.problems and verdict.name != "sizes"]
     assert wrong == []

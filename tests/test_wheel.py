@@ -22,7 +22,7 @@ import torch
 
 import common
 import common.io
-import common.packaging.versions
+import common.packaging.vendoring
 from common.networks.latent_codec import LatentCodec
 from common.data.phantom import draw_chest_phantom
 

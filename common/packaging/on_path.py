@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-BUNDLE_ROOT = Path(__file__).resolve().parents[1]
 CODE_PACKAGE = "scripts"
 
 
@@ -24,4 +23,4 @@ def put_first(bundle_root: Path) -> None:
 
 
 if __name__ == "<run_path>":  # as runpy names it
-    put_first(BUNDLE_ROOT)
+    put_first(Path(__file__).resolve().parents[1])

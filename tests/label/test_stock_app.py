@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from label_data import BUNDLE, MODEL, REPOSITORY, dice, truth_folder, write_studies
+from label_data import BUNDLE, MODEL, dice, truth_folder, write_studies
 from label_server import DENTAL_MODEL, client_of, free_port, kill_group, wait_for_training, wait_until_up
 from monai.bundle import ConfigWorkflow
 from PIL import Image
@@ -34,7 +34,7 @@ def server(tiny_bundle, tmp_path_factory):
         [*monailabel, "apps", "--download", "--name", "monaibundle", "--output", "apps"], cwd=folder, check=True
     )
     for bundle in (BUNDLE, edited(tiny_bundle, folder)):
-        package_bundle(bundle, REPOSITORY / "common", folder / "apps" / "monaibundle" / "model")
+        package_bundle(bundle, folder / "apps" / "monaibundle" / "model")
     write_images(folder / "studies")
     port = free_port()
     command = [*monailabel, "start_server", "--app", "apps/monaibundle", "--studies", "studies", "--host", "127.0.0.1"]
