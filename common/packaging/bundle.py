@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import tempfile
 import zipfile
@@ -107,6 +108,7 @@ def _extract(path: Path, folder: Path) -> Path:
             f"found {number} files of {size / 2**20:.0f} MiB; a zip may hold {MOST_FILES} of {MOST_BYTES / 2**20:.0f}; "
             "extract it and give the folder"
         )
+    logging.getLogger("monai.apps").setLevel(logging.WARNING)  # it tells each extraction on the standard output
     extractall(path, folder, file_type="zip", has_base=False)
     tops = list(folder.iterdir())
     if len(tops) != 1 or not tops[0].is_dir():
