@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from common.command_line import run_command
 from common.data.datalist_sources import MANIFEST_NAME, DatasetError, folder_rows, manifest_rows
-from common.errors import UserError
+from common.errors import SettingsError, UserError
 from common.files import atomic_path, result_name
 from common.io import read_radiograph
-from common.io.dicom_dx import DxError, DxSettings, dx_dataset, write_dx
+from common.io.dicom_dx import DxSettings, dx_dataset, write_dx
 from common.io.source_history import source_history
-from common.io.spacing import plausible_spacing
+from common.io.types import plausible_spacing
 
 TABLE_NAME = "png_to_dx.csv"
 WRITTEN, THERE, FAILED = "written", "there already", "failed"
@@ -102,7 +102,7 @@ def parse_spacing(value: Any) -> tuple[float, float] | None:
     """Spacing in mm from the command line: two numbers, one for both, or None.
 
     Raises:
-        DxError: something else.
+        SettingsError: something else.
     """
     if value is None:
         return None
@@ -112,7 +112,9 @@ def parse_spacing(value: Any) -> tuple[float, float] | None:
     except (TypeError, ValueError):
         spacing = None
     if spacing is None:
-        raise DxError(f'--pixel_spacing: found {value!r}; expected mm as "[0.1, 0.1]", rows first, or one number.')
+        raise SettingsError(
+            f'--pixel_spacing: found {value!r}; expected mm as "[0.1, 0.1]", rows first, or one number.'
+        )
     return spacing
 
 
@@ -144,7 +146,7 @@ def convert(
         radiograph = read_radiograph(file)
         history = source_history(file)
         if history.burned_in:
-            raise DxError("its header says that text in the pixels names the patient; blank that text first")
+            raise SettingsError("its header says that text in the pixels names the patient; blank that text first")
         known = radiograph.spacing_mm or spacing
         dataset = dx_dataset(radiograph.pixels, settings, known, history.lossy)
         uids = str(dataset.StudyInstanceUID), str(dataset.SOPInstanceUID)
@@ -153,7 +155,7 @@ def convert(
             there = str(pydicom.dcmread(target, force=True, stop_before_pixels=True).get("SOPInstanceUID", ""))
             if there == uids[1]:
                 return Conversion(**{**asdict(found), "result": THERE})
-            raise DxError(f"{target} holds something else; give --overwrite, or another --output_dir")
+            raise SettingsError(f"{target} holds something else; give --overwrite, or another --output_dir")
         write_dx(dataset, target, radiograph.pixels)
         return found
     except (UserError, OSError, ValueError) as error:

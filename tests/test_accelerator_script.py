@@ -33,7 +33,7 @@ TINY = {
     "ema_decay": 0.8,
 }
 SHORT = {"max_steps": 40, "batch_size": 4, "learning_rate": 1.0e-2, "warmup_steps": 2, "limit": 6}
-NOT_THERE = ("nibabel", "pydicom", "pylibjpeg", "ruamel", "generative")  # on a machine that has torch and MONAI only
+NOT_THERE = ("nibabel", "pydicom", "imagecodecs", "ruamel", "generative")  # on a machine that has torch and MONAI only
 
 
 @pytest.fixture(scope="module")

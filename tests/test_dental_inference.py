@@ -216,7 +216,7 @@ def test_metadata_tell_the_classes_and_the_version() -> None:
     metadata = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
     output = metadata["network_data_format"]["outputs"]["pred"]
     classes = class_table("grouped")
-    assert output["channel_def"] == classes.channel_def()
+    assert output["channel_def"] == {str(label): name for label, name in enumerate(classes.names)}
     config = ConfigParser.load_config_file(str(BUNDLE / "configs" / "inference.yaml"))
     assert output["num_channels"] == config["num_classes"] == classes.num_labels
     assert config["handlers"][0]["model"].split() == [BUNDLE.name, metadata["version"]]

@@ -11,8 +11,9 @@ import torch
 from pydicom.uid import DigitalIntraOralXRayImageStorageForPresentation, DigitalXRayImageStorageForPresentation
 
 from common.data.phantom import draw_chest_phantom
+from common.errors import SettingsError
 from common.io import read_radiograph
-from common.io.dicom_dx import UNKNOWN_SPACING_COMMENT, DxError, DxSettings, dx_dataset, write_dx
+from common.io.dicom_dx import UNKNOWN_SPACING_COMMENT, DxSettings, dx_dataset, write_dx
 from common.io.source_history import LossyCompression
 
 # DICOM PS3.3, Digital X-Ray Image IOD (A.26): attributes of type 1 and 2 of the mandatory modules, and of Frame of
@@ -170,7 +171,7 @@ def test_texts_keep_to_the_lengths_of_their_types():
 
 def test_picture_that_would_come_back_stretched_is_refused(tmp_path):
     flat = 0.5 + 0.01 * image()
-    with pytest.raises(DxError, match="one grey"):
+    with pytest.raises(SettingsError, match="one grey"):
         write(tmp_path / "a.dcm", flat)
     assert not list(tmp_path.iterdir())
 
@@ -189,5 +190,5 @@ def test_picture_that_would_come_back_stretched_is_refused(tmp_path):
     ],
 )
 def test_wrong_settings_are_told(options, found):
-    with pytest.raises(DxError, match=found):
+    with pytest.raises(SettingsError, match=found):
         made(**options)

@@ -9,7 +9,7 @@ from test_pixel_image_sampler import make_sampler
 from common.data.mask_transforms import PadResized
 from common.data.phantom import draw_chest_phantom
 from common.diffusion.pixel_image_sampler import PixelImageSampler
-from common.io.trim_padding import trim_padding
+from common.io.image_writer import trim_padding
 from common.pipelines.image_source import ImageSourceError, UnconditionalImages
 
 

@@ -9,8 +9,7 @@ from ignite.engine import Engine
 from PIL import Image
 
 from common.data.phantom import draw_chest_phantom
-from common.errors import UserError
-from common.io import dicom_seg
+from common.errors import DatasetError, UserError
 from common.io.mask_files import read_mask
 from common.io.segmentation_classes import GROUPED
 from common.io.synthetic_dicom import write_synthetic_dicom
@@ -94,5 +93,5 @@ def test_many_failures_are_counted(tmp_path):
 
 def test_dicom_seg_without_highdicom_is_refused_before_anything_is_done(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom.seg", None)
-    with pytest.raises(dicom_seg.DicomSegError, match="no usable highdicom"):
+    with pytest.raises(DatasetError, match="no usable highdicom"):
         saver(tmp_path, dicom_seg=True)

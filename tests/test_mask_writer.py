@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from common.io import read_radiograph
-from common.io.mask_files import read_mask
-from common.io.mask_writer import MaskWriter, area_row, write_area_table, write_mask_png
+from common.io.mask_files import read_mask, write_mask_png
+from common.io.mask_writer import MaskWriter, area_row, write_area_table
 from common.io.segmentation_classes import GROUPED
 
 

@@ -17,8 +17,8 @@ from script_module import load_script
 
 from common.data.datalist_sources import DatasetError
 from common.data.phantom import draw_chest_phantom
+from common.errors import SettingsError
 from common.io import read_radiograph
-from common.io.dicom_dx import DxError
 
 SCRIPT = REPOSITORY / "scripts" / "png_to_dx.py"
 SAMPLES = REPOSITORY / "bundles" / "cxr_autoencoder" / "samples"
@@ -149,7 +149,7 @@ def test_a_manifest_names_the_images_so_that_masks_stay_out(script, tmp_path):
 
 @pytest.mark.parametrize("value", ["0.1", [0.1], [0.1, 0.1, 0.1], [0, 0.1], ["a", "b"], [None, 1]])
 def test_wrong_spacing_is_told(script, value):
-    with pytest.raises(DxError, match="--pixel_spacing"):
+    with pytest.raises(SettingsError, match="--pixel_spacing"):
         script.parse_spacing(value)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import DEFLATED, JPEG, compressed, make, pixels, ramp, read, refused, replace_bytes, stretched, write
+from dicom_files import JPEG, compressed, make, pixels, ramp, read, refused, replace_bytes, stretched, write
 from pydicom.dataset import Dataset
 
 from common.io import is_radiograph_file
@@ -90,18 +89,6 @@ def test_objects_without_an_image_and_cut_files_are_refused(tmp_path: Path) -> N
         refused(tmp_path / "cut.dcm")
 
 
-def test_a_deflate_bomb_is_refused_without_inflating_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import common.io.dicom
-
-    monkeypatch.setattr(common.io.dicom, "_MAX_INFLATED_BYTES", 1 << 22)
-    path = write(make(ramp(12, False)), tmp_path / "a.dcm", DEFLATED)
-    content = path.read_bytes()
-    start = 144 + int.from_bytes(content[140:144], "little")
-    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    path.write_bytes(content[:start] + deflater.compress(bytes(1 << 24)) + deflater.flush())
-    refused(path, "deflated")
-
-
 # What the reader made of each specimen once its picture had been looked at: shape, spacing, mean and deviation.
 SPECIMENS = {
     "chest_cr_FAKE_mono1_header": ((1024, 1024), (0.168, 0.168), 0.370867, 0.211198),
@@ -111,6 +98,7 @@ SPECIMENS = {
     "chest_cr_mono2_8bit_jpegbaseline_rsna": ((1024, 1024), (0.168, 0.168), 0.629133, 0.211198),
     "dental_opg_cr_mono1_modalityLUT_jpegll": ((1576, 1976), (0.15, 0.15), 0.305949, 0.315969),
     "extremity_cr_mono1_j2k_lossless_RG3": ((1760, 1760), None, 0.696079, 0.359968),
+    "extremity_cr_mono1_jpegextended12_RG3": ((1760, 1760), None, 0.695932, 0.359968),
     "extremity_cr_mono1_jpegls_lossless_RG3": ((1760, 1760), None, 0.696079, 0.359968),
     "extremity_cr_mono1_rle_RG3": ((1760, 1760), None, 0.696079, 0.359968),
     "hip_cr_mono2_j2k_lossy_RG2": ((2140, 1760), (0.2, 0.2), 0.44123, 0.330032),
@@ -159,7 +147,6 @@ def test_the_three_lossless_codings_of_one_image_agree(shared_data: Path) -> Non
     [
         ("xa_multiframe96_jpeg_fragments", "96 frames"),
         ("cr_no_pixeldata", "without pixel data"),
-        ("extremity_cr_mono1_jpegextended12_RG3", "libjpeg"),
     ],
 )
 def test_unreadable_specimens_give_the_one_error(name: str, word: str, shared_data: Path) -> None:

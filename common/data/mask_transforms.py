@@ -13,9 +13,10 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..io import read_radiograph
-from ..io.mask_files import MaskError, read_mask
-from ..io.segmentation_classes import ClassTable, UnknownClassError
+from ..errors import DatasetError
+from ..io import UnreadableRadiographError, read_radiograph
+from ..io.mask_files import read_mask
+from ..io.segmentation_classes import ClassTable
 
 GEOMETRY_KEY = "geometry"
 OWN_LABELS = "labels"  # not None, which MONAI's command line drops
@@ -59,7 +60,8 @@ class LoadMaskd(MapTransform):
         """Load every key of one item.
 
         Raises:
-            MaskError: a file that is no mask, a mask of another size than its image, or a value without a label.
+            UnreadableRadiographError: a file that is no mask, or one of another size than its image.
+            DatasetError: a value without a label.
         """
         item = dict(data)
         mask_values = item.get("mask_values") or self.mask_values
@@ -68,15 +70,16 @@ class LoadMaskd(MapTransform):
             path = str(item[key])
             values = read_mask(path)
             if values.shape != size:
-                raise MaskError(
-                    f"{path}: found a mask of {values.shape[0]} × {values.shape[1]} pixels; expected "
-                    f"{size[0]} × {size[1]}, the rows × columns of {item.get(f'{self.image_key}_path', 'its image')}. "
-                    "Check that mask and image belong together and are not turned."
+                raise UnreadableRadiographError(
+                    path,
+                    f"a mask of {values.shape[0]} × {values.shape[1]} pixels",
+                    f"{size[0]} × {size[1]}, the rows × columns of {item.get(f'{self.image_key}_path', 'its image')}",
+                    "Check that mask and image belong together and are not turned.",
                 )
             try:
                 labels = self.classes.map_mask(values, None if mask_values == OWN_LABELS else mask_values)
-            except UnknownClassError as error:
-                raise MaskError(f"{path}: {error}") from error
+            except DatasetError as error:
+                raise DatasetError(f"{path}: {error}") from error
             item[key] = torch.from_numpy(labels)[None]
             item[f"{key}_path"] = path
         return item

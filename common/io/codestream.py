@@ -1,67 +1,177 @@
-"""The size of a JPEG, JPEG-LS or JPEG 2000 image, from its own header."""
+"""JPEG, JPEG-LS and JPEG 2000: what a compressed image says of itself, whether it is whole, and its samples.
+
+imagecodecs decodes (libjpeg-turbo, CharLS, OpenJPEG; BSD), every precision of JPEG included.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
+
+from .scaling import check_size
 from .types import RefusalError
 
-_JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
-_J2K_START = b"\xff\x4f\xff\x51"
-_NOT_FRAMES = (0xC4, 0xC8, 0xCC)  # huffman tables, reserved, arithmetic conditioning
+_J2K_START, _JP2_START, _END = b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ", b"\xff\xd9"
+_SOS, _EOI, _APP0, _APP14 = 0xDA, 0xD9, 0xE0, 0xEE
+_JPEG_LS, _FRAMES = 0xF7, {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # Huffman tables, reserved, arithmetic coding
+# Entropy-coded data end at a marker; FF 00 is data, and FF with less than 80 in JPEG-LS.
+_AFTER_SCAN = re.compile(rb"\xff+[\x80-\xfe]")
+_FILLER = bytes(1 + n * 37 % 254 for n in range(96))  # no FF among them
+_MOST_PIXELS_PER_BYTE = 1000  # radiographs have noise; even at a ratio of 100 there are some 50
 
 
 @dataclass(frozen=True)
-class CodestreamSize:
-    """What a compressed image says about itself."""
+class Codestream:
+    """What a compressed image says about itself.
+
+    Attributes:
+        rows: of pixels.
+        columns: of pixels.
+        samples: per pixel.
+        precision: bits per sample.
+        signed: only JPEG 2000 knows a sign.
+        kind: "jpeg", "jpeg-ls" or "jpeg2000".
+        colour: "YBR" or "RGB" where a JFIF or Adobe marker tells, else "".
+    """
 
     rows: int
     columns: int
     samples: int
-    precision: int  # bits per sample
+    precision: int
     signed: bool
+    kind: str
+    colour: str = ""
 
 
-def codestream_size(frame: bytes) -> CodestreamSize:
-    """Read the size, without decoding anything.
-
-    Args:
-        frame: one complete compressed image.
-
-    Returns:
-        Its size; `signed` is always False for the JPEG family, which knows no sign.
+def read_codestream(frame: bytes) -> Codestream:
+    """Read the header of one compressed image, without decoding anything.
 
     Raises:
-        RefusalError: this is neither JPEG nor JPEG 2000, or it ends before the size.
+        RefusalError: neither JPEG nor JPEG 2000, without its end, or of a size that no radiograph has.
     """
-    if frame.startswith(_J2K_START) or frame.startswith(_JP2_SIGNATURE):
-        start = frame.find(_J2K_START)
-        siz = frame[start + 6 : start + 6 + 39]  # from Rsiz to the first component
-        if start >= 0 and len(siz) == 39:
-            x1, y1, x0, y0 = (int.from_bytes(siz[at : at + 4], "big") for at in (2, 6, 10, 14))
-            samples, depth = int.from_bytes(siz[34:36], "big"), siz[36]
-            return CodestreamSize(y1 - y0, x1 - x0, samples, (depth & 0x7F) + 1, bool(depth & 0x80))
-    elif frame.startswith(b"\xff\xd8"):
-        size = _jpeg_size(frame)
-        if size is not None:
-            return size
-    raise RefusalError(
-        f"compressed pixel data that are no JPEG image (first bytes {frame[:4].hex(' ')})",
-        "JPEG, JPEG-LS or JPEG 2000 as the transfer syntax says",
-        "The file is damaged or its transfer syntax is wrong; export it again.",
-    )
+    stream = _read_jpeg2000(frame) if frame.startswith((_J2K_START, _JP2_START)) else _read_jpeg(frame)
+    if stream is None:
+        raise RefusalError(
+            f"compressed pixels that are no JPEG image (first bytes {frame[:4].hex(' ')})",
+            "a complete JPEG, JPEG-LS or JPEG 2000 image",
+            "The file is damaged or, in DICOM, its transfer syntax is wrong; export it again.",
+        )
+    check_size(stream.columns, stream.rows)
+    if stream.rows * stream.columns > 2**20 + _MOST_PIXELS_PER_BYTE * len(frame):
+        raise RefusalError(f"{stream.rows} × {stream.columns} pixels in {len(frame)} bytes", "a radiograph")
+    return stream
 
 
-def _jpeg_size(frame: bytes) -> CodestreamSize | None:
-    """Walk the marker segments to the frame header; JPEG-LS has its own, F7."""
-    at = 2
-    while at + 10 <= len(frame) and frame[at] == 0xFF:
+def decode(frame: bytes, stream: Codestream) -> NDArray:
+    """Decode an image; colours are left as they are stored, but for the transform inside of JPEG 2000.
+
+    Returns:
+        Integers [rows, columns, samples] of 8, 16 or 32 bits.
+
+    Raises:
+        RefusalError: part of the image is missing.
+        Exception: what imagecodecs raises for a damaged image.
+    """
+    import imagecodecs
+
+    if stream.kind == "jpeg":
+        space = "YCBCR" if stream.samples == 3 else None  # one for both: no conversion
+        values = decode_whole_jpeg(frame, partial(imagecodecs.jpeg8_decode, colorspace=space, outcolorspace=space))
+    elif stream.kind == "jpeg-ls":
+        values = imagecodecs.jpegls_decode(frame)
+    else:
+        values = imagecodecs.jpeg2k_decode(frame)
+    if values.shape == (stream.samples, stream.rows, stream.columns):  # JPEG-LS plane by plane
+        values = values.transpose(1, 2, 0)
+    return values.reshape(stream.rows, stream.columns, stream.samples)
+
+
+def decode_whole_jpeg(frame: bytes, decode_jpeg: Callable[[bytes], NDArray]) -> NDArray:
+    """Decode a JPEG image, twice: decoders fill up what its scans lack with grey and report success.
+
+    The second time there is filler behind each scan. Who has all pixels already skips it; who lacks some takes it for
+    pixels, and the images differ.
+
+    Raises:
+        RefusalError: part of the image is missing.
+        Exception: what the decoder raises.
+    """
+    values = decode_jpeg(frame)
+    filled, at = bytearray(), 0
+    for end in _scan_ends(frame):
+        filled += frame[at:end] + _FILLER
+        at = end
+    if not np.array_equal(values, decode_jpeg(bytes(filled + frame[at:]))):
+        raise RefusalError(
+            "a JPEG image of which a part is missing", "a complete one", "Copy or export the file again."
+        )
+    return values
+
+
+def _read_jpeg2000(frame: bytes) -> Codestream | None:
+    start = max(frame.find(_J2K_START), 0)
+    siz = frame[start + 6 : start + 6 + 39]  # from Rsiz to the first component
+    if len(siz) < 39:
+        return None
+    # Whoever cuts a stream seldom leaves its end; zeros behind it do no harm, nor the boxes of a .jp2.
+    if _END not in frame.rstrip(b"\0")[-64:]:
+        raise _no_end()
+    x1, y1, x0, y0 = (int.from_bytes(siz[at : at + 4], "big") for at in (2, 6, 10, 14))
+    samples, depth = int.from_bytes(siz[34:36], "big"), siz[36]
+    return Codestream(y1 - y0, x1 - x0, samples, (depth & 0x7F) + 1, bool(depth & 0x80), "jpeg2000")
+
+
+def _read_jpeg(frame: bytes) -> Codestream | None:
+    found, kind, colour = b"", "", ""
+    for marker, body, _ in _segments(frame):
+        if marker == _APP0 and body.startswith(b"JFIF\0"):
+            colour = "YBR"
+        elif marker == _APP14 and body.startswith(b"Adobe") and len(body) > 11:
+            colour = colour or ("YBR" if body[11] else "RGB")
+        elif (marker in _FRAMES or marker == _JPEG_LS) and len(body) > 5 and not found:
+            found, kind = body[:6], "jpeg-ls" if marker == _JPEG_LS else "jpeg"
+        elif marker == _EOI and found:
+            rows, columns = int.from_bytes(found[1:3], "big"), int.from_bytes(found[3:5], "big")
+            return Codestream(rows, columns, found[5], found[0], False, kind, colour)
+    if found:
+        raise _no_end()
+    return None
+
+
+def _scan_ends(frame: bytes) -> Iterator[int]:
+    """Where the entropy-coded data of each scan, and within it of each restart interval, end."""
+    for marker, _, end in _segments(frame):
+        if marker == _SOS:
+            for match in _AFTER_SCAN.finditer(frame, end):
+                yield match.start()
+                if not 0xD0 <= frame[match.end() - 1] <= 0xD7:
+                    break
+
+
+def _segments(frame: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Walk the markers of the first image: the marker, its content and where that ends, up to the image's end."""
+    at = 2 if frame.startswith(b"\xff\xd8") else len(frame)
+    while at + 1 < len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
             continue
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in _NOT_FRAMES):
-            rows, columns = int.from_bytes(frame[at + 5 : at + 7], "big"), int.from_bytes(frame[at + 7 : at + 9], "big")
-            return CodestreamSize(rows, columns, frame[at + 9], frame[at + 4], False)
-        at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
-    return None
+        if marker == _EOI:
+            yield marker, b"", at
+            return
+        length = int.from_bytes(frame[at + 2 : at + 4], "big")
+        end = at + 2 + max(length, 2)
+        yield marker, frame[at + 4 : end], end
+        if marker == _SOS:
+            scan = next((m for m in _AFTER_SCAN.finditer(frame, end) if not 0xD0 <= frame[m.end() - 1] <= 0xD7), None)
+            end = len(frame) if scan is None else scan.end() - 2
+        at = end
+
+
+def _no_end() -> RefusalError:
+    return RefusalError("a compressed image without its end", "a complete one", "Copy or export the file again.")

@@ -19,24 +19,19 @@ BACKGROUND, TEXT, PADDING = 255, 0, 200  # grey levels: the padding differs from
 
 
 def reconstruction_rows(images: Tensor, reconstructions: Tensor, gain: float = 4.0) -> list[list[Tensor]]:
-    """One row for each image: input, reconstruction, |difference| × gain clipped to [0, 1].
+    """One row of three [1, H, W] for each image: input, reconstruction, |difference| × gain clipped to [0, 1].
 
     Args:
         images: [B, 1, H, W] in [0, 1].
         reconstructions: the same shape and range.
         gain: factor on the absolute difference.
 
-    Returns:
-        B rows of three [1, H, W] tensors.
-
     Raises:
         ValueError: the shapes differ.
     """
     if images.shape != reconstructions.shape or images.ndim != 4:
-        raise ValueError(
-            f"reconstruction_rows: found {tuple(images.shape)} and {tuple(reconstructions.shape)}; "
-            "expected two tensors of the same shape [B, 1, H, W]."
-        )
+        shapes = tuple(images.shape), tuple(reconstructions.shape)
+        raise ValueError(f"reconstruction_rows: found {shapes[0]} and {shapes[1]}; expected the same shape twice.")
     differences = ((images.float() - reconstructions.float()).abs() * gain).clamp(0, 1)
     return [list(row) for row in zip(images, reconstructions, differences, strict=True)]
 
@@ -61,12 +56,19 @@ def contact_sheet_array(
     Raises:
         ValueError: no rows, counts that do not fit, an image that is not [1 or 3, H, W], scale not positive.
     """
-    _check(rows, column_titles, row_captions, scale)
+    columns = max((len(row) for row in rows), default=0)
+    for found, expected, fits in (
+        (f"{len(rows)} rows, some empty", "one image or more in each", rows and all(len(row) for row in rows)),
+        (f"{len(column_titles or ())} column titles", columns, not column_titles or len(column_titles) == columns),
+        (f"{len(row_captions or ())} row captions", len(rows), not row_captions or len(row_captions) == len(rows)),
+        (f"scale {scale}", "a positive number", scale > 0),
+    ):
+        if not fits:
+            raise ValueError(f"contact sheet: found {found}; expected {expected}.")
     tiles = [[_tile(image, scale) for image in row] for row in rows]
     mode = "RGB" if any(tile.mode == "RGB" for row in tiles for tile in row) else "L"
     width = max(tile.width for row in tiles for tile in row)
     height = max(tile.height for row in tiles for tile in row)
-    columns = max(len(row) for row in tiles)
     top = GAP + (TEXT_HEIGHT if column_titles else 0)
     pitch = height + GAP + (TEXT_HEIGHT if row_captions else 0)
     sheet = Image.new(mode, (GAP + columns * (width + GAP), top + len(rows) * pitch), _colour(mode, BACKGROUND))
@@ -92,42 +94,17 @@ def save_contact_sheet(
     row_captions: Sequence[str] | None = None,
     scale: float = 1,
 ) -> Path:
-    """Write the sheet of `contact_sheet_array` as a PNG, atomically; makes the folder; returns the path.
-
-    Raises:
-        ValueError: as `contact_sheet_array`.
-    """
+    """Write the sheet of `contact_sheet_array` as a PNG, atomically; returns the path; raises as that."""
     sheet = Image.fromarray(contact_sheet_array(rows, column_titles, row_captions, scale))
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
     return Path(path)
 
 
-def _check(
-    rows: Sequence[Sequence[Tensor]],
-    column_titles: Sequence[str] | None,
-    row_captions: Sequence[str] | None,
-    scale: float,
-) -> None:
-    if not rows or not all(len(row) for row in rows):
-        raise ValueError(f"contact sheet: found {len(rows)} rows, some empty; expected one image or more in each.")
-    columns = max(len(row) for row in rows)
-    if column_titles and len(column_titles) != columns:
-        raise ValueError(f"contact sheet: found {len(column_titles)} column titles; expected {columns}, one a column.")
-    if row_captions and len(row_captions) != len(rows):
-        raise ValueError(f"contact sheet: found {len(row_captions)} row captions; expected {len(rows)}, one a row.")
-    if scale <= 0:
-        raise ValueError(f"contact sheet: found scale {scale}; expected a positive number.")
-    for image in (image for row in rows for image in row):
-        if image.ndim != 3 or image.shape[0] not in (1, 3):
-            raise ValueError(
-                f"contact sheet: found image {tuple(image.shape)}; expected [1, H, W] or [3, H, W]. "
-                "Index the batch dimension away first."
-            )
-
-
 def _tile(image: Tensor, scale: float) -> Image.Image:
     """One image as an 8-bit picture at the sheet's scale."""
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"contact sheet: found image {tuple(image.shape)}; expected [1, H, W] or [3, H, W], no batch.")
     values = torch.nan_to_num(image.detach().as_subclass(torch.Tensor).float(), nan=0.0).clamp(0, 1)
     pixels = (values * 255).round().to(torch.uint8).cpu().numpy()
     tile = Image.fromarray(pixels[0] if pixels.shape[0] == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))

@@ -23,18 +23,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .dicom_header import PixelLayout, integer, numbers, read_layout, text
+from .dicom_header import PixelLayout, integer, lift_functional_groups, numbers, read_layout, text
 from .dicom_lut import modality_values, voi_range
 from .dicom_pixels import grey_values, stored_values
-from .scaling import Float32Array, percentile_range, to_unit_range
-from .spacing import plausible_spacing
-from .types import RefusalError
+from .scaling import MAX_BYTES, Float32Array, percentile_range, to_unit_range
+from .types import RefusalError, plausible_spacing
 
 if TYPE_CHECKING:
-    from pydicom.dataset import FileDataset
+    from pydicom.dataset import Dataset
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_MAX_INFLATED_BYTES = 2**31
 _SPACING_KEYWORDS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 
@@ -56,21 +54,23 @@ def read_dicom(path: Path) -> tuple[Float32Array, tuple[float, float] | None, st
     _refuse_deflate_bomb(path)
     # The header alone first, so that a large multi-frame file is refused before its pixels are in memory.
     header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-    layout = read_layout(header, text(getattr(header, "file_meta", None), "TransferSyntaxUID"))
+    lift_functional_groups(header)
+    layout = read_layout(header)
     dataset = pydicom.dcmread(path, force=True)
     if layout.photometric in ("MONOCHROME1", "MONOCHROME2"):
-        unit = _grey_pipeline(dataset, layout)
+        unit = _grey_pipeline(dataset, header, layout)
     else:
         unit = to_unit_range(grey_values(dataset, layout))
-    return unit, _spacing(header), text(header, "Modality")
+    spacings = (plausible_spacing(numbers(header, keyword)) for keyword in _SPACING_KEYWORDS)
+    return unit, next((spacing for spacing in spacings if spacing), None), text(header, "Modality")
 
 
-def _grey_pipeline(dataset: FileDataset, layout: PixelLayout) -> Float32Array:
+def _grey_pipeline(dataset: Dataset, header: Dataset, layout: PixelLayout) -> Float32Array:
     """Return float32 [rows, columns] in [0, 1] of a MONOCHROME image, bone bright."""
-    stored = stored_values(dataset, layout)[..., 0]
-    padding = _padding(dataset, layout, stored)
-    values = modality_values(dataset, layout, stored)
-    unit = voi_range(dataset, layout, values)
+    words, stored = (array[..., 0] for array in stored_values(dataset, layout)[:2])
+    padding = _padding(header, layout, words, stored)
+    values, signed = modality_values(header, layout, stored)
+    unit = voi_range(header, layout, values, signed)
     if unit is None:
         if values is stored and layout.stored == 8 and not layout.signed and stored.max() <= 255:
             unit = to_unit_range(stored.astype(np.uint8))
@@ -83,29 +83,23 @@ def _grey_pipeline(dataset: FileDataset, layout: PixelLayout) -> Float32Array:
     return unit
 
 
-def _padding(dataset: FileDataset, layout: PixelLayout, stored: NDArray) -> NDArray[np.bool_] | None:
+def _padding(header: Dataset, layout: PixelLayout, words: NDArray, stored: NDArray) -> NDArray[np.bool_] | None:
     """Return where [rows, columns] is padding, or None if nowhere, or if next to nothing would be left."""
-    bounds = [integer(dataset, k) for k in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    bounds = [integer(header, k) for k in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     if bounds[0] is None:
         return None
-    # The value's VR often disagrees with the pixels about the sign, so both are read as the pixels' type.
+    if layout.signed:
+        words = words.view(words.dtype.str.replace("u", "i"))
+    # The value's VR often disagrees with the pixels about the sign, so both are read as the pixels' type. It may use
+    # bits beyond those that count, which `stored` has lost.
     ends = [_as_stored(b, layout) for b in bounds if b is not None]
-    mask = (stored >= min(ends)) & (stored <= max(ends))
-    share = float(mask.mean())
-    return mask if 0 < share < 0.99 else None
+    mask = (words >= min(ends)) & (words <= max(ends)) | (stored >= min(ends)) & (stored <= max(ends))
+    return mask if 0 < float(mask.mean()) < 0.99 else None
 
 
 def _as_stored(value: int, layout: PixelLayout) -> int:
     value %= 1 << layout.allocated
     return value - (1 << layout.allocated) if layout.signed and value >> (layout.allocated - 1) else value
-
-
-def _spacing(header: FileDataset) -> tuple[float, float] | None:
-    for keyword in _SPACING_KEYWORDS:
-        spacing = plausible_spacing(numbers(header, keyword))
-        if spacing is not None:
-            return spacing
-    return None
 
 
 def _refuse_deflate_bomb(path: Path) -> None:
@@ -118,13 +112,9 @@ def _refuse_deflate_bomb(path: Path) -> None:
         meta = 132 if head[128:132] == b"DICM" else 0
         file.seek(meta + 12 + int.from_bytes(head[meta + 8 : meta + 12], "little"))
         inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        while total <= _MAX_INFLATED_BYTES:
+        while total <= MAX_BYTES:
             piece = inflater.unconsumed_tail or file.read(1 << 20)
             if not piece or inflater.eof:
                 return
             total += len(inflater.decompress(piece, 1 << 24))
-    raise RefusalError(
-        f"a deflated data set of more than {_MAX_INFLATED_BYTES >> 20} MiB",
-        "one radiograph",
-        "The file is damaged or malicious; export it again without deflate.",
-    )
+    raise RefusalError(f"a deflated data set of more than {MAX_BYTES >> 20} MiB", "one radiograph")

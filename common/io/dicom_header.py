@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .scaling import check_size
 from .types import RefusalError
@@ -13,9 +13,17 @@ from .types import RefusalError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+_SYNTAXES = "1.2.840.10008.1.2"
+_BIG_ENDIAN = f"{_SYNTAXES}.2"
+_LOSSY = {f"{_SYNTAXES}.4.{number}" for number in (50, 51, 81, 91, 203)}
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 _ONE_SAMPLE = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+# What enhanced objects say in their functional groups, the others at the top.
+_FUNCTIONAL_GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+_GROUPED = (
+    *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+    *("PixelSpacing", "ImagerPixelSpacing", "PixelIntensityRelationship"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class PixelLayout:
     photometric: str
     syntax: str  # transfer syntax UID, "" if the file has none
     big_endian: bool
+    lossy: bool  # compressed so that values may exceed the bits that count
 
 
 def numbers(dataset: Dataset, keyword: str) -> list[float]:
@@ -61,15 +70,27 @@ def text(dataset: Dataset | None, keyword: str) -> str:
     return "" if value is None else str(value).strip(" \0")
 
 
-def read_layout(header: Dataset, syntax: str) -> PixelLayout:
-    """Collect the pixel layout from a header without pixel data.
+def first_item(dataset: Dataset, keyword: str) -> Any:
+    """Return the first item of a sequence; None where it is absent, empty or malformed."""
+    try:
+        items = dataset.get(keyword)
+        return items[0] if items else None
+    except Exception:
+        return None
 
-    Args:
-        header: the data set up to the pixel data.
-        syntax: the transfer syntax UID, "" if unknown.
 
-    Returns:
-        The layout, consistent in itself.
+def lift_functional_groups(header: Dataset) -> None:
+    """Put what the functional groups of an enhanced object of one frame say where the others have it."""
+    for groups in _FUNCTIONAL_GROUPS:
+        for macro in first_item(header, groups) or ():
+            item = first_item(first_item(header, groups), macro.keyword)
+            for keyword in _GROUPED:
+                if item is not None and keyword in item and keyword not in header:
+                    setattr(header, keyword, item.get(keyword))
+
+
+def read_layout(header: Dataset) -> PixelLayout:
+    """Collect the pixel layout from a header without pixel data; it is consistent in itself.
 
     Raises:
         RefusalError: this is no image, has several frames, or lacks what pixels cannot be read without.
@@ -89,22 +110,16 @@ def read_layout(header: Dataset, syntax: str) -> PixelLayout:
     samples = 1 if photometric in _ONE_SAMPLE else 3
     declared = integer(header, "SamplesPerPixel")
     if declared not in (None, samples):
-        raise RefusalError(
-            f"{declared} samples per pixel with {photometric}",
-            f"{samples}",
-            "The header is inconsistent; export again.",
-        )
+        raise RefusalError(f"{declared} samples per pixel with {photometric}", f"{samples}")
     allocated = integer(header, "BitsAllocated")
     if allocated not in (8, 16, 32):
-        raise RefusalError(
-            f"BitsAllocated {'missing' if allocated is None else allocated}", "8, 16 or 32", "Export the image again."
-        )
+        raise RefusalError(f"BitsAllocated {'missing' if allocated is None else allocated}", "8, 16 or 32")
     stored = integer(header, "BitsStored") or allocated
     stored = stored if 1 <= stored <= allocated else allocated
     high_bit = integer(header, "HighBit")
     if high_bit is None or not stored <= high_bit + 1 <= allocated:
         high_bit = stored - 1
-    big_endian = syntax == _BIG_ENDIAN or (not syntax and getattr(header, "is_little_endian", True) is False)
+    syntax = text(getattr(header, "file_meta", None), "TransferSyntaxUID")
     return PixelLayout(
         rows=rows,
         columns=columns,
@@ -116,7 +131,8 @@ def read_layout(header: Dataset, syntax: str) -> PixelLayout:
         planar=integer(header, "PlanarConfiguration") == 1,
         photometric=photometric,
         syntax=syntax,
-        big_endian=big_endian,
+        big_endian=syntax == _BIG_ENDIAN or (not syntax and getattr(header, "is_little_endian", True) is False),
+        lossy=syntax in _LOSSY and text(header, "LossyImageCompression") != "00",
     )
 
 

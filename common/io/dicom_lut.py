@@ -1,4 +1,8 @@
-"""Modality LUT, VOI LUT, window and palette of a DICOM image."""
+"""Modality LUT, VOI LUT, window and palette of a DICOM image.
+
+pydicom's functions for them raise where a header is malformed, take the sign of a table's first value from the wrong
+element, and know neither nonsensical windows nor tables of another depth than they declare.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .dicom_header import PixelLayout, numbers, text
+from .dicom_header import PixelLayout, first_item, numbers, text
 from .scaling import Float32Array, sample
 from .types import RefusalError
 
@@ -16,36 +20,42 @@ if TYPE_CHECKING:
 
 # A window is nonsense if it leaves less than this of the range, or if it makes all but this share black or white.
 _LEAST_RANGE, _LEAST_INSIDE = 0.05, 0.01
+_XA_AND_XRF = "1.2.840.10008.5.1.4.1.1.12."  # SOP classes, the enhanced ones too
 
 Table = tuple[int, NDArray]
 
 
-def modality_values(dataset: Dataset, layout: PixelLayout, stored: NDArray) -> NDArray:
+def modality_values(dataset: Dataset, layout: PixelLayout, stored: NDArray) -> tuple[NDArray, bool]:
     """Apply the Modality LUT Sequence or, without one, rescale slope and intercept.
 
     Returns:
-        The very array `stored` [rows, columns] if there is nothing to apply, else uint16 or float32.
+        The very array `stored` [rows, columns] if there is nothing to apply, else uint16 or float32; and whether such
+        values may be negative.
     """
-    table = _first_table(dataset, "ModalityLUTSequence", layout, signed=layout.signed)
+    # Of XA and XRF it leads back to beam intensity and is not for display (PS3.3 C.8.7.1.1.2).
+    for_display = not text(dataset, "SOPClassUID").startswith(_XA_AND_XRF) or (
+        text(dataset, "PixelIntensityRelationship").upper() not in ("LOG", "DISP")
+    )
+    table = _first_table(dataset, "ModalityLUTSequence", layout, layout.signed) if for_display else None
     if table is not None:
-        return _look_up(stored, table)
+        return _look_up(stored, table), False
     slope, intercept = numbers(dataset, "RescaleSlope")[:1], numbers(dataset, "RescaleIntercept")[:1]
     scale, offset = (slope or [1.0])[0], (intercept or [0.0])[0]
     if scale == 0 or (scale == 1 and offset == 0):  # a slope of 0 would wipe the image out: a mistake
-        return stored
+        return stored, layout.signed
     values = stored.astype(np.float32)
     values *= scale
     values += offset
-    return values
+    least = -(1 << layout.stored - 1) if layout.signed else 0
+    return values, min(end * scale + offset for end in (least, least + (1 << layout.stored) - 1)) < 0
 
 
-def voi_range(dataset: Dataset, layout: PixelLayout, values: NDArray) -> Float32Array | None:
+def voi_range(dataset: Dataset, layout: PixelLayout, values: NDArray, signed: bool) -> Float32Array | None:
     """Map modality values [rows, columns] to [0, 1] with the first VOI LUT or else the first window.
 
     Returns:
         float32 [rows, columns] in [0, 1], or None where neither is there, well-formed and fit for these data.
     """
-    signed = layout.signed or bool(values.min() < 0)
     table = _first_table(dataset, "VOILUTSequence", layout, signed)
     if table is not None:
         unit = _look_up(values, table).astype(np.float32)
@@ -61,10 +71,7 @@ def voi_range(dataset: Dataset, layout: PixelLayout, values: NDArray) -> Float32
 
 
 def palette_colours(dataset: Dataset, layout: PixelLayout, indices: NDArray) -> NDArray[np.uint8]:
-    """Look palette indices [rows, columns] up.
-
-    Returns:
-        uint8 [rows, columns, 3], red, green, blue.
+    """Look palette indices [rows, columns] up: uint8 [rows, columns, 3], red, green, blue.
 
     Raises:
         RefusalError: a table is missing, segmented or malformed.
@@ -74,9 +81,8 @@ def palette_colours(dataset: Dataset, layout: PixelLayout, indices: NDArray) -> 
         name = f"{colour}PaletteColorLookupTable"
         table = _table(dataset, f"{name}Descriptor", f"{name}Data", layout, layout.signed)
         if table is None:
-            raise RefusalError(
-                f"PALETTE COLOR without a readable {name}Data", "three lookup tables", "Export the image as greyscale."
-            )
+            found = f"PALETTE COLOR without a readable {name}Data"
+            raise RefusalError(found, "three lookup tables", "Export the image as greyscale.")
         channels.append(table)
     # 16-bit tables are the rule even where the colours have 8 bits; their high byte is the colour.
     shift = 8 if max(int(entries.max()) for _, entries in channels) > 255 else 0
@@ -113,17 +119,12 @@ def _full_scale(dataset: Dataset, entries: NDArray) -> float:
     declared depth is often 16 whatever the table holds.
     """
     highest = max(int(entries.max()), 1)
-    descriptor = numbers(dataset["VOILUTSequence"][0], "LUTDescriptor")
-    declared = 2.0 ** descriptor[2] - 1
+    declared = 2.0 ** numbers(first_item(dataset, "VOILUTSequence"), "LUTDescriptor")[2] - 1
     return declared if highest <= declared < 4 * highest else 2.0 ** highest.bit_length() - 1
 
 
 def _first_table(dataset: Dataset, sequence: str, layout: PixelLayout, signed: bool) -> Table | None:
-    try:
-        items = dataset.get(sequence)
-        item = items[0] if items else None
-    except Exception:  # a malformed sequence counts as absent
-        return None
+    item = first_item(dataset, sequence)
     return None if item is None else _table(item, "LUTDescriptor", "LUTData", layout, signed)
 
 
@@ -132,9 +133,9 @@ def _table(item: Any, descriptor: str, data: str, layout: PixelLayout, signed: b
     shape = [int(number) for number in numbers(item, descriptor)]
     if len(shape) != 3:
         return None
-    count, first = (shape[0] % 65536) or 65536, shape[1]  # 0 stands for 65536, which 16 bits cannot hold
-    if signed and first > 32767:
-        first -= 65536  # read as US where SS was meant
+    count, first = (shape[0] % 65536) or 65536, shape[1] % 65536  # 0 stands for 65536, which 16 bits cannot hold
+    # What the values to look up may be decides on the sign (C.11.2.1.1), not the VR that was written.
+    first -= 65536 if signed and first > 32767 else 0
     try:
         value = item.get(data)
         order = ">" if layout.big_endian else "<"

@@ -1,20 +1,20 @@
-"""Stored DICOM pixel values, native or compressed.
+"""DICOM pixel data, native or compressed, as stored words and as the values in their bits.
 
-The decoders are called here rather than through pydicom, whose choice of plug-in and whose treatment of colour and
-of unused bits differ between 2.4 and 3: the same file must give the same pixels with either.
+The decoders are called here rather than through pydicom, whose choice of plug-in and whose treatment of colour and of
+unused bits differ between 2.4 and 3: the same file must give the same pixels with either.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .codestream import codestream_size
+from .codestream import decode, read_codestream
 from .dicom_header import PixelLayout
 from .dicom_lut import palette_colours
-from .rle import decode_rle
 from .types import RefusalError
 
 if TYPE_CHECKING:
@@ -29,15 +29,16 @@ _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _PIXEL_DATA = 0x7FE00010
 
 
-def stored_values(dataset: Dataset, layout: PixelLayout) -> NDArray:
-    """Return the stored values, unused bits cleared and the sign extended.
+def stored_values(dataset: Dataset, layout: PixelLayout) -> tuple[NDArray, NDArray, str]:
+    """Read the pixels.
 
     Args:
-        dataset: the whole data set.
+        dataset: with the pixel data.
         layout: what its header says.
 
     Returns:
-        Integers [rows, columns, samples] in the smallest type that the file allots.
+        Words as they are stored [rows, columns, samples], unsigned; the values in them, unused bits cleared and the
+        sign extended; and the photometric interpretation, which the pixels sometimes know better than the header.
 
     Raises:
         RefusalError: no pixel data, too few or too many of them, or no decoder.
@@ -45,12 +46,20 @@ def stored_values(dataset: Dataset, layout: PixelLayout) -> NDArray:
     """
     data, vr = _pixel_data(dataset)
     if layout.syntax in _NATIVE:
-        return _native_values(data, vr, layout)
-    if layout.syntax == _RLE:
-        planes = decode_rle(_single_frame(data), layout.rows * layout.columns, layout.samples, layout.allocated // 8)
-        raw = planes.reshape(layout.samples, layout.rows, layout.columns).transpose(1, 2, 0)
-        return _used_bits(raw, layout.low_bit, layout.stored, layout.signed)
-    return _codestream_values(_single_frame(data), layout)
+        words = _native_words(data, vr, layout)
+    elif layout.syntax == _RLE:
+        words = _rle_words(_single_frame(data), layout)
+    elif layout.syntax in _JPEG | _JPEG2000:
+        return _codestream_values(_single_frame(data), layout)
+    else:
+        from pydicom.uid import UID
+
+        raise RefusalError(
+            f"transfer syntax {UID(layout.syntax).name}",
+            "uncompressed, deflated, RLE, JPEG, JPEG-LS or JPEG 2000",
+            "Convert the file to an uncompressed transfer syntax.",
+        )
+    return words, _used_bits(words, layout.low_bit, layout.stored, layout.signed), layout.photometric
 
 
 def grey_values(dataset: Dataset, layout: PixelLayout) -> NDArray:
@@ -59,13 +68,13 @@ def grey_values(dataset: Dataset, layout: PixelLayout) -> NDArray:
     Raises:
         RefusalError: as `stored_values`, and signed or 32-bit colour or a palette that cannot be read.
     """
-    values = stored_values(dataset, layout)
-    if layout.photometric == "PALETTE COLOR":
+    _, values, photometric = stored_values(dataset, layout)
+    if photometric == "PALETTE COLOR":
         values = palette_colours(dataset, layout, values[..., 0])
     if values.dtype not in (np.uint8, np.uint16):
         raise RefusalError(f"colour of type {values.dtype}", "8 or 16 bits unsigned", "Export the image as greyscale.")
-    if layout.photometric.startswith("YBR") and layout.syntax not in _JPEG2000:
-        return values[..., 0]  # Y is the luma; the JPEG 2000 decoder has made RGB of it already
+    if photometric.startswith("YBR"):
+        return values[..., 0]  # Y is the luma
     red, green, blue = (values[..., channel].astype(np.uint32) for channel in range(3))
     # Pillow's weights, so that a DICOM and a PNG of one colour image agree; they sum to 2**16.
     luma = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
@@ -78,20 +87,18 @@ def _pixel_data(dataset: Dataset) -> tuple[bytes, str]:
     element = dataset.get_item(_PIXEL_DATA) if _PIXEL_DATA in dataset else None
     value = getattr(element, "value", None)
     if not value:
-        floats = "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset
-        raise RefusalError(
-            "a DICOM image with float pixel data" if floats else "a DICOM header without pixel data",
-            "integer pixel data",
-            "Export it as integers." if floats else "The pixels were left out or the file was cut; export it again.",
-        )
+        if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+            raise RefusalError("a DICOM image with float pixel data", "integer pixel data", "Export it as integers.")
+        hint = "The pixels were left out or the file was cut; export it again."
+        raise RefusalError("a DICOM header without pixel data", "integer pixel data", hint)
     return bytes(value), str(getattr(element, "VR", None) or "")
 
 
-def _native_values(data: bytes, vr: str, layout: PixelLayout) -> NDArray:
-    size = layout.allocated // 8
-    # In uncompressed 4:2:2 two pixels share their colour: Y Y Cb Cr.
-    shared = layout.photometric in ("YBR_FULL_422", "YBR_PARTIAL_422")
-    count = layout.rows * layout.columns * (2 if shared else layout.samples)
+def _native_words(data: bytes, vr: str, layout: PixelLayout) -> NDArray:
+    size, pixels = layout.allocated // 8, layout.rows * layout.columns
+    # In uncompressed 4:2:2 two pixels share their colour, Y Y Cb Cr; some say so of three values a pixel.
+    shared = layout.photometric in ("YBR_FULL_422", "YBR_PARTIAL_422") and len(data) < 3 * pixels * size
+    count = pixels * (2 if shared else layout.samples)
     if len(data) < count * size:
         raise RefusalError(
             f"{len(data)} bytes of pixel data",
@@ -107,56 +114,63 @@ def _native_values(data: bytes, vr: str, layout: PixelLayout) -> NDArray:
     if layout.big_endian and size == 1 and vr == "OW":
         padded = data[: len(data) // 2 * 2]  # 8-bit values were written as big-endian words
         data = np.frombuffer(padded, "<u2").byteswap().tobytes()
+    words = np.frombuffer(data, f"{'>' if layout.big_endian else '<'}u{size}", count)
+    words = words.astype(words.dtype.newbyteorder("="), copy=False)
     if shared:
-        quads = np.frombuffer(data, np.uint8, count).reshape(-1, 4)
-        luma = quads[:, :2].reshape(layout.rows, layout.columns, 1)
-        return np.repeat(luma, 3, axis=2)
-    raw = _shaped(data[: count * size], f"{'>' if layout.big_endian else '<'}u{size}", layout, layout.planar)
-    return _used_bits(raw, layout.low_bit, layout.stored, layout.signed)
+        return words.reshape(-1, 4)[:, :2].reshape(layout.rows, layout.columns, 1)
+    if layout.planar:
+        return words.reshape(layout.samples, layout.rows, layout.columns).transpose(1, 2, 0)
+    return words.reshape(layout.rows, layout.columns, layout.samples)
 
 
-def _codestream_values(frame: bytes, layout: PixelLayout) -> NDArray:
+def _rle_words(frame: bytes, layout: PixelLayout) -> NDArray:
+    import imagecodecs
+
+    size, pixels = layout.allocated // 8, layout.rows * layout.columns
+    offsets = np.frombuffer(frame[:64].ljust(64, b"\0"), "<u4").tolist()
+    if offsets[0] != layout.samples * size:
+        raise RefusalError(f"{offsets[0]} RLE segments", f"{layout.samples * size} as the header says")
+    bounds, planes = [*offsets[1 : offsets[0] + 1], len(frame)], []
+    for start, end in pairwise(bounds):
+        # What little comes after the pixels is padding; as much again would be another frame, and raises.
+        plane = imagecodecs.packbits_decode(frame[start:end], out=max(2 * pixels - 1, pixels + 1))
+        if len(plane) < pixels:
+            raise RefusalError(f"an RLE segment of {len(plane)} bytes", f"{pixels} bytes")
+        planes.append(np.frombuffer(plane, np.uint8, pixels))
+    # The most significant byte comes first; little endian has it last.
+    in_bytes = (
+        np.stack(planes).reshape(layout.samples, size, layout.rows, layout.columns)[:, ::-1].transpose(2, 3, 0, 1)
+    )
+    words = np.ascontiguousarray(in_bytes).view(f"<u{size}")[..., 0]
+    return words.astype(words.dtype.newbyteorder("="), copy=False)
+
+
+def _codestream_values(frame: bytes, layout: PixelLayout) -> tuple[NDArray, NDArray, str]:
     """Decode JPEG, JPEG-LS and JPEG 2000."""
-    decode = _decoder(layout.syntax)
-    size = codestream_size(frame)
-    if (size.rows, size.columns, size.samples) != (layout.rows, layout.columns, layout.samples):
+    stream = read_codestream(frame)
+    if (stream.rows, stream.columns, stream.samples) != (layout.rows, layout.columns, layout.samples):
         raise RefusalError(
-            f"a compressed image of {size.rows} × {size.columns} pixels × {size.samples}",
+            f"a compressed image of {stream.rows} × {stream.columns} pixels × {stream.samples}",
             f"{layout.rows} × {layout.columns} × {layout.samples} as the header says",
             "Header and pixels belong to different images; export it again.",
         )
-    # Both decoders fill up what is missing with grey and report success.
-    if b"\xff\xd9" not in frame[-64:]:
-        raise RefusalError("a compressed image without its end", "a complete one", "Copy or export the file again.")
-    decoded = decode(frame, version=2)
-    width = len(decoded) // (size.rows * size.columns * size.samples)
-    raw = _shaped(decoded, f"<u{width}", layout, planar=False)
-    if not (layout.signed or size.signed):
-        return raw
-    return _used_bits(raw, 0, size.precision, signed=True)
-
-
-def _decoder(syntax: str) -> Any:
-    if syntax in _JPEG2000:
-        name = "openjpeg"
-    elif syntax in _JPEG:
-        name = "libjpeg"
+    decoded = decode(frame, stream)
+    words, signed = decoded.view(f"u{decoded.dtype.itemsize}"), layout.signed or stream.signed
+    # Whole words are compressed with their unused bits, or values of as many bits as count.
+    whole = stream.precision >= layout.low_bit + layout.stored
+    low_bit, bits = layout.low_bit if whole else 0, min(stream.precision, layout.stored)
+    if layout.lossy and stream.signed == signed:
+        # Coding errors may carry a value beyond the bits that count: to cut them would make white of black.
+        low, high = (-1 << bits - 1, (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+        values = np.clip(decoded >> low_bit, low, high)
     else:
-        from pydicom.uid import UID
-
-        raise RefusalError(
-            f"transfer syntax {UID(syntax).name}",
-            "uncompressed, deflated, RLE, JPEG, JPEG-LS or JPEG 2000",
-            "Convert the file to an uncompressed transfer syntax.",
-        )
-    import importlib
-
-    try:
-        return importlib.import_module(name).decode_pixel_data
-    except ImportError as error:
-        raise RefusalError(
-            "a compressed image", f"its decoder pylibjpeg-{name}", f"Run: pip install pylibjpeg-{name}"
-        ) from error
+        values = _used_bits(words, low_bit, bits, signed)
+    photometric = layout.photometric
+    if layout.samples == 3 and layout.syntax in _JPEG:
+        photometric = {"YBR": "YBR_FULL", "RGB": "RGB"}.get(stream.colour, photometric)
+    elif photometric in ("YBR_ICT", "YBR_RCT"):
+        photometric = "RGB"  # the decoder has undone the transform inside of JPEG 2000
+    return words, values, photometric
 
 
 def _single_frame(data: bytes) -> bytes:
@@ -175,20 +189,11 @@ def _single_frame(data: bytes) -> bytes:
     return b"".join(fragments[1:])
 
 
-def _shaped(data: bytes | bytearray, dtype: str, layout: PixelLayout, planar: bool) -> NDArray:
-    """Return native-endian integers [rows, columns, samples]."""
-    values = np.frombuffer(data, dtype)
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    if planar and layout.samples > 1:
-        return values.reshape(layout.samples, layout.rows, layout.columns).transpose(1, 2, 0)
-    return values.reshape(layout.rows, layout.columns, layout.samples)
-
-
-def _used_bits(raw: NDArray, low_bit: int, bits: int, signed: bool) -> NDArray:
+def _used_bits(words: NDArray, low_bit: int, bits: int, signed: bool) -> NDArray:
     """Keep `bits` bits from `low_bit` of unsigned integers; the others may hold overlays. Extend the sign."""
-    width = raw.dtype.itemsize * 8
+    width = words.dtype.itemsize * 8
     if bits < width:
-        raw = np.left_shift(raw, width - low_bit - bits)  # drops what is above
+        words = np.left_shift(words, width - low_bit - bits)  # drops what is above
     if signed:
-        raw = raw.view(raw.dtype.str.replace("u", "i"))
-    return np.right_shift(raw, width - bits) if bits < width else raw
+        words = words.view(words.dtype.str.replace("u", "i"))
+    return np.right_shift(words, width - bits) if bits < width else words

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..errors import UserError
+from ..errors import DatasetError
 from ..files import atomic_path
+from .dicom_header import text
 from .mask_files import as_uint8
 from .segmentation_classes import ClassTable, Colour
+from .synthetic_dicom import MANUFACTURER
 
-MANUFACTURER = "radiograph-diffusion-bundles"
 SERIES_NUMBER = 9001  # far from those of acquisitions; the standard asks only for some number
 # Types have no SNOMED code that fits each class, so they are codes of a private scheme; categories are CID 7150's.
 PRIVATE_SCHEME = "99RADIOGRAPHS"
@@ -30,22 +31,21 @@ _CATEGORIES = {
     "abnormality": ("49755003", "Morphologically Abnormal Structure"),
     "material": ("260787004", "Physical object"),
 }
-
-
-class DicomSegError(UserError, ValueError):
-    """A mask cannot become a DICOM SEG; the message says why."""
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+_NAMES = ("PatientName", "ReferringPhysicianName")
+_MAY_BE_EMPTY = ("PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime", "AccessionNumber")
 
 
 def require_highdicom() -> Any:
     """Import highdicom.
 
     Raises:
-        DicomSegError: it is not installed.
+        DatasetError: it is not installed.
     """
     try:
         import highdicom.seg
     except ImportError as error:
-        raise DicomSegError(
+        raise DatasetError(
             f"DICOM SEG: found no usable highdicom ({error}); expected the package. "
             'Install it ("pip install highdicom"), or leave DICOM SEG off.'
         ) from error
@@ -79,7 +79,7 @@ def write_dicom_seg(
         The path.
 
     Raises:
-        DicomSegError: highdicom is missing, the source is no such DICOM file, or the mask is of another size.
+        DatasetError: highdicom is missing, the source is no such DICOM file, or the mask is of another size.
         ValueError: labels that the table does not have.
     """
     highdicom = require_highdicom()
@@ -110,10 +110,11 @@ def write_dicom_seg(
             series_description=f"{'Annotation' if is_annotation else 'Segmentation'} ({classes.name}), research only",
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DicomSegError(
+        raise DatasetError(
             f"{source}: found a DICOM file that no SEG can refer to ({type(error).__name__}: {error}); expected a "
             "single-frame image with patient, study and series. Export it again, or leave DICOM SEG off."
         ) from error
+    segmentation.SpecificCharacterSet = dataset.SpecificCharacterSet
     for item, entry in zip(segmentation.SegmentSequence, classes.classes, strict=True):
         item.RecommendedDisplayCIELabValue = dicom_cielab(entry.colour)
     with atomic_path(path) as temporary:
@@ -135,21 +136,30 @@ def dicom_cielab(colour: Colour) -> list[int]:
 
 
 def _read_source(path: Path, shape: tuple[int, ...]) -> Any:
+    """Read the image's header, completed: only the UIDs have to have a value, in whatever script the names are."""
     import pydicom
 
     try:
         dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
         found = (int(dataset.Rows), int(dataset.Columns))
     except (AttributeError, OSError, TypeError, ValueError) as error:
-        raise DicomSegError(
+        raise DatasetError(
             f"{path}: found no DICOM image ({error}); expected the DICOM file that the mask was drawn on. "
             "Write NIfTI or PNG for images of other formats."
         ) from error
     if found != shape:
-        raise DicomSegError(
+        raise DatasetError(
             f"{path}: found {found[0]} × {found[1]} pixels; expected {shape[0]} × {shape[1]}, the mask's rows × "
             "columns. Give the image that the mask was drawn on."
         )
+    without = [keyword for keyword in _UIDS if not text(dataset, keyword)]
+    if without:
+        raise DatasetError(f"{path}: found no {', '.join(without)}; expected an image of a study. Export it again.")
+    dataset.decode()
+    for keyword in (*_NAMES, *_MAY_BE_EMPTY):
+        value = dataset.get(keyword)
+        setattr(dataset, keyword, str(value) if keyword in _NAMES and value else value)
+    dataset.SpecificCharacterSet = "ISO_IR 192"
     return dataset
 
 

@@ -1,4 +1,4 @@
-"""Which files are radiographs by name, and which format a file is by content."""
+"""Which files are radiographs, and which format a file is: the content tells, the name plays next to no part."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import zlib
 from pathlib import Path
 from typing import Literal
 
+from .scaling import MAX_BYTES
 from .types import EXPECTED_IMAGE, RefusalError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm", ".dicom")
+# What an image is called as a rule; files of other names, and of none, are looked into.
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".nii", ".nii.gz"),
+    *(".dcm", ".dicom", ".dic", ".ima"),
+)
 
 Format = Literal["dicom", "raster", "nifti", "nifti.gz"]
 
@@ -30,15 +35,11 @@ _OTHER_MAGIC = {
 def is_radiograph_file(path: str | os.PathLike[str]) -> bool:
     """Tell cheaply whether a folder search should take this file; nothing is decoded.
 
-    A known suffix is enough. A file without suffix, or with a number for one (DICOM files are often named by
-    their UID), is opened for its DICM magic. Hidden files (macOS writes ``._image.png``) and DICOMDIR indexes
-    are left out.
+    A known suffix is enough; of any other file (DICOM files are often named by their UID, or have no suffix) the first
+    bytes decide. Hidden files (macOS writes ``._image.png``) and DICOMDIR indexes are left out.
 
     Args:
         path: any path; one that is missing, unreadable or a directory gives False.
-
-    Returns:
-        True for a file that `read_radiograph` should be given.
     """
     path = Path(path)
     name = path.name.lower()
@@ -46,26 +47,17 @@ def is_radiograph_file(path: str | os.PathLike[str]) -> bool:
         return False
     if name.endswith(IMAGE_SUFFIXES):
         return True
-    if path.suffix and not path.suffix[1:].isdigit():
-        return False
     try:
-        with path.open("rb") as file:
-            return _has_dicm(file.read(132))
-    except OSError:
+        return bool(detect_format(path))
+    except (RefusalError, OSError):
         return False
 
 
 def detect_format(path: Path) -> Format:
-    """Say which of the supported formats the content is; the name plays no part.
-
-    Args:
-        path: the file to look into; its first bytes are read.
-
-    Returns:
-        The format.
+    """Say which of the supported formats the content is; the first bytes are read.
 
     Raises:
-        RefusalError: the file is missing, a directory, empty, or of another format.
+        RefusalError: the file is missing, a directory, empty, too large, or of another format.
         OSError: the file cannot be opened.
     """
     if path.is_dir():
@@ -74,12 +66,14 @@ def detect_format(path: Path) -> Format:
         raise RefusalError("no such file", "an existing file", "Check the path and the current directory.")
     if not path.is_file():
         raise RefusalError("a device or pipe", "a regular file", "Save the image to a file first.")
+    if path.stat().st_size > MAX_BYTES:
+        raise RefusalError(f"a file of {path.stat().st_size >> 20} MiB", f"at most {MAX_BYTES >> 20} MiB")
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if not head:
         raise RefusalError("an empty file (0 bytes)", EXPECTED_IMAGE, "Copy or export the image again.")
     # DICM first: the 128 bytes before it may hold the start of a TIFF (a dual-personality file).
-    if _has_dicm(head):
+    if head[128:132] == b"DICM":
         return "dicom"
     if head.startswith(_RASTER_MAGIC):
         return "raster"
@@ -92,10 +86,6 @@ def detect_format(path: Path) -> Format:
     raise RefusalError(_describe(head), EXPECTED_IMAGE, "Export the image in one of these formats.")
 
 
-def _has_dicm(head: bytes) -> bool:
-    return head[128:132] == b"DICM"
-
-
 def _is_nifti_header(head: bytes) -> bool:
     return head[344:348] in (b"n+1\x00", b"ni1\x00") or head[4:8] in (b"n+2\x00", b"ni2\x00")
 
@@ -105,20 +95,19 @@ def _gunzip_head(path: Path) -> bytes:
         with gzip.open(path, "rb") as file:
             return file.read(_HEAD_BYTES)
     except (OSError, EOFError, zlib.error) as error:
-        raise RefusalError(
-            f"a gzip file that does not unpack ({error})", "a complete .nii.gz", "Copy or export the file again."
-        ) from error
+        found = f"a gzip file that does not unpack ({error})"
+        raise RefusalError(found, "a complete .nii.gz", "Copy or export the file again.") from error
 
 
 def _starts_like_bare_dicom(head: bytes) -> bool:
     """Recognise a data set without preamble by its first element: group 0002 or 0008, a length that is plausible."""
     if len(head) < 8:
         return False
-    if head[:2] == b"\x00\x08" and head[4:6].isalpha() and head[4:6].isupper():
-        return True  # explicit big endian
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    if head[:2] == b"\x00\x08":
+        return explicit  # big endian
     if head[:2] not in (b"\x02\x00", b"\x08\x00") or head[3] != 0:
         return False
-    explicit = head[4:6].isalpha() and head[4:6].isupper()
     return explicit or int.from_bytes(head[4:8], "little") < 256
 
 

@@ -7,28 +7,30 @@ from __future__ import annotations
 
 import gzip
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import UserError
 from ..files import atomic_path
 from .formats import detect_format
-
-# The one owner of how a NIfTI array is turned for display; masks have to be turned as their images are.
-from .nifti import _affine, _display, _plane_axes
+from .nifti import display, linear_part, plane_axes, read_header, read_plane, undo_display
+from .raster import orientation_of, turned
 from .scaling import check_size
-from .types import RefusalError
+from .segmentation_classes import ClassTable
+from .types import RefusalError, with_path
 
 _EXPECTED = "a mask as PNG of one channel or as NIfTI of one slice, its pixels whole numbers from 0"
 _SPATIAL_UNIT_MM = 2
-
-
-class MaskError(UserError, ValueError):
-    """A file is no readable mask, or does not fit its image; the message names the file."""
+_GEOMETRY = (  # both affines of a NIfTI header with their codes, zooms and unit
+    *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+# Labels that were scaled into integers come back as 1.00000004; probabilities do not lie as near to whole numbers.
+_WHOLE_WITHIN = 1e-3
 
 
 def read_mask(path: str | os.PathLike[str]) -> NDArray[np.int64]:
@@ -38,27 +40,44 @@ def read_mask(path: str | os.PathLike[str]) -> NDArray[np.int64]:
         path: a PNG, grey, palette (its indices count) or RGB with equal channels; or a NIfTI of one slice.
 
     Returns:
-        int64 [H, W], 0 or more.
+        int64 [H, W], 0 or more, turned as its image is.
 
     Raises:
-        MaskError: the file is missing, damaged, lossy, or holds something else.
+        UnreadableRadiographError: the file is missing, damaged, lossy, or holds something else.
     """
     path = Path(path)
     try:
         kind = detect_format(path)
-        if kind == "raster":
-            return _read_png(path)
         if kind == "dicom":
             raise RefusalError("a DICOM file", _EXPECTED, "Convert the segmentation to PNG or NIfTI.")
-        return _read_nifti(path)
-    except RefusalError as error:
-        raise MaskError(f"{path}: found {error.found}; expected {error.expected}. {error.hint}") from error
-    except Exception as error:  # decoders raise anything for bytes that they were not made for
-        reason = " ".join(str(error).split())[:200]
-        raise MaskError(
-            f"{path}: found a damaged or unsupported file ({type(error).__name__}: {reason}); expected {_EXPECTED}. "
-            "Copy or export it again."
-        ) from error
+        return _read_png(path) if kind == "raster" else _read_nifti(path)
+    except Exception as error:
+        raise with_path(error, path, _EXPECTED) from error
+
+
+def write_mask_png(mask: NDArray[np.integer], path: str | Path, classes: ClassTable) -> Path:
+    """Write a mask as PNG of 8 bits with a palette, atomically: its numbers are the labels, its look the colours.
+
+    `PIL.Image.open` gives the labels; tools that expand palettes (OpenCV, ITK) give the colours. `read_mask` reads it.
+
+    Args:
+        mask: labels [H, W].
+        path: of the file.
+        classes: the labels.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no mask, or labels that the table does not have.
+    """
+    labels = as_uint8(mask)
+    classes.map_mask(labels, None)
+    image = Image.fromarray(labels)
+    image.putpalette(classes.palette())
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG", optimize=False, bits=8)
+    return Path(path)
 
 
 def write_nifti_mask(
@@ -91,9 +110,10 @@ def write_nifti_mask(
         raise ValueError(f"{path}: found this name for a NIfTI mask; expected it to end in .nii or .nii.gz.")
     labels = as_uint8(mask)
     if source is not None and detect_format(Path(source)) in ("nifti", "nifti.gz"):
-        header = _read_header(Path(source))
-        image = Nifti1Image(_undo_display(labels, header), None)
-        _copy_geometry(header, image.header)
+        header = read_header(Path(source))
+        image = Nifti1Image(undo_display(labels, header), None)
+        for name in _GEOMETRY:
+            image.header[name] = header[name]
     else:
         row, column = spacing_mm or (1.0, 1.0)
         image = Nifti1Image(labels.T[..., None], np.diag([-column, -row, 1.0, 1.0]))
@@ -123,15 +143,41 @@ def stored_mask(
     labels = as_uint8(mask)
     if detect_format(Path(source)) not in ("nifti", "nifti.gz"):
         return np.ascontiguousarray(labels.T), None
-    header = _read_header(Path(source))
-    stored = _undo_display(labels, header)
+    header = read_header(Path(source))
+    stored = undo_display(labels, header)
     affine = header.get_best_affine()
-    if _affine(header) is None and not np.array_equal(affine[:3, :3], np.eye(3)):
+    if linear_part(header) is None and not np.array_equal(affine[:3, :3], np.eye(3)):
         # It is displayed as it is stored, which is what an affine with negative steps in the plane means.
         steps = [zoom if np.isfinite(zoom) and zoom > 0 else 1.0 for zoom in map(float, header.get_zooms()[:3])]
         steps += [1.0] * (3 - len(steps))
-        affine = np.diag([-step if axis in _plane_axes(header) else step for axis, step in enumerate(steps)] + [1.0])
+        affine = np.diag([-step if axis in plane_axes(header) else step for axis, step in enumerate(steps)] + [1.0])
     return stored.reshape((*stored.shape, 1)[:3]), np.asarray(affine, dtype=np.float64)
+
+
+class ToStoredOrderd:
+    """Labels [H, W] under each key become a MetaTensor in the order and with the affine of the image's own file.
+
+    Last in postprocessing, for the writer of MONAI Label, which takes arrays first axis across; see `stored_mask`.
+
+    Args:
+        keys: of the masks.
+        image_key: of the image, whose file is under `<image_key>_path`.
+    """
+
+    def __init__(self, keys: Sequence[str], image_key: str = "image") -> None:
+        self.keys = (keys,) if isinstance(keys, str) else tuple(keys)
+        self.image_key = image_key
+
+    def __call__(self, data: dict) -> dict:
+        """Turn every key of one item."""
+        from monai.data import MetaTensor
+
+        item = dict(data)
+        for key in self.keys:
+            labels = item[key].as_subclass(torch.Tensor).cpu().numpy()
+            stored, affine = stored_mask(labels, item[f"{self.image_key}_path"])
+            item[key] = MetaTensor(torch.from_numpy(stored), None if affine is None else torch.from_numpy(affine))
+        return item
 
 
 def as_uint8(mask: NDArray[np.integer]) -> NDArray[np.uint8]:
@@ -150,67 +196,22 @@ def as_uint8(mask: NDArray[np.integer]) -> NDArray[np.uint8]:
 def _read_png(path: Path) -> NDArray[np.int64]:
     with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
         if image.format != "PNG":
-            hint = (
-                "JPEG changes labels; draw or export the mask again." if image.format == "JPEG" else "Save it as PNG."
-            )
+            hint = "JPEG changes labels; draw or export it again." if image.format == "JPEG" else "Save it as PNG."
             raise RefusalError(f"a {image.format} file", _EXPECTED, hint)
         check_size(*image.size)
         values = np.asarray(image.getchannel("L") if image.mode == "LA" else image)
+        orientation = orientation_of(image)
     if values.ndim == 3:
         if not (values[..., :1] == values[..., :3]).all():
             raise RefusalError("a PNG in colour", _EXPECTED, "Save the labels themselves, not their colours.")
         values = values[..., 0]
-    return values.astype(np.int64)
+    return turned(values, orientation).astype(np.int64)
 
 
 def _read_nifti(path: Path) -> NDArray[np.int64]:
-    header = _read_header(path)
-    with _open(path) as file:
-        data = np.asarray(header.data_from_fileobj(file))
-    axes = _plane_axes(header)
-    plane = data.reshape([data.shape[axis] for axis in axes])
+    header, plane = read_plane(path)
+    whole = np.rint(plane)
     # Written so that NaN, too, counts as no whole number.
-    if not ((plane >= 0) & (plane == np.round(plane))).all():
+    if not ((whole >= 0) & (abs(plane - whole) <= _WHOLE_WITHIN)).all():
         raise RefusalError("numbers that are negative or not whole", _EXPECTED, "Give the mask, not the probabilities.")
-    shown, _ = _display(plane, _affine(header), axes, header)
-    return np.asarray(shown).astype(np.int64)
-
-
-def _open(path: Path) -> IO[bytes]:
-    with path.open("rb") as file:
-        is_gzip = file.read(2) == b"\x1f\x8b"
-    opener: Any = gzip.open if is_gzip else open
-    return opener(path, "rb")
-
-
-def _read_header(path: Path) -> Any:
-    from nibabel.nifti1 import Nifti1Header
-    from nibabel.nifti2 import Nifti2Header
-
-    with _open(path) as file:
-        start = file.read(8)
-        file.seek(0)
-        # check=False: nibabel would log every oddity of the header to the console.
-        return (Nifti2Header if start[4:8] == b"n+2\x00" else Nifti1Header).from_fileobj(file, check=False)
-
-
-def _undo_display(mask: NDArray[np.uint8], header: Any) -> NDArray[np.uint8]:
-    """Turn a mask [H, W] into the array of the image's own file: numbered pixels tell where each was taken from."""
-    axes = _plane_axes(header)
-    shape = tuple(int(length) for length in header.get_data_shape())
-    plane_shape = (shape[axes[0]], shape[axes[1]])
-    numbers: Any = np.arange(plane_shape[0] * plane_shape[1]).reshape(plane_shape)
-    shown, _ = _display(numbers, _affine(header), axes, header)
-    if shown.shape != mask.shape:
-        raise ValueError(f"mask: found {mask.shape}; expected {shown.shape}, the size of its image.")
-    plane = np.empty(mask.size, np.uint8)
-    plane[np.asarray(shown).ravel()] = mask.ravel()
-    return plane.reshape(shape)
-
-
-def _copy_geometry(source: Any, header: Any) -> None:
-    """Both affines with their codes, zooms and unit, exactly as the source has them."""
-    for name in ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"):
-        header[name] = source[name]
-    for name in ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"):
-        header[name] = source[name]
+    return display(whole, header).astype(np.int64)

@@ -21,7 +21,7 @@ _PAPER, _INK = (255, 255, 255), (0, 0, 0)
 
 
 def overlay_image(pixels: Tensor, mask: NDArray[np.integer], classes: ClassTable) -> Image.Image:
-    """Draw tinted areas with outlines over the image, and the legend below it.
+    """Draw tinted areas with outlines over the image, in RGB, and the legend below it.
 
     Pixel (row, column) of the image stays pixel (row, column) of the picture, which is wider than the image only where
     an entry of the legend needs it.
@@ -30,9 +30,6 @@ def overlay_image(pixels: Tensor, mask: NDArray[np.integer], classes: ClassTable
         pixels: [1, H, W] in [0, 1].
         mask: labels [H, W].
         classes: the labels.
-
-    Returns:
-        RGB, at least H + legend high.
 
     Raises:
         ValueError: sizes that differ, or labels that the table does not have.

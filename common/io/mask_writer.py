@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from ..files import atomic_path
-from ..io import Radiograph
+from ..files import write_csv
 from .dicom_seg import require_highdicom, write_dicom_seg
 from .formats import detect_format
-from .mask_files import as_uint8, write_nifti_mask
+from .mask_files import as_uint8, write_mask_png, write_nifti_mask
 from .mask_overlay import write_overlay_png
 from .segmentation_classes import ClassTable
+from .types import Radiograph
 
 AREAS_NAME = "areas.csv"
 AREA_DECIMALS = 4  # of mm²: a pixel of 0.01 mm
-
-
-def write_mask_png(mask: NDArray[np.integer], path: str | Path, classes: ClassTable) -> Path:
-    """Write a mask as PNG of 8 bits with a palette, atomically: its numbers are the labels, its look the colours.
-
-    `PIL.Image.open` gives the labels; tools that expand palettes (OpenCV, ITK) give the colours. `read_mask` reads it.
-
-    Args:
-        mask: labels [H, W].
-        path: of the file.
-        classes: the labels.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: no mask, or labels that the table does not have.
-    """
-    labels = as_uint8(mask)
-    classes.map_mask(labels, None)
-    image = Image.fromarray(labels)
-    image.putpalette(classes.palette())
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG", optimize=False, bits=8)
-    return Path(path)
 
 
 def area_row(
@@ -74,23 +48,22 @@ def write_area_table(rows: Sequence[Mapping[str, str | int | float]], path: str 
     """Write rows of `area_row` as CSV, atomically; returns the path.
 
     Raises:
-        ValueError: no rows, or rows of different classes.
+        ValueError: no rows.
     """
     if not rows:
         raise ValueError("area table: found no rows; expected one for each image.")
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    columns = list(rows[0])
+    write_csv(path, columns, [[row[column] for column in columns] for row in rows])
     return Path(path)
 
 
+@dataclass(frozen=True)
 class MaskWriter:
     """Writes one image's files: `<name>_mask.png`, `<name>_overlay.png`, `<name>_mask.nii.gz`, `<name>_seg.dcm`.
 
     Each file is whole or absent.
 
-    Args:
+    Attributes:
         output_dir: made if need be.
         classes: the labels.
         overlay: draw the overlay.
@@ -99,20 +72,19 @@ class MaskWriter:
         model: what drew the masks, for DICOM SEG; name and version.
 
     Raises:
-        DicomSegError: `dicom_seg` without highdicom.
+        DatasetError: `dicom_seg` without highdicom.
     """
 
-    def __init__(
-        self, output_dir: str | Path, classes: ClassTable, overlay: bool, nifti: bool, dicom_seg: bool, model: str
-    ) -> None:
-        if dicom_seg:
+    output_dir: str | Path
+    classes: ClassTable
+    overlay: bool
+    nifti: bool
+    dicom_seg: bool
+    model: str
+
+    def __post_init__(self) -> None:
+        if self.dicom_seg:
             require_highdicom()  # before hours of work, not after
-        self.output_dir = Path(output_dir)
-        self.classes = classes
-        self.overlay = overlay
-        self.nifti = nifti
-        self.dicom_seg = dicom_seg
-        self.model = model
 
     def write(self, radiograph: Radiograph, mask: NDArray[np.integer], name: str) -> dict[str, str | int | float]:
         """Write all files of one image.
@@ -127,14 +99,12 @@ class MaskWriter:
 
         Raises:
             ValueError: another size than the radiograph's, or labels that the table does not have.
-            DicomSegError: the radiograph's DICOM file cannot be referred to; the other files are there.
+            DatasetError: the radiograph's DICOM file cannot be referred to; the other files are there.
         """
         size = tuple(radiograph.pixels.shape[-2:])
         if mask.shape != size:
-            raise ValueError(
-                f"{radiograph.path}: found a mask {mask.shape}; expected {size}, the image's rows × columns."
-            )
-        stem = self.output_dir / name
+            raise ValueError(f"{radiograph.path}: found a mask {mask.shape}; expected {size}, the image's [H, W].")
+        stem = Path(self.output_dir) / name
         write_mask_png(mask, f"{stem}_mask.png", self.classes)
         if self.overlay:
             write_overlay_png(radiograph.pixels, mask, f"{stem}_overlay.png", self.classes)

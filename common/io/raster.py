@@ -1,127 +1,80 @@
-"""PNG, JPEG and TIFF through Pillow."""
+"""PNG and JPEG through Pillow, TIFF through tifffile."""
 
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from .codestream import decode_whole_jpeg, read_codestream
 from .scaling import Float32Array, check_size, to_unit_range
 from .types import RefusalError
 
-_WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC, _ORIENTATION = 258, 262, 274
+# tifffile logs every oddity of a header; without a handler Python would print it.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_ORIENTATION = 274
+_ONE_PAGE = "Save the page you want as a file of its own."
 
 
 def read_raster(path: Path) -> Float32Array:
     """Read a PNG, JPEG or one-page TIFF as grey values.
 
     The EXIF orientation is applied, alpha is ignored, colour becomes luma (ITU-R 601; equal channels stay exactly
-    equal). 8 bits are divided by 255, 16 and 32 bits follow `scaling`. The resolution in the metadata is that of
-    a print or a screen, so it is not read.
-
-    Args:
-        path: the file.
+    equal). 8 bits are divided by 255, everything wider and signed follows `scaling`. The resolution in the metadata is
+    that of a print or a screen, so it is not read.
 
     Returns:
-        float32 [height, width] in [0, 1].
+        float32 [H, W] in [0, 1].
 
     Raises:
-        RefusalError: several pages, or 16 bits per colour channel.
-        Exception: whatever Pillow raises for a damaged file, decompression bombs included.
+        RefusalError: several pages, 16 bits per colour channel, or part of a JPEG image is missing.
+        Exception: whatever Pillow and tifffile raise for a damaged file, decompression bombs included.
     """
-    with path.open("rb") as file:
-        is_tiff = file.read(2) in (b"II", b"MM")
-    source, orientation = _without_orientation(path) if is_tiff else (path, 1)
-    with Image.open(source, formats=("PNG", "JPEG", "TIFF")) as image:
-        check_size(*image.size)
-        # An MPO (a JPEG with a preview or a second lens behind it) has its picture first; only that one is read.
-        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-            raise RefusalError(
-                f"a {image.format} of {getattr(image, 'n_frames', 0)} pages",
-                "one page",
-                "Save the page you want as a file of its own.",
-            )
-        _refuse_wide_colour(image, path)
-        white_is_zero = _wide_white_is_zero(image)
-        image.load()
-        turn = _TURNS.get(orientation if is_tiff else _exif_orientation(image))
-        values = _grey(image if turn is None else image.transpose(turn))
-    unit = to_unit_range(values)
-    return np.subtract(1, unit, out=unit) if white_is_zero else unit
+    content = path.read_bytes()
+    if content[:2] in (b"II", b"MM"):
+        return _read_tiff(content)
+    if content.startswith(b"\xff\xd8"):
+        read_codestream(content)
+        return to_unit_range(decode_whole_jpeg(content, _read_with_pillow))
+    return to_unit_range(_read_with_pillow(content))
 
 
-def _refuse_wide_colour(image: Image.Image, path: Path) -> None:
-    """Pillow keeps the high byte only of such channels, which is next to nothing of a 12-bit radiograph."""
-    bits = 8
-    if image.format == "PNG":
-        with path.open("rb") as file:
-            depth, colour_type = file.read(26)[24:26]
-        bits = depth if colour_type != 0 else 8  # colour type 0 is plain grey, which Pillow reads in full
-    elif image.format == "TIFF" and image.mode not in _WIDE_MODES:
-        bits = max(getattr(image, "tag_v2", {}).get(_TIFF_BITS_PER_SAMPLE, (8,)))
-    if bits > 8:
-        raise RefusalError(
-            f"a {image.format} with colour or alpha at {bits} bits per channel",
-            "16-bit grey without alpha, or 8 bits per channel",
-            "Save it as 16-bit greyscale.",
-        )
+def turned(values: NDArray, orientation: int) -> NDArray:
+    """Turn and flip [H, W] as EXIF's orientation, 1 to 8, has it."""
+    rows, columns = [(1, 1), (1, -1), (-1, -1), (-1, 1)][(orientation - 1) % 4]
+    return (values.T if 5 <= orientation <= 8 else values)[::rows, ::columns]
 
 
-def _wide_white_is_zero(image: Image.Image) -> bool:
-    """Tell a TIFF whose 0 is white and that Pillow does not invert: it does so up to 8 bits only."""
-    if image.format != "TIFF" or image.mode not in _WIDE_MODES:
-        return False
-    return getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0
-
-
-def _without_orientation(path: Path) -> tuple[io.BytesIO, int]:
-    """Take the orientation out of a TIFF and return it beside the file's content.
-
-    Pillow turns a TIFF while loading it, 13.0 does so twice for an uncompressed one, and other versions differ; so
-    the tag of the first page is set to 1 before Pillow sees it.
-    """
-    content = bytearray(path.read_bytes())
-    order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
-
-    def number(at: int, size: int) -> int:
-        return int.from_bytes(content[at : at + size], order)
-
-    big = number(2, 2) == 43  # BigTIFF, whose counts and offsets have 8 bytes
-    page = number(8, 8) if big else number(4, 4)
-    count_bytes, entry_bytes, value_at = (8, 20, 12) if big else (2, 12, 8)
-    for index in range(min(number(page, count_bytes), 4096)):
-        entry = page + count_bytes + index * entry_bytes
-        if number(entry, 2) == _ORIENTATION:
-            orientation = number(entry + value_at, 2)
-            content[entry + value_at : entry + value_at + 2] = (1).to_bytes(2, order)
-            return io.BytesIO(content), orientation
-    return io.BytesIO(content), 1
-
-
-def _exif_orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's orientation; 1, as it is stored, where there is none."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # broken EXIF is common and says nothing about the pixels
         return 1
 
 
-def _grey(image: Image.Image) -> np.ndarray:
-    """Return [height, width]: uint8 for images of up to 8 bits per channel, the stored numbers for wider ones."""
-    if image.mode in _WIDE_MODES:
+def _read_with_pillow(content: bytes) -> NDArray:
+    """Grey values [H, W] of a PNG or JPEG: uint8, or the stored numbers of a wider PNG."""
+    with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+        check_size(*image.size)
+        # An MPO (a JPEG with a preview or a second lens behind it) has its picture first; only that one is read.
+        if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
+            raise RefusalError(f"a PNG of {getattr(image, 'n_frames', 0)} pages", "one page", _ONE_PAGE)
+        # Pillow keeps the high byte only of wide colour, which is next to nothing of a 12-bit radiograph.
+        if image.format == "PNG" and content[24] > 8 and content[25] != 0:
+            raise _wide_colour("PNG", content[24])
+        image.load()
+        return turned(_grey(image), orientation_of(image))
+
+
+def _grey(image: Image.Image) -> NDArray:
+    if image.mode in ("I", "I;16", "I;16B"):
         values = np.asarray(image)
         return values.astype(values.dtype.newbyteorder("="), copy=False)
     if image.mode == "LA":
@@ -129,3 +82,50 @@ def _grey(image: Image.Image) -> np.ndarray:
     if image.mode not in ("1", "L"):
         image = image.convert("RGB")  # drops alpha; resolves palettes, CMYK and YCbCr
     return np.asarray(image.convert("L"))
+
+
+def _read_tiff(content: bytes) -> Float32Array:
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(content)) as tiff:
+        if len(tiff.pages) != 1:
+            raise RefusalError(f"a TIFF of {len(tiff.pages)} pages", "one page", _ONE_PAGE)
+        page = tiff.pages.first
+        check_size(page.imagewidth, page.imagelength, page.nbytes)
+        if not all(page.databytecounts):  # tifffile would leave zeros there
+            raise RefusalError("a TIFF of which a part is missing", "a complete one", "Copy or export the file again.")
+        values = _tiff_grey(page, page.asarray())
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            unit = to_unit_range(255 - values) if values.dtype == np.uint8 else 1 - to_unit_range(values)
+        else:
+            unit = to_unit_range(values)
+        return turned(unit, page.tags.valueof(_ORIENTATION, 1))
+
+
+def _tiff_grey(page: Any, values: NDArray) -> NDArray:
+    """Grey values [H, W] of a page as decoded: the stored numbers, or the luma of 8-bit colour."""
+    kind, bits = page.photometric.name, page.bitspersample
+    if kind in ("MINISBLACK", "MINISWHITE"):
+        if values.ndim == 3:  # alpha beside the grey values
+            values = values[..., 0] if page.planarconfig == 1 else values[0]
+        # Fewer than 8 bits become 8, as in a PNG; signed ones and wide ones stay the numbers that they are.
+        return values if bits >= 8 else (values.astype(np.uint8) * (255 // (2**bits - 1)))
+    if kind == "PALETTE":
+        values = np.moveaxis(page.colormap[:, values] >> 8, 0, -1)
+    elif bits > 8:
+        raise _wide_colour("TIFF", bits)
+    elif page.planarconfig != 1:
+        values = np.moveaxis(values, 0, -1)
+    mode = "CMYK" if kind == "SEPARATED" else "RGB"  # tifffile makes RGB of JPEG's YCbCr
+    if kind not in ("RGB", "PALETTE", "YCBCR", "SEPARATED") or values.shape[-1] < len(mode):
+        raise RefusalError(f"a TIFF of photometric interpretation {kind}", "grey, palette, RGB or CMYK")
+    channels = np.ascontiguousarray(values[..., : len(mode)], dtype=np.uint8)
+    return _grey(Image.frombytes(mode, (page.imagewidth, page.imagelength), channels.tobytes()))
+
+
+def _wide_colour(name: str, bits: int) -> RefusalError:
+    return RefusalError(
+        f"a {name} with colour or alpha at {bits} bits per channel",
+        "16-bit grey without alpha, or 8 bits per channel",
+        "Save it as 16-bit greyscale.",
+    )

@@ -14,7 +14,7 @@ from .formats import detect_format
 from .nifti import read_nifti
 from .raster import read_raster
 from .scaling import Float32Array
-from .types import EXPECTED_IMAGE, Radiograph, RefusalError, UnreadableRadiographError
+from .types import Radiograph, RefusalError, with_path
 
 
 def read_radiograph(path: str | os.PathLike[str]) -> Radiograph:
@@ -24,7 +24,7 @@ def read_radiograph(path: str | os.PathLike[str]) -> Radiograph:
         path: a DICOM file (with or without preamble), PNG, JPEG, TIFF of one page or NIfTI of one slice.
 
     Returns:
-        The image, float32 [1, height, width] in [0, 1], with its spacing in mm and modality where known.
+        The image, float32 [1, H, W] in [0, 1], with its spacing in mm and modality where known.
 
     Raises:
         UnreadableRadiographError: the file is missing, damaged, unsupported, no single 2-D image, or constant.
@@ -34,48 +34,26 @@ def read_radiograph(path: str | os.PathLike[str]) -> Radiograph:
         # The libraries warn about every oddity of a header; what matters is either handled here or raised.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _read(path)
-    except RefusalError as error:
-        raise UnreadableRadiographError(path, error.found, error.expected, error.hint) from error
-    except OSError as error:
-        if error.errno is None:  # Pillow and gzip raise OSError for damaged content, without an errno
-            raise _damaged(path, error) from error
-        raise UnreadableRadiographError(
-            path, f"a file that cannot be opened ({error.strerror})", "a readable file", "Check path and permissions."
-        ) from error
-    except Exception as error:  # a decoder may raise anything for bytes that it was not made for
-        raise _damaged(path, error) from error
-
-
-def _read(path: Path) -> Radiograph:
-    kind = detect_format(path)
-    spacing, modality = None, ""
-    if kind == "dicom":
-        unit, spacing, modality = read_dicom(path)
-    elif kind == "raster":
-        unit = read_raster(path)
-    else:
-        unit, spacing = read_nifti(path, gzipped=kind == "nifti.gz")
-    return Radiograph(_to_tensor(unit), spacing, path, modality)
+            kind = detect_format(path)
+            spacing, modality = None, ""
+            if kind == "dicom":
+                unit, spacing, modality = read_dicom(path)
+            elif kind == "raster":
+                unit = read_raster(path)
+            else:
+                unit, spacing = read_nifti(path)
+            return Radiograph(_to_tensor(unit), spacing, path, modality)
+    except Exception as error:
+        raise with_path(error, path) from error
 
 
 def _to_tensor(unit: Float32Array) -> torch.Tensor:
-    """Check the image [height, width] and give it a channel."""
+    """Check the image [H, W] and give it a channel."""
     low, high = float(unit.min()), float(unit.max())
     if not (low >= 0 and high <= 1):  # also catches NaN
-        raise RefusalError("pixels that are no numbers", "finite values", "Export the image again.")
+        raise RefusalError("pixels that are no numbers", "finite values")
     if low == high:
         raise RefusalError(
             "an image whose pixels are all the same", "a radiograph", "Check the export; the image is blank."
         )
     return torch.from_numpy(np.ascontiguousarray(unit, dtype=np.float32)).unsqueeze(0)
-
-
-def _damaged(path: Path, error: Exception) -> UnreadableRadiographError:
-    reason = " ".join(str(error).split())[:200]
-    return UnreadableRadiographError(
-        path,
-        f"a damaged or unsupported file ({type(error).__name__}: {reason})",
-        EXPECTED_IMAGE,
-        "Copy or export the file again; if it opens elsewhere, convert it to PNG or uncompressed DICOM.",
-    )

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from .types import RefusalError
 
-# Above the largest detectors (about 80 million pixels with stitching) and below what a bomb needs to hurt.
-MAX_PIXELS = 150_000_000
+# What one image may be, checked before memory is taken for it: the largest detectors have about 80 million pixels with
+# stitching. Bytes are those of a file, and of what it unpacks to.
+MAX_PIXELS, MAX_BYTES = 100_000_000, 2**29
 
 _LOW_PERCENT, _HIGH_PERCENT = 0.5, 99.5
 _SAMPLE_PIXELS = 4_000_000
@@ -27,28 +28,22 @@ _SAMPLE_PIXELS = 4_000_000
 Float32Array = NDArray[np.float32]
 
 
-def check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int, num_bytes: int = 0) -> None:
     """Refuse sizes that no radiograph has, before any memory is taken for them.
 
     Raises:
-        RefusalError: no pixels at all, or more than `MAX_PIXELS`.
+        RefusalError: no pixels at all, more than `MAX_PIXELS`, or more than `MAX_BYTES`.
     """
-    if not 0 < width * height <= MAX_PIXELS or width < 1:
+    if not 0 < width * height <= MAX_PIXELS or width < 1 or num_bytes > MAX_BYTES:
         raise RefusalError(
             f"a size of {width} × {height} pixels",
-            f"between 1 and {MAX_PIXELS} pixels",
+            f"between 1 and {MAX_PIXELS} pixels in at most {MAX_BYTES >> 20} MiB",
             "Check the file; scale the image down if it really is that large.",
         )
 
 
 def to_unit_range(values: NDArray) -> Float32Array:
-    """Scale real numbers [height, width] to [0, 1] by the rules of this module.
-
-    Args:
-        values: numbers of any real type; non-finite ones become 0.
-
-    Returns:
-        float32 [height, width] in [0, 1].
+    """Scale real numbers [H, W] of any type to float32 in [0, 1] by the rules of this module; non-finite ones become 0.
 
     Raises:
         RefusalError: no value is finite.
@@ -66,7 +61,7 @@ def to_unit_range(values: NDArray) -> Float32Array:
 
 
 def percentile_range(values: NDArray, valid: NDArray[np.bool_] | None = None) -> Float32Array:
-    """Stretch [height, width] so that the 0.5 and 99.5 percentiles become 0 and 1, and clip.
+    """Stretch [H, W] so that the 0.5 and 99.5 percentiles become 0 and 1, and clip.
 
     Where these two coincide (nearly everything is one background value) minimum and maximum take their place.
 
@@ -75,7 +70,7 @@ def percentile_range(values: NDArray, valid: NDArray[np.bool_] | None = None) ->
         valid: where the values count; elsewhere the result is 0. None means everywhere.
 
     Returns:
-        float32 [height, width] in [0, 1]; constant if the valid values are.
+        float32 [H, W] in [0, 1]; constant if the valid values are.
 
     Raises:
         RefusalError: nothing is valid.
@@ -84,7 +79,7 @@ def percentile_range(values: NDArray, valid: NDArray[np.bool_] | None = None) ->
     if inside.size == 0 and valid is not None:
         inside = values[valid]
     if inside.size == 0:
-        raise RefusalError("only NaN or infinite pixels", "numbers", "Export the image again.")
+        raise RefusalError("only NaN or infinite pixels", "numbers")
     low, high = (float(x) for x in np.percentile(inside.astype(np.float64), (_LOW_PERCENT, _HIGH_PERCENT)))
     if not low < high:
         kept = values if valid is None else values[valid]
@@ -100,6 +95,6 @@ def percentile_range(values: NDArray, valid: NDArray[np.bool_] | None = None) ->
 
 
 def sample(values: NDArray) -> NDArray:
-    """Return a regular subset [height', width'] of at most about four million values, for robust statistics."""
+    """Return a regular subset [H', W'] of at most about four million values, for robust statistics."""
     step = max(1, math.ceil(math.sqrt(values.size / _SAMPLE_PIXELS)))
     return values[::step, ::step]

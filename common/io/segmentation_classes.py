@@ -13,17 +13,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from ..errors import DatasetError
 
 Colour = tuple[int, int, int]
 Category = Literal["anatomical structure", "abnormality", "material"]
 
 BACKGROUND = "background"
 MAX_LABELS = 256  # masks are files of 8 bits
-
-
-class UnknownClassError(UserError, ValueError):
-    """A table, a class, a data set or a mask value that the table of classes does not have."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +59,19 @@ class ClassTable:
     mirror_pairs: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        names = [entry.name for entry in self.classes]
-        if not 0 < len(names) < MAX_LABELS or len({*names, BACKGROUND}) != len(names) + 1:
-            raise ValueError(f"class table {self.name}: found classes {names}; expected 1 to 255 different names.")
-        if len({entry.colour for entry in self.classes}) != len(names):
-            raise ValueError(f"class table {self.name}: found a colour twice; expected a different one for each class.")
+        count = len(self.classes)
         labels = {label for values in self.mask_values.values() for label in values.values()}
         labels |= {label for pair in self.mirror_pairs for label in pair}
-        if not labels <= set(range(len(names) + 1)):
-            raise ValueError(f"class table {self.name}: found labels {sorted(labels)}; expected 0 to {len(names)}.")
+        for found, fits in (
+            (self.names, 0 < count < MAX_LABELS and len(set(self.names)) == count + 1),
+            ([entry.colour for entry in self.classes], len({entry.colour for entry in self.classes}) == count),
+            (sorted(labels), labels <= set(range(count + 1))),
+        ):
+            if not fits:
+                raise ValueError(
+                    f"class table {self.name}: found {found}; expected 1 to 255 classes, each with a name and a colour "
+                    "of its own, and labels of them only."
+                )
 
     @property
     def num_labels(self) -> int:
@@ -87,15 +87,11 @@ class ClassTable:
         """Label of a class.
 
         Raises:
-            UnknownClassError: there is no such class.
+            DatasetError: there is no such class.
         """
         if name not in self.names:
-            raise UnknownClassError(f"classes: found {name!r}; expected one of {', '.join(self.names)}.")
+            raise DatasetError(f"classes: found {name!r}; expected one of {', '.join(self.names)}.")
         return self.names.index(name)
-
-    def channel_def(self) -> dict[str, str]:
-        """`channel_def` of the output in metadata.json."""
-        return {str(label): name for label, name in enumerate(self.names)}
 
     def palette(self) -> list[int]:
         """256 colours as Pillow's `putpalette` wants them: 768 numbers; background and unused labels are black."""
@@ -120,10 +116,10 @@ class ClassTable:
             dataset: key of `mask_values`; None where the values are this table's labels already.
 
         Raises:
-            UnknownClassError: the table has no such data set, or the mask has a value without a label.
+            DatasetError: the table has no such data set, or the mask has a value without a label.
         """
         if dataset is not None and dataset not in self.mask_values:
-            raise UnknownClassError(
+            raise DatasetError(
                 f"class table {self.name}: found masks of {dataset!r}; expected one of "
                 f"{', '.join(self.mask_values)}, or none for masks that hold this table's labels."
             )
@@ -132,14 +128,13 @@ class ClassTable:
         found = np.unique(mask).tolist()
         unknown = [value for value in found if value not in label_of]
         if unknown:
-            raise UnknownClassError(
+            raise DatasetError(
                 f"found mask values {unknown[:8]}; expected {sorted(label_of)}, as masks "
                 f"{'with the labels' if dataset is None else f'of {dataset!r}'} of class table {self.name} have them. "
                 "Choose the table and the data set that the masks were drawn for."
             )
         lookup = np.zeros(max(found, default=0) + 1, np.int64)
-        for value in found:
-            lookup[value] = label_of[value]
+        lookup[found] = [label_of[value] for value in found]
         return lookup[mask]
 
 
@@ -191,9 +186,9 @@ def class_table(name: str) -> ClassTable:
     """The table "grouped" (the published labels 0 to 5), "eleven" (of the periapical set) or "caries" (panoramics).
 
     Raises:
-        UnknownClassError: there is no such table.
+        DatasetError: there is no such table.
     """
     tables = {table.name: table for table in (GROUPED, ELEVEN, CARIES)}
     if name not in tables:
-        raise UnknownClassError(f"class table: found {name!r}; expected one of {', '.join(tables)}.")
+        raise DatasetError(f"class table: found {name!r}; expected one of {', '.join(tables)}.")
     return tables[name]

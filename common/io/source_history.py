@@ -14,8 +14,8 @@ from .formats import detect_format
 
 _JPEG, _JPEG_LS, _JPEG_2000 = "ISO_10918_1", "ISO_14495_1", "ISO_15444_1"  # terms of PS3.3 C.7.6.1.1.5.1
 _LOSSY_TIFF = {"jpeg": _JPEG, "tiff_jpeg": _JPEG, "webp": ""}
-_LOSSY_SYNTAX = {"50": _JPEG, "51": _JPEG, "81": _JPEG_LS, "91": _JPEG_2000, "203": _JPEG_2000}
 _SYNTAX_ARC = "1.2.840.10008.1.2.4."
+_LOSSY_SYNTAX = {"50": _JPEG, "51": _JPEG, "81": _JPEG_LS, "91": _JPEG_2000, "203": _JPEG_2000}
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,6 @@ class SourceHistory:
 def source_history(path: str | os.PathLike[str]) -> SourceHistory:
     """Look into a file that `read_radiograph` has read; its pixels are not decoded.
 
-    Args:
-        path: of the file.
-
     Raises:
         Exception: what Pillow and pydicom raise for files that are no radiographs.
     """
@@ -64,21 +61,17 @@ def source_history(path: str | os.PathLike[str]) -> SourceHistory:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-        burned_in = text(header, "BurnedInAnnotation").upper() == "YES"
-        return SourceHistory(_of_dicom(header, path), burned_in)
+        return SourceHistory(_of_dicom(header, path), text(header, "BurnedInAnnotation").upper() == "YES")
 
 
 def _of_raster(path: Path) -> LossyCompression | None:
     from PIL import Image
 
     with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
-        if image.format in ("JPEG", "MPO"):
-            method: str | None = _JPEG
-        else:
-            method = _LOSSY_TIFF.get(str(image.info.get("compression")))
-        if method is None:
-            return None
-        return LossyCompression(_ratio(math.prod(image.size) * len(image.getbands()), path), method)
+        is_jpeg = image.format in ("JPEG", "MPO")
+        method = _JPEG if is_jpeg else _LOSSY_TIFF.get(str(image.info.get("compression")))
+        num_bytes = math.prod(image.size) * len(image.getbands())
+        return None if method is None else LossyCompression(_ratio(num_bytes, path), method)
 
 
 def _of_dicom(header: Any, path: Path) -> LossyCompression | None:
@@ -87,19 +80,15 @@ def _of_dicom(header: Any, path: Path) -> LossyCompression | None:
     syntax = text(getattr(header, "file_meta", None), "TransferSyntaxUID")
     method = _LOSSY_SYNTAX.get(syntax.removeprefix(_SYNTAX_ARC)) if syntax.startswith(_SYNTAX_ARC) else None
     # JPEG 2000's syntax 91 may also be lossless; the rest of the table never is.
-    if statement == "00" and method in (None, _JPEG_2000):
-        return None
-    if statement != "01" and method is None:
+    if (statement == "00" and method in (None, _JPEG_2000)) or (statement != "01" and method is None):
         return None
     ratios = [ratio for ratio in numbers(header, "LossyImageCompressionRatio") if ratio > 0]
     value = header.get("LossyImageCompressionMethod") or ""
     stated = value if isinstance(value, str) else str(list(value)[-1])  # of several, the last that was applied
-    if ratios:
-        return LossyCompression(math.prod(ratios), stated or method or "")
-    size = math.prod(int((numbers(header, name) or [0])[0]) for name in ("Rows", "Columns"))
-    sample_bytes = int((numbers(header, "BitsAllocated") or [8])[0]) // 8
-    # Only of a compressed file does its size say anything about the ratio.
-    ratio = _ratio(size * sample_bytes, path) if method is not None else None
+    ratio = math.prod(ratios) if ratios else None
+    if ratio is None and method is not None:  # only of a compressed file does its size say anything about it
+        num_bits = math.prod(int((numbers(header, name) or [0])[0]) for name in ("Rows", "Columns", "BitsAllocated"))
+        ratio = _ratio(num_bits // 8, path)
     return LossyCompression(ratio, stated or method or "")
 
 

@@ -95,7 +95,7 @@ class CheckedArchive(CheckedDatastore):
         """Path of a label as NIfTI, or "" if there is none; ids are those of the images.
 
         Raises:
-            DicomSegError: it cannot be read.
+            DatasetError: it cannot be read.
         """
         if label_tag != FINAL:
             self.reload()  # batch inference is another process

@@ -14,12 +14,12 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import DatasetError, UserError
 from ..io import Radiograph, UnreadableRadiographError, read_radiograph
 from ..io.dicom_seg import write_dicom_seg
 from ..io.formats import detect_format
-from ..io.mask_files import MaskError, as_uint8, read_mask, write_nifti_mask
-from ..io.segmentation_classes import BACKGROUND, ClassTable, UnknownClassError
+from ..io.mask_files import as_uint8, read_mask, write_nifti_mask
+from ..io.segmentation_classes import BACKGROUND, ClassTable
 
 NRRD, NIFTI = ".nrrd", (".nii", ".nii.gz")
 RESULT_SUFFIXES = (".png", *NIFTI, NRRD, ".mha", ".dcm")
@@ -57,7 +57,7 @@ def readable_file(path: str | Path, name: str = "") -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             path = _only_file(Path(path))
             yield _nrrd_as_nifti(path, Path(folder) / "converted.nii") if is_nrrd(path) else path
-    except (UnreadableRadiographError, MaskError) as error:
+    except UnreadableRadiographError as error:
         if not name:
             raise
         _, separator, rest = str(error).partition(": ")
@@ -129,7 +129,7 @@ def read_label(
         )
     try:
         labels = slicer_labels(values, segments, classes) if segments else classes.map_mask(values, None)
-    except UnknownClassError as error:
+    except DatasetError as error:
         raise UserError(f"{name}: {error}") from error
     return labels.astype(np.uint8)
 
@@ -148,7 +148,7 @@ def slicer_labels(
         classes: the labels.
 
     Raises:
-        UnknownClassError: a value in use has no segment, or its segment's name is no class.
+        DatasetError: a value in use has no segment, or its segment's name is no class.
     """
     found = [value for value in np.unique(values).tolist() if value]
     names = {place: str(entry.get("name", "")) for place, entry in enumerate(segments, start=1)}
@@ -159,7 +159,7 @@ def slicer_labels(
     for value in found:
         name = names.get(value, "").strip().lower()
         if name == BACKGROUND or name not in classes.names:
-            raise UnknownClassError(
+            raise DatasetError(
                 f"found mask value {value} of segment {names.get(value, 'none')!r}; expected a segment named "
                 f"{', '.join(classes.names[1:])}. Rename or remove it."
             )
@@ -191,7 +191,7 @@ def write_result(
         model: name and version, for DICOM SEG.
 
     Raises:
-        DicomSegError: DICOM SEG of an image that is no DICOM.
+        DatasetError: DICOM SEG of an image that is no DICOM.
     """
     path = folder / f"mask_{uuid.uuid4().hex}{suffix}"
     labels = as_uint8(mask)

@@ -18,9 +18,9 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import SegmentationStorage
 
+from ..errors import DatasetError
 from ..io import UnreadableRadiographError
-from ..io.dicom_seg import DicomSegError
-from ..io.segmentation_classes import ClassTable, UnknownClassError
+from ..io.segmentation_classes import ClassTable
 from .http_service import ServiceError, asking, limited
 
 PIXEL_DATA = "7FE00010"
@@ -101,7 +101,7 @@ class DicomArchive:
         return newest
 
     def read_label(self, label: Dataset) -> NDArray[np.uint8]:
-        """Labels [H, W] of a SEG; DicomSegError if it is none of one radiograph."""
+        """Labels [H, W] of a SEG; DatasetError if it is none of one radiograph."""
         with self._asking():
             uids = (label.StudyInstanceUID, label.SeriesInstanceUID, label.SOPInstanceUID)
             dataset = self._client.retrieve_instance(*uids)
@@ -186,22 +186,22 @@ def labels_of_seg(dataset: Dataset, name: str, classes: ClassTable) -> NDArray[n
         Labels [H, W].
 
     Raises:
-        DicomSegError: no SEG, a volume, or a segment that is no class.
+        DatasetError: no SEG, a volume, or a segment that is no class.
     """
     try:
         if dataset.SOPClassUID != SegmentationStorage:
-            raise DicomSegError(f"{name}: found {dataset.SOPClassUID.name}; expected a DICOM SEG.")
+            raise DatasetError(f"{name}: found {dataset.SOPClassUID.name}; expected a DICOM SEG.")
         frames = dataset.pixel_array.reshape(-1, int(dataset.Rows), int(dataset.Columns))
         names = _segment_names(dataset)
         groups = dataset.PerFrameFunctionalGroupsSequence
         numbers = [int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber) for group in groups]
         labels = [classes.label_of(names[number]) for number in numbers]
-    except (DicomSegError, UnknownClassError):
+    except DatasetError:
         raise
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise DicomSegError(f"{name}: found no readable DICOM SEG ({error}); expected one of a radiograph.") from error
+        raise DatasetError(f"{name}: found no readable DICOM SEG ({error}); expected one of a radiograph.") from error
     if len(set(numbers)) != len(numbers):
-        raise DicomSegError(f"{name}: found several frames of one segment, a volume; expected one radiograph.")
+        raise DatasetError(f"{name}: found several frames of one segment, a volume; expected one radiograph.")
     mask = np.zeros(frames.shape[1:], np.uint8)
     for place in np.argsort(labels, kind="stable"):
         mask[frames[place] > 0] = labels[place]

@@ -13,7 +13,7 @@ from ..diffusion.pixel_image_sampler import PixelImageSampler
 from ..diffusion.samplers import Sampler
 from ..errors import UserError
 from ..fingerprint import network_sha256
-from ..io.trim_padding import trim_padding
+from ..io.image_writer import trim_padding
 from ..seeding import sample_seed
 from .embedding_strategies import Strategy
 from .sample_request import SampleRequest

@@ -13,11 +13,10 @@ from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import DatasetError, UserError
 from ..files import result_name
 from ..io import read_radiograph
 from ..io.contact_sheet import save_contact_sheet
-from ..io.dicom_seg import DicomSegError
 from ..io.mask_writer import AREAS_NAME, MaskWriter, area_row, write_area_table
 from ..io.segmentation_classes import ClassTable
 from ..pipelines.mask_sheet import mask_tiles
@@ -51,7 +50,7 @@ class MaskSaver:
         mask_key: of the labels in what postprocessing gives.
 
     Raises:
-        DicomSegError: `dicom_seg` without highdicom.
+        DatasetError: `dicom_seg` without highdicom.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class MaskSaver:
             radiograph = read_radiograph(path)
             try:
                 row = self.writer.write(radiograph, mask, name)
-            except DicomSegError as error:  # the other files are there
+            except DatasetError as error:  # the other files are there
                 self._fail(path, error)
                 row = area_row(name, mask, self.classes, radiograph.spacing_mm)
             self.rows.append(row)
