@@ -131,7 +131,7 @@ def train(
     parser = ConfigParser(data.about["config"])
     if channels is not None:
         overrides = {**overrides, f"{network_id(parser)}#channels": list(channels)}
-    configure(parser, overrides, data, where, limit)
+    overrides = configure(parser, overrides, data, where, limit)
     run = PackedRun(parser, where)
     check_size(run, max_mebibytes)
     folder.mkdir(parents=True, exist_ok=True)

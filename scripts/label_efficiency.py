@@ -91,7 +91,6 @@ def label_efficiency(
         **(overrides or {}),
         "where": where,
         "class_table": table,
-        "num_classes": classes.num_labels,
         "mask_values": mask_values,
         "image_size": list(image_size),
         "learning_rate": learning_rate,

@@ -226,11 +226,15 @@ def problems_of(path: Path) -> list[str]:
 
 
 def disagreements(folder: Path) -> list[str]:
-    """Keys of workflow files in a folder that differ, apart from `PRIVATE_KEYS`; as JSON, because 1 equals true."""
+    """Settings of workflow files in a folder that differ, apart from `PRIVATE_KEYS`; as JSON, because 1 equals true.
+
+    Components may differ: a training says of what it builds a network, other workflows what weights are of.
+    """
     workflows = {path.name: load_file(path) for path in sorted(folder.glob("*.yaml")) if base_file(path) is None}
     return [
         f"'{key}' differs between {one} and {other}"
         for one, other in combinations(workflows, 2)
         for key in sorted(workflows[one].keys() & workflows[other].keys() - PRIVATE_KEYS)
-        if json.dumps(workflows[one][key], sort_keys=True) != json.dumps(workflows[other][key], sort_keys=True)
+        if not isinstance(workflows[one][key], dict)
+        and json.dumps(workflows[one][key], sort_keys=True) != json.dumps(workflows[other][key], sort_keys=True)
     ]

@@ -1,57 +1,53 @@
 """Trainings that are killed between two steps and resumed: what the tests of all steps share."""
 
+import signal
+
 import pytest
 import torch
-from monai.handlers import LrScheduleHandler, ValidationHandler
 
-from common.training.checkpoint import TrainingCheckpoint
-from common.training.engines import ResumableTrainer
+from common.training.trainer import Trainer
 
 
 class Killed(BaseException):
     """Stands for a kill -9 between two steps."""
 
 
-def killable_trainer(
-    folder, network, part, optimizer, scheduler, step, sampler, loader, evaluator, keep_best, max_epochs, every, kill_at
-):
-    """A trainer with checkpoints as the configs put it together, and the losses that it will have had by step.
+def killable_trainer(folder, step, kill_at=None, sigterm_at=None, **kwargs):
+    """A trainer as the configs put it together, and the losses that it will have had by step.
 
-    `network` is what the step trains, `part` of it what is saved; `kill_at` is the step that it dies before, or None.
+    Args:
+        folder: of the run.
+        step: what is done each step.
+        kill_at: the step that it dies before, or None.
+        sigterm_at: the step before which it gets SIGTERM, or None.
+        **kwargs: of `Trainer`.
     """
     losses = {}
 
-    def update(engine, batch):
-        if engine.state.iteration == kill_at:
-            raise Killed
-        output = step(engine, batch)
-        losses[engine.state.iteration] = output["loss"]
-        return output
+    class Update:
+        ema = step.ema
 
-    objects = {"network": part, "optimizer": optimizer, "lr_scheduler": scheduler, "ema": step.ema}
-    trainer = ResumableTrainer(
-        checkpoint=TrainingCheckpoint(folder / "last.pt", {**objects, "keep_best": keep_best}, {}),
-        checkpoint_every_steps=every,
-        sampler=sampler,
-        validator=evaluator,
+        def __call__(self, engine, batch):
+            if engine.state.iteration == kill_at:
+                raise Killed
+            if engine.state.iteration == sigterm_at:
+                signal.raise_signal(signal.SIGTERM)
+            output = step(engine, batch)
+            losses[engine.state.iteration] = output["loss"] if "loss" in output else output["l1"]
+            return output
+
+    trainer = Trainer(
+        output_dir=str(folder),
         device=torch.device("cpu"),
-        max_epochs=max_epochs,
-        train_data_loader=loader,
-        network=network,
-        optimizer=optimizer,
         loss_function=torch.nn.MSELoss(),  # asked for by MONAI, not used: the step has its own
-        iteration_update=update,
-        decollate=False,
-        train_handlers=[
-            LrScheduleHandler(scheduler, epoch_level=False, print_lr=False),
-            ValidationHandler(1, evaluator),
-        ],
+        iteration_update=Update(),
+        **kwargs,
     )
     return trainer, losses
 
 
 def state_of(trainer):
-    return {name: item.state_dict() for name, item in trainer.checkpoint.objects.items()}
+    return {name: item.state_dict() for name, item in trainer.checkpoint.objects.items()} | {"best": trainer.best}
 
 
 def assert_equal_states(first, second):

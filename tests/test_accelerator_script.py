@@ -29,7 +29,6 @@ TINY = {
     "network_def#norm_num_groups": 4,
     "network_def#context_dim": 8,
     "network_def#attention_levels": [False, True],
-    "token_dim": 6,
     "ema_decay": 0.8,
 }
 SHORT = {"max_steps": 40, "batch_size": 4, "learning_rate": 1.0e-2, "warmup_steps": 2, "limit": 6}
@@ -114,7 +113,7 @@ def test_prior_and_images_are_packed_and_trained_too(script, trained, tmp_path):
     packed = tmp_path / "tokens.npz"
     config = LATENTS / "train_prior.yaml"
     command(script, "pack", trained / "store", output_file=packed, patch_grid=2, config=config)
-    tiny = {"prior_def#hidden_dim": 16, "prior_def#num_blocks": 1, "num_components": 4, "token_dim": 6}
+    tiny = {"prior_def#hidden_dim": 16, "prior_def#num_blocks": 1, "num_components": 4}
     command(script, "train", packed, output_dir=tmp_path / "prior", **SHORT, **tiny)
     assert joined(script, tmp_path / "prior", [config], "prior_def").num_components == 4
 

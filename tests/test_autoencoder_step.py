@@ -6,15 +6,15 @@ from conftest import make_tiny_codec
 from monai.networks.nets import PatchDiscriminator
 
 from common.data.phantom import draw_chest_phantom
+from common.errors import NonFiniteLossError
 from common.networks.latent_codec import VariationalPass
-from common.training.autoencoder_step import AutoencoderStep
-from common.training.descent import NonFiniteLossError
+from common.training.autoencoder_step import AutoencoderStep, image_as_label
 from common.training.ema import ExponentialMovingAverage
 from common.training.losses import AdversarialTerm, ReconstructionLoss
 
 
 def make_step(codec, adv_start_step=1, patch_size=32, full_size_from_step=1, kl_weight=1e-6):
-    critic = PatchDiscriminator(spatial_dims=2, in_channels=1, channels=8, num_layers_d=2, norm="INSTANCE")
+    discriminator = PatchDiscriminator(spatial_dims=2, in_channels=1, channels=8, num_layers_d=2, norm="INSTANCE")
     return AutoencoderStep(
         reconstruction_loss=ReconstructionLoss(None, 0.0),
         kl_weight=kl_weight,
@@ -24,8 +24,8 @@ def make_step(codec, adv_start_step=1, patch_size=32, full_size_from_step=1, kl_
         seed=0,
         patch_size=patch_size,
         full_size_from_step=full_size_from_step,
-        adversarial=AdversarialTerm(critic, weight=0.01, start_step=adv_start_step),
-        discriminator_optimizer=torch.optim.Adam(critic.parameters(), 1e-4),
+        adversarial=AdversarialTerm(discriminator, weight=0.01, start_step=adv_start_step),
+        discriminator_optimizer=torch.optim.Adam(discriminator.parameters(), 1e-4),
     )
 
 
@@ -53,7 +53,7 @@ def test_one_batch_is_learnt_by_heart():
     assert last < first / 10
 
 
-def test_every_term_is_logged_and_the_critic_joins_at_its_step():
+def test_every_term_is_logged_and_the_discriminator_joins_at_its_step():
     codec = make_tiny_codec()
     step = make_step(codec, adv_start_step=2)
     before = step(make_engine(codec, iteration=1), phantom_batch())
@@ -108,3 +108,8 @@ def test_an_adversarial_term_without_optimiser_is_refused(tiny_codec):
             full_size_from_step=1,
             adversarial=AdversarialTerm(torch.nn.Identity(), 0.1, 1),
         )
+
+
+def test_the_target_of_an_autoencoder_is_its_input():
+    image, label = image_as_label({"image": torch.rand(1, 1, 4, 4), "source": ["a"]}, torch.device("cpu"))
+    assert label is image

@@ -58,7 +58,7 @@ def trained(module_folder):
     """A smoke training with run id `training`, on a folder with one broken file."""
     repository, folder = module_folder
     started = time.monotonic()
-    overrides = {"limit": 20, "checkpoint_every_steps": 1, "max_epochs": 4}
+    overrides = {"limit": 20, "train#trainer#checkpoint_every_steps": 1, "max_epochs": 4}
     output = run(repository, "training", SMOKE, dataset_dir=folder / "images", output_dir=folder / "train", **overrides)
     return folder / "train", output, time.monotonic() - started, overrides
 

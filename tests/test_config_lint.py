@@ -117,7 +117,7 @@ CASES = [  # file, text, other text, the item that a problem is about; None wher
     ("train", "weights: null # none yet", "# ---- paths\nweights: null", "weights"),
     ("train", "weights: null # none yet", "# none yet\nweights: null", None),
     ("smoke", " # px", "", None),
-    ("inference", KERNEL, "kernel_size: 3", "'network_def' differs"),
+    ("inference", "image_size: 64", "image_size: 32", "'image_size' differs"),
     ("inference", "image_size: 64", "image_size: 65", "'image_size' differs"),
     ("inference", "run:", "initialize: []\nrun:", None),
 ]

@@ -13,7 +13,7 @@ from common.diffusion.noise_schedule import NoiseSchedule
 from common.intensity import to_signed
 from common.networks.pixel_denoiser import PixelDenoiser
 from common.seeding import Purpose, derive_seed
-from common.training.denoising_pretrain_step import ImageDenoisingStep, ImageDenoisingValidation
+from common.training.denoising_step import ImageDenoisingStep, ImageDenoisingValidation
 from common.training.ema import ExponentialMovingAverage
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def make_engine(network, lr=0.0, iteration=1):
 
 def make_step(network, augmentation=None):
     ema = ExponentialMovingAverage(network, 0.9)
-    return ImageDenoisingStep(SCHEDULE, None, ema, 1.0, False, seed=0, augmentation=augmentation)
+    return ImageDenoisingStep(SCHEDULE, ema, augmentation, amp=False)
 
 
 def batch_of(image, draws=None):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, default_collate
 from common.data.dataset import StepBatchSampler
 from common.data.latent_store import LatentDataset
 from common.diffusion.noise_schedule import NoiseSchedule
+from common.errors import NonFiniteLossError
 from common.networks.conditioning import TokenSelection
 from common.networks.latent_denoiser import DenoisingPass
 from common.training.denoising_step import (
@@ -23,9 +24,7 @@ from common.training.denoising_step import (
     drawn_latents,
     spread_uniform,
 )
-from common.training.descent import NonFiniteLossError
 from common.training.ema import ExponentialMovingAverage
-from common.training.engines import KeepBest
 from common.training.lr_schedule import WarmupConstantDecay
 
 CPU = torch.device("cpu")
@@ -63,7 +62,8 @@ class Known(nn.Module):
 def make_step(network, prediction_type="flow", uncond_prob=0.1, min_snr_gamma=None, selection=CLS, **alignment):
     ema = ExponentialMovingAverage(network, 0.9)
     schedule = make_schedule(prediction_type)
-    return DenoisingStep(schedule, selection, uncond_prob, min_snr_gamma, ema, 1.0, False, seed=0, **alignment)
+    kwargs = {"min_snr_gamma": min_snr_gamma, "amp": False, **alignment}
+    return DenoisingStep(schedule, selection, uncond_prob, ema, **kwargs)
 
 
 def make_engine(network, lr=0.0, iteration=1):
@@ -274,9 +274,7 @@ def make_trainer(store, folder, kill_at=None):
     train = LatentDataset(store, "train")
     sampler = StepBatchSampler(len(train), batch_size=2, seed=0)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-2, fused=True)
-    scheduler = WarmupConstantDecay(optimizer, warmup_steps=2, total_steps=8)
     step = make_step(denoiser, uncond_prob=0.3, selection=SELECTION)
-    keep_best = KeepBest("val_loss", step.ema.network, str(folder / "model.pt"))
     evaluator = SupervisedEvaluator(
         CPU,
         DataLoader(LatentDataset(store, "val"), batch_size=2),
@@ -285,23 +283,20 @@ def make_trainer(store, folder, kill_at=None):
         key_val_metric={"val_loss": MeanError()},
         additional_metrics={"val_loss_most_noise": MeanError(1)},
         decollate=False,
-        val_handlers=[keep_best],
     )
-    loader = DataLoader(train, batch_sampler=sampler)
     return killable_trainer(
         folder,
+        step,
+        kill_at,
         network=network,
-        part=denoiser,
         optimizer=optimizer,
-        scheduler=scheduler,
-        step=step,
+        lr_scheduler=WarmupConstantDecay(optimizer, warmup_steps=2, total_steps=8),
         sampler=sampler,
-        loader=loader,
-        evaluator=evaluator,
-        keep_best=keep_best,
+        train_data_loader=DataLoader(train, batch_sampler=sampler),
+        validator=evaluator,
+        best_metric="val_loss",
         max_epochs=2,
-        every=3,
-        kill_at=kill_at,
+        checkpoint_every_steps=3,
     )
 
 
@@ -320,7 +315,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(store, uninterrupted
 
 
 def errors_of(network, prediction_type, latents, num_levels=4, indices=None):
-    validation = DenoisingValidation(make_schedule(prediction_type), CLS, num_levels, amp=False, seed=0)
+    validation = DenoisingValidation(make_schedule(prediction_type), CLS, num_levels=num_levels, amp=False, seed=0)
     return validation(make_engine(network), batch_of(latents, draws=indices))["errors"]
 
 

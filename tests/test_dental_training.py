@@ -14,6 +14,8 @@ CONFIGS = "bundles/dental_radiograph_segmentation/configs"
 FINE_TUNING = f"['{CONFIGS}/train.yaml','{CONFIGS}/smoke.yaml']"
 PRE_TRAINING = f"['{CONFIGS}/pretrain.yaml','{CONFIGS}/smoke_pretrain.yaml']"
 
+OFTEN = {"train#trainer#checkpoint_every_steps": 1}
+
 pytestmark = pytest.mark.slow
 
 
@@ -52,9 +54,7 @@ def repository():
 
 @pytest.fixture(scope="module")
 def pretrained(folder, repository):
-    train(
-        repository, PRE_TRAINING, dataset_dir=folder / "data", output_dir=folder / "pretrain", checkpoint_every_steps=1
-    )
+    train(repository, PRE_TRAINING, dataset_dir=folder / "data", output_dir=folder / "pretrain", **OFTEN)
     return folder / "pretrain"
 
 
@@ -72,7 +72,7 @@ def test_fine_tuning_starts_from_what_pre_training_wrote(folder, repository, pre
 
 
 def test_killed_in_the_middle_pre_training_gets_to_the_same_weights(folder, repository, pretrained):
-    overrides = {"dataset_dir": folder / "data", "output_dir": folder / "killed", "checkpoint_every_steps": 1}
+    overrides = {"dataset_dir": folder / "data", "output_dir": folder / "killed", **OFTEN}
     process = subprocess.Popen(
         command(PRE_TRAINING, **overrides), cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -99,7 +99,7 @@ def test_rivals_train_the_same_network_to_other_weights(folder, repository, pret
 def test_two_processes_train_and_write_once(folder, repository):
     configs = FINE_TUNING.replace("]", f",'{CONFIGS}/multi_gpu_train.yaml']")
     # What is each process's own is off: dropout, and the normalisation of a weighted cross-entropy.
-    overrides = {"dataset_dir": folder / "data", "dropout": 0.0, "class_weights": [1.0] * 6, "amp": False}
+    overrides = {"dataset_dir": folder / "data", "network_def#dropout": 0.0, "class_weights": [1.0] * 6, "amp": False}
     arguments = command(configs, output_dir=folder / "ddp", **overrides)
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

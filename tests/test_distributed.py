@@ -27,24 +27,14 @@ def three_steps(rank, world_size):
 
     torch.manual_seed(0)
     codec = make_tiny_codec()
-    critic = PatchDiscriminator(spatial_dims=2, in_channels=1, channels=8, num_layers_d=2, norm="INSTANCE")
+    discriminator = PatchDiscriminator(spatial_dims=2, in_channels=1, channels=8, num_layers_d=2, norm="INSTANCE")
     network = VariationalPass(codec)
     if world_size > 1:
-        network, critic = DistributedDataParallel(network), DistributedDataParallel(critic)
+        network, discriminator = DistributedDataParallel(network), DistributedDataParallel(discriminator)
     ema = ExponentialMovingAverage(codec, 0.5)
-    critic_optimizer = torch.optim.SGD(critic.parameters(), 0.1)
-    step = AutoencoderStep(
-        ReconstructionLoss(None, 0.0),
-        1e-6,
-        ema,
-        1.0,
-        False,
-        0,
-        16,
-        3,
-        AdversarialTerm(critic, 0.1, 2),
-        critic_optimizer,
-    )
+    discriminator_optimizer = torch.optim.SGD(discriminator.parameters(), 0.1)
+    term = AdversarialTerm(discriminator, 0.1, 2)
+    step = AutoencoderStep(ReconstructionLoss(None, 0.0), 1e-6, ema, 16, 3, term, discriminator_optimizer, amp=False)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     share = slice(rank * 2 // world_size, (rank + 1) * 2 // world_size)
     batch = {name: values[share] for name, values in phantom_batch().items()}

@@ -64,7 +64,7 @@ def trained_by_config():
     parser["network_def"]["channels"] = [32, 32, 32]
     denoiser = parser.get_parsed_content("network_def")
     randomise(denoiser, 0.1)
-    tokens = torch.randn(4, parser["num_tokens"], parser["token_dim"])
+    tokens = torch.randn(4, 5, 384)
     drop = torch.tensor([False, True, False, True])
     output, _ = DenoisingPass(denoiser)(torch.randn(4, 4, 8, 8), torch.rand(4) * 1000, tokens, drop)
     output.square().mean().backward()

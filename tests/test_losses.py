@@ -96,9 +96,9 @@ def test_local_power_asks_for_as_much_texture_not_for_the_same():
 
 def test_local_power_counts_in_the_loss_where_it_has_a_weight():
     image, other = torch.rand(2, 1, 64, 64), torch.rand(2, 1, 64, 64)
-    terms = ReconstructionLoss(None, 0.0, LocalPower(), 0.5).terms(image, other)
+    terms = ReconstructionLoss(None, 0.0, 0.5).terms(image, other)
     torch.testing.assert_close(terms["local_power"], 0.5 * LocalPower()(image, other))
-    assert "local_power" not in ReconstructionLoss(None, 0.0, LocalPower(), 0.0).terms(image, other)
+    assert "local_power" not in ReconstructionLoss(None, 0.0).terms(image, other)
 
 
 def test_the_gradient_penalty_of_a_linear_discriminator_is_its_squared_weight():

@@ -2,7 +2,8 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from common.training.lr_schedule import DecayBegunError, TimedLength, WarmupConstantDecay
+from common.errors import SettingsError
+from common.training.lr_schedule import TimedLength, WarmupConstantDecay
 
 
 def make_schedule(total_steps, lr=1.0, warmup_steps=5, decay_share=0.2):
@@ -49,7 +50,7 @@ def test_before_the_decay_a_run_takes_other_settings(change):
 def test_once_it_decays_the_length_is_settled(total_steps):
     first = make_schedule(40)
     rates(first, 34)
-    with pytest.raises(DecayBegunError):
+    with pytest.raises(SettingsError):
         make_schedule(total_steps).load_state_dict(first.state_dict())
 
 

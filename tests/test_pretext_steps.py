@@ -9,9 +9,9 @@ from test_pixel_denoiser import TINY, make_tiny_pixel_denoiser
 from torch import nn
 
 from common.data.phantom import draw_chest_phantom
+from common.errors import NonFiniteLossError
 from common.networks.diffusion_segmenter import take_pretrained
 from common.networks.pixel_denoiser import PixelDenoiser
-from common.training.descent import NonFiniteLossError
 from common.training.ema import ExponentialMovingAverage
 from common.training.pretext_steps import GaussianNoise, MaskedPatches, PretextStep, PretextValidation
 

@@ -13,13 +13,12 @@ from torch.utils.data import DataLoader, default_collate
 from common.data.dataset import StepBatchSampler
 from common.data.latent_store import LatentDataset
 from common.diffusion.noise_schedule import NoiseSchedule
+from common.errors import NonFiniteLossError
 from common.networks.conditioning import TokenSelection
 from common.networks.embedding_prior import EmbeddingPrior, PriorPass, start_prior
 from common.seeding import Purpose, derive_seed, seeded_normal
 from common.training.denoising_step import MeanError
-from common.training.descent import NonFiniteLossError
 from common.training.ema import ExponentialMovingAverage
-from common.training.engines import KeepBest
 from common.training.lr_schedule import WarmupConstantDecay
 from common.training.prior_step import PriorStep, PriorValidation, TokenDataset
 
@@ -62,7 +61,7 @@ def make_prior(dropout=0.0):
 
 
 def make_step(prior, uncond_prob=0.2):
-    return PriorStep(SCHEDULE, uncond_prob, ExponentialMovingAverage(prior, 0.9), 1.0, seed=0)
+    return PriorStep(SCHEDULE, uncond_prob, ExponentialMovingAverage(prior, 0.9))
 
 
 def make_engine(network, lr=0.0, iteration=1):
@@ -189,9 +188,7 @@ def make_trainer(store, folder, kill_at=None):
     train, val = (TokenDataset(LatentDataset(store, split), SELECTION, prior) for split in ("train", "val"))
     sampler = StepBatchSampler(len(train), batch_size=3, seed=0)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-2, fused=True)
-    scheduler = WarmupConstantDecay(optimizer, warmup_steps=2, total_steps=9)
     step = make_step(prior)
-    keep_best = KeepBest("val_loss", step.ema.network, str(folder / "prior.pt"))
     evaluator = SupervisedEvaluator(
         CPU,
         DataLoader(val, batch_size=2),
@@ -199,23 +196,21 @@ def make_trainer(store, folder, kill_at=None):
         iteration_update=PriorValidation(SCHEDULE, num_levels=2, seed=0),
         key_val_metric={"val_loss": MeanError()},
         decollate=False,
-        val_handlers=[keep_best],
     )
-    loader = DataLoader(train, batch_sampler=sampler)
     return killable_trainer(
         folder,
+        step,
+        kill_at,
         network=network,
-        part=prior,
         optimizer=optimizer,
-        scheduler=scheduler,
-        step=step,
+        lr_scheduler=WarmupConstantDecay(optimizer, warmup_steps=2, total_steps=9),
         sampler=sampler,
-        loader=loader,
-        evaluator=evaluator,
-        keep_best=keep_best,
+        train_data_loader=DataLoader(train, batch_sampler=sampler),
+        validator=evaluator,
+        best_metric="val_loss",
+        weights_name="prior.pt",
         max_epochs=3,
-        every=2,
-        kill_at=kill_at,
+        checkpoint_every_steps=2,
     )
 
 

@@ -25,6 +25,7 @@ from common.experiments.trials import choose_trials, read_trials
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     REPOSITORY / "README.md",
+    REPOSITORY / "docs" / "training.md",
     *sorted(REPOSITORY.glob("bundles/*/docs/README.md")),
     REPOSITORY / "bundles" / "dental_radiograph_segmentation" / "docs" / "monai_label.md",
 ]

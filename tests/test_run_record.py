@@ -24,7 +24,6 @@ sampler:
 run:
   - _target_: common.training.run_record.write_run_record
     output_dir: "@output_dir"
-    seed: "@seed"
   - "$@sampler['lr']"
 training: "%run"
 """

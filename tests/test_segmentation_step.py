@@ -4,21 +4,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ignite.metrics import ConfusionMatrix
+from ignite.metrics.confusion_matrix import mIoU
 from monai.engines import SupervisedEvaluator
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.losses import DiceCELoss
 from resuming import assert_resumes, killable_trainer, whole_run
 from test_diffusion_segmenter import make_tiny_segmenter
-from test_engines import PHANTOMS
+from test_trainer import PHANTOMS
 from torch.utils.data import DataLoader, default_collate
 
 from common.data.dataset import RadiographDataset, StepBatchSampler
+from common.errors import NonFiniteLossError
 from common.seeding import Purpose, derive_seed
-from common.training.descent import NonFiniteLossError
 from common.training.ema import ExponentialMovingAverage
-from common.training.engines import KeepBest
 from common.training.lr_schedule import WarmupConstantDecay
-from common.training.segmentation_step import LabelValueError, SegmentationStep
+from common.training.segmentation_step import LabelValueError, SegmentationStep, logits_and_labels
 
 CPU = torch.device("cpu")
 IMAGES = [item["image"][:, ::2, ::2].contiguous() for item in PHANTOMS]
@@ -39,7 +40,7 @@ def roll(image, mask, seeds):
 
 def make_step(segmenter, max_grad_norm=1.0, augmentation=None):
     ema = ExponentialMovingAverage(segmenter, 0.9)
-    return SegmentationStep(make_loss(), ema, max_grad_norm, False, seed=0, augmentation=augmentation)
+    return SegmentationStep(make_loss(), ema, max_grad_norm, False, augmentation=augmentation)
 
 
 def make_engine(network, lr=0.0, iteration=1):
@@ -109,9 +110,7 @@ def make_trainer(folder, kill_at=None):
     train = RadiographDataset(LABELLED, transform=dict)
     sampler = StepBatchSampler(len(train), batch_size=2, seed=0)
     optimizer = torch.optim.AdamW(segmenter.parameters(), 1e-2, fused=True)
-    scheduler = WarmupConstantDecay(optimizer, warmup_steps=2, total_steps=8)
     step = make_step(segmenter, augmentation=roll)
-    keep_best = KeepBest("val_loss", step.ema.network, str(folder / "model.pt"))
     metric = IgniteMetricHandler(loss_fn=make_loss(), output_transform=from_engine(["pred", "label"]))
     evaluator = SupervisedEvaluator(
         CPU,
@@ -119,23 +118,20 @@ def make_trainer(folder, kill_at=None):
         step.ema.network,
         key_val_metric={"val_loss": metric},
         decollate=False,
-        val_handlers=[keep_best],
     )
-    loader = DataLoader(train, batch_sampler=sampler)
     return killable_trainer(
         folder,
+        step,
+        kill_at,
         network=segmenter,
-        part=segmenter,
         optimizer=optimizer,
-        scheduler=scheduler,
-        step=step,
+        lr_scheduler=WarmupConstantDecay(optimizer, warmup_steps=2, total_steps=8),
         sampler=sampler,
-        loader=loader,
-        evaluator=evaluator,
-        keep_best=keep_best,
+        train_data_loader=DataLoader(train, batch_sampler=sampler),
+        validator=evaluator,
+        best_metric="val_loss",
         max_epochs=2,
-        every=3,
-        kill_at=kill_at,
+        checkpoint_every_steps=3,
     )
 
 
@@ -148,3 +144,14 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize("kill_at", [2, 6])
 def test_killed_and_resumed_equals_uninterrupted_to_the_bit(uninterrupted, tmp_path, kill_at):
     assert_resumes(lambda kill: make_trainer(tmp_path, kill), kill_at, uninterrupted)
+
+
+def test_perfect_logits_have_an_iou_of_one_and_half_right_ones_less():
+    label = torch.tensor([[[[0, 1], [2, 2]]]])
+    values = []
+    for prediction in (label, torch.tensor([[[[0, 1], [1, 2]]]])):
+        metric = mIoU(ConfusionMatrix(num_classes=3), ignore_index=0)
+        logits = torch.nn.functional.one_hot(prediction[:, 0], 3).permute(0, 3, 1, 2).bfloat16()
+        metric.update(logits_and_labels({"pred": logits, "label": label}))
+        values.append(metric.compute().item())
+    assert values == pytest.approx([1.0, 0.5])

@@ -128,7 +128,7 @@ def test_only_own_targets_change_comments_stay_and_the_bundle_goes_on_the_path_f
 @pytest.mark.parametrize(
     "text",
     [
-        "x: {_target_: common.a.B}\n",  # in one line
+        "x: {? _target_ : common.a.B}\n",  # a key that is spelled otherwise
         "initialize: [1]\nrun: []\n",
         "value: $common.a.b()\n",
         "value: $import common\n",

@@ -19,7 +19,7 @@ def labelled_radiographs(
     val_fraction: float,
     seed: int,
     report_dir: str | os.PathLike[str],
-    max_unreadable_share: float,
+    max_unreadable_share: float = 0.5,
     where: Mapping[str, Any] | None = None,
     patient_id_pattern: str | None = None,
     limit: int | None = None,

@@ -149,6 +149,16 @@ class LatentStore:
         return self.done.shape[1]
 
     @property
+    def token_dim(self) -> int:
+        """D of the encoder's tokens."""
+        return self.arrays["cls_token"].shape[-1]
+
+    @property
+    def num_registers(self) -> int:
+        """Register tokens of the encoder."""
+        return self.arrays["register_tokens"].shape[-2]
+
+    @property
     def is_complete(self) -> bool:
         """Whether every row was written."""
         return bool(self.done.all())

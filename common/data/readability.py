@@ -48,7 +48,7 @@ def readable_radiographs(
     val_fraction: float,
     seed: int,
     report_dir: str | os.PathLike[str],
-    max_unreadable_share: float,
+    max_unreadable_share: float = 0.5,
     test_fraction: float = 0.0,
     patient_id_pattern: str | None = None,
     where: Mapping[str, Any] | None = None,

@@ -11,6 +11,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..errors import SettingsError
 from ..io import read_radiograph
 
 
@@ -69,6 +70,24 @@ class ResizeCenterCropd(MapTransform):
         item = dict(data)
         for key in self.keys:
             item[key] = center_square(item[key], self.size)
+        return item
+
+
+class LoadSquared(MapTransform):
+    """Replace the path under each key by what `load_square` reads, and keep the path under `<key>_path`."""
+
+    def __init__(self, keys: Sequence[str], size: int) -> None:
+        super().__init__(keys)
+        if size < 1:
+            raise SettingsError(f"image_size: expected at least 1 px, found {size}")
+        self.size = size
+
+    def __call__(self, data: dict) -> dict:
+        """Load every key of one item."""
+        item = dict(data)
+        for key in self.keys:
+            item[f"{key}_path"] = str(item[key])
+            item[key] = load_square(item[key], self.size)
         return item
 
 

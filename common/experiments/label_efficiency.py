@@ -95,6 +95,10 @@ class FineTuning:
 
     def workflow(self, trial: Trial, run_dir: Path) -> ConfigWorkflow:
         """The bundle's train.yaml for a trial, not yet initialised."""
+        deep: dict[str, Any] = {
+            "train#trainer#checkpoint_every_steps": self.num_steps,
+            "network_def#timestep": trial.timestep,
+        }
         return ConfigWorkflow(
             config_file=f"{self.bundle_root}/configs/train.yaml",
             workflow_type="train",
@@ -106,10 +110,9 @@ class FineTuning:
             label_budget=trial.label_budget,
             budget_seed=trial.seed,
             seed=trial.seed,
-            timestep=trial.timestep,
             max_epochs=1,
             epoch_length=self.num_steps,
             val_interval=1,
-            checkpoint_every_steps=self.num_steps,
+            **deep,
             **self.overrides,
         )

@@ -96,7 +96,8 @@ def fine_tune(
         The weights file of the best round, or None if no round counted as one.
     """
     steps = chosen.max_epochs * chosen.epoch_length
-    data: dict[str, Any] = {"train#dataset#data": _with_values(train), "validate#dataset#data": _with_values(validate)}
+    deep: dict[str, Any] = {"train#dataset#data": _with_values(train), "validate#dataset#data": _with_values(validate)}
+    deep["train#trainer#checkpoint_every_steps"] = steps + 1  # nobody resumes it
     workflow = ConfigWorkflow(
         config_file=str(bundle.folder / TRAINING),
         meta_file=str(bundle.folder / METADATA),
@@ -108,8 +109,7 @@ def fine_tune(
         device=device,
         init_weights=str(weights),
         class_table=bundle.classes.name,
-        num_classes=bundle.classes.num_labels,
-        **data,
+        **deep,
         batch_size=min(chosen.batch_size, len(train)),
         max_epochs=chosen.max_epochs,
         epoch_length=chosen.epoch_length,
@@ -117,7 +117,6 @@ def fine_tune(
         warmup_steps=min(10, steps // 2),
         ema_decay=0.9,  # a short training: 0.99 would still be half the weights that it started from
         val_interval=1,
-        checkpoint_every_steps=steps + 1,  # nobody resumes it
         seed=chosen.seed,
     )
     workflow.initialize()

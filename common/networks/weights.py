@@ -206,6 +206,15 @@ def load_weights(network: Network, path: str | Path) -> Network:
     return network.eval()
 
 
+def load_described(path: str | Path, device: torch.device | str = "cpu", default: str | Path | None = None) -> Any:
+    """Build the network that weights say they are of, load them, and return it in eval mode on `device`.
+
+    Raises:
+        WeightsError: as of `described` and `load_weights`.
+    """
+    return load_weights(described(path, NETWORK, default), path).to(device)
+
+
 def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:
     """The parameters that an optimiser is to have: those that are not frozen."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from monai.engines import SupervisedTrainer
 from torch import Tensor
 from torch.optim import Optimizer
@@ -10,9 +13,9 @@ from ..amp import autocast
 from ..data.transforms import random_patches
 from ..networks.latent_codec import LatentCodec
 from ..seeding import Purpose, derive_seed, seeded_normal
-from .descent import descend
 from .ema import ExponentialMovingAverage
 from .losses import AdversarialTerm, ReconstructionLoss, kl_divergence
+from .optimizer_step import optimizer_step
 
 
 class AutoencoderStep:
@@ -22,9 +25,9 @@ class AutoencoderStep:
         reconstruction_loss: L1 and perceptual terms.
         kl_weight: of the KL divergence per latent element.
         adversarial: the adversarial term; None to go without.
-        discriminator_optimizer: of its critic; needed with `adversarial`.
+        discriminator_optimizer: of its discriminator; needed with `adversarial`.
         ema: updated after each step.
-        max_grad_norm: gradients are clipped to this norm, generator and critic each.
+        max_grad_norm: gradients are clipped to this norm, generator and discriminator each.
         amp: bfloat16 autocast where the hardware has it.
         seed: of patches and posterior noise.
         patch_size: px, the random square that a step sees of each image.
@@ -37,13 +40,13 @@ class AutoencoderStep:
         reconstruction_loss: ReconstructionLoss,
         kl_weight: float,
         ema: ExponentialMovingAverage[LatentCodec],
-        max_grad_norm: float,
-        amp: bool,
-        seed: int,
         patch_size: int,
         full_size_from_step: int,
         adversarial: AdversarialTerm | None = None,
         discriminator_optimizer: Optimizer | None = None,
+        max_grad_norm: float = 1.0,
+        amp: bool = True,
+        seed: int = 0,
     ) -> None:
         if adversarial is not None and discriminator_optimizer is None:
             raise ValueError("adversarial is given: expected a discriminator_optimizer too, found None")
@@ -80,7 +83,9 @@ class AutoencoderStep:
             if self.adversarial is not None and self.adversarial.is_active(engine.state.iteration):
                 terms["adversarial"] = self.adversarial.generator_loss(reconstruction)
         logged = {"learning_rate": float(engine.optimizer.param_groups[0]["lr"])}
-        values, norm = descend(engine.network, engine.optimizer, terms, self.max_grad_norm, engine.state.iteration)
+        values, norm = optimizer_step(
+            engine.network, engine.optimizer, terms, self.max_grad_norm, engine.state.iteration
+        )
         logged |= {**values, "grad_norm": norm}
         if self.adversarial is not None and self.adversarial.is_active(engine.state.iteration):
             logged |= self._discriminator_step(engine, reconstruction, image)
@@ -98,12 +103,22 @@ class AutoencoderStep:
 
     def _discriminator_step(self, engine: SupervisedTrainer, reconstruction: Tensor, image: Tensor) -> dict[str, float]:
         assert self.adversarial is not None and self.discriminator_optimizer is not None
-        critic = self.adversarial.discriminator
-        critic.train()
+        discriminator = self.adversarial.discriminator
+        discriminator.train()
         with autocast(image.device, self.amp):
             terms = {"discriminator": self.adversarial.discriminator_loss(reconstruction, image)}
             penalty = self.adversarial.penalty(image, engine.state.iteration)
             if penalty is not None:
                 terms["gradient_penalty"] = penalty
-        values, norm = descend(critic, self.discriminator_optimizer, terms, self.max_grad_norm, engine.state.iteration)
+        values, norm = optimizer_step(
+            discriminator, self.discriminator_optimizer, terms, self.max_grad_norm, engine.state.iteration
+        )
         return {**values, "discriminator_grad_norm": norm}
+
+
+def image_as_label(
+    batchdata: dict[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """An autoencoder's target is its input: (image, image), each [B, 1, H, W] on `device`."""
+    image = batchdata["image"].to(device=device, non_blocking=non_blocking, **kwargs)
+    return image, image

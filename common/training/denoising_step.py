@@ -1,7 +1,8 @@
-"""Training and validation of denoisers, as MONAI's `iteration_update`: of any, and of the one on cached latents."""
+"""Training and validation of denoisers, as MONAI's `iteration_update`: on cached latents, and on images."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, cast
@@ -13,13 +14,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..amp import autocast
+from ..data.augmentation import Augmentation, augmented_image
 from ..diffusion.noise_schedule import NoiseSchedule
 from ..distributed import rank
+from ..intensity import to_signed
 from ..networks.conditioning import TokenSelection
 from ..networks.latent_denoiser import LatentDenoiser
+from ..networks.pixel_denoiser import PixelDenoiser
 from ..seeding import Purpose, derive_seed, seeded_dropout, seeded_normal
-from .descent import descend_and_average
 from .ema import ExponentialMovingAverage, Network
+from .optimizer_step import step_and_average
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (noisy, timesteps) to output
 
@@ -89,11 +93,11 @@ class DiffusionStep(ABC, Generic[Network]):
     def __init__(
         self,
         schedule: NoiseSchedule,
-        min_snr_gamma: float | None,
         ema: ExponentialMovingAverage[Network],
-        max_grad_norm: float,
-        amp: bool,
-        seed: int,
+        min_snr_gamma: float | None = None,
+        max_grad_norm: float = 1.0,
+        amp: bool = True,
+        seed: int = 0,
     ) -> None:
         self.schedule = schedule
         self.min_snr_gamma = min_snr_gamma
@@ -134,7 +138,7 @@ class DiffusionStep(ABC, Generic[Network]):
             output, terms = self.split(found, batch, engine.state.iteration)
         error = (output.float() - self.schedule.target(x0, noise, timesteps)).square().flatten(1).mean(1)
         terms["loss"] = (self.schedule.loss_weight(timesteps, self.min_snr_gamma) * error).mean()
-        return descend_and_average(engine, terms, self.ema, self.max_grad_norm)
+        return step_and_average(engine, terms, self.ema, self.max_grad_norm)
 
     def _normal(self, purpose: Purpose, draws: list[int], shape: tuple[int, ...]) -> Tensor:
         if self.noise_device is not None:
@@ -152,13 +156,10 @@ class DenoisingStep(DiffusionStep[LatentDenoiser]):
         schedule: forward process and prediction type.
         selection: which tokens condition.
         uncond_prob: share of samples trained with the null context.
-        min_snr_gamma: of min-SNR weighting; None for none.
         ema: updated after each step.
-        max_grad_norm: gradients are clipped to this norm.
-        amp: bfloat16 autocast where the hardware has it.
-        seed: of everything random here.
         alignment_weight: of `alignment_loss` with the patch grid of the store, where the network projects its middle.
         alignment_steps: it counts in so many first steps (HASTE, arXiv 2505.16792: later it holds the network back).
+        **kwargs: of `DiffusionStep`.
     """
 
     def __init__(
@@ -166,15 +167,12 @@ class DenoisingStep(DiffusionStep[LatentDenoiser]):
         schedule: NoiseSchedule,
         selection: TokenSelection,
         uncond_prob: float,
-        min_snr_gamma: float | None,
         ema: ExponentialMovingAverage[LatentDenoiser],
-        max_grad_norm: float,
-        amp: bool,
-        seed: int,
         alignment_weight: float = 0.0,
-        alignment_steps: int = 0,
+        alignment_steps: float = math.inf,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(schedule, min_snr_gamma, ema, max_grad_norm, amp, seed)
+        super().__init__(schedule, ema, **kwargs)
         self.selection = selection
         self.uncond_prob = checked_share(uncond_prob)
         self.alignment_weight = alignment_weight
@@ -214,7 +212,7 @@ class DiffusionValidation(ABC):
         seed: of the noise.
     """
 
-    def __init__(self, schedule: NoiseSchedule, num_levels: int, amp: bool, seed: int) -> None:
+    def __init__(self, schedule: NoiseSchedule, num_levels: int = 4, amp: bool = True, seed: int = 0) -> None:
         self.schedule = schedule
         self.num_levels = num_levels
         self.amp = amp
@@ -247,15 +245,11 @@ class DenoisingValidation(DiffusionValidation):
     Args:
         schedule: forward process and prediction type.
         selection: which tokens condition.
-        num_levels: strata.
-        amp: bfloat16 autocast where the hardware has it.
-        seed: of the noise.
+        **kwargs: of `DiffusionValidation`.
     """
 
-    def __init__(
-        self, schedule: NoiseSchedule, selection: TokenSelection, num_levels: int, amp: bool, seed: int
-    ) -> None:
-        super().__init__(schedule, num_levels, amp, seed)
+    def __init__(self, schedule: NoiseSchedule, selection: TokenSelection, **kwargs: Any) -> None:
+        super().__init__(schedule, **kwargs)
         self.selection = selection
 
     def prepare(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> tuple[list[int], Tensor, Predict]:
@@ -267,6 +261,39 @@ class DenoisingValidation(DiffusionValidation):
             return denoiser(noisy, timesteps, denoiser.encode_tokens(tokens))
 
         return batch["index"].tolist(), batch["latents_mean"].to(engine.state.device), predict
+
+
+class ImageDenoisingStep(DiffusionStep[PixelDenoiser]):
+    """The step on images (PTDR): `batch` holds "image" [B, 1, H, W] in [0, 1] and "draw" [B].
+
+    Args:
+        schedule: forward process and prediction type.
+        ema: updated after each step.
+        augmentation: of the images, by draw; None for none.
+        **kwargs: of `DiffusionStep`.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        ema: ExponentialMovingAverage[PixelDenoiser],
+        augmentation: Augmentation | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(schedule, ema, **kwargs)
+        self.augmentation = augmentation
+
+    def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
+        """The images, augmented, in [-1, 1]."""
+        return to_signed(augmented_image(self.augmentation, batch["image"], self.seed, draws))
+
+
+class ImageDenoisingValidation(DiffusionValidation):
+    """The validation on images: `batch` holds "image" [B, 1, H, W] in [0, 1] and "draw" [B], the images' numbers."""
+
+    def prepare(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> tuple[list[int], Tensor, Predict]:
+        """The images in [-1, 1], and the network as it is."""
+        return batch["draw"].tolist(), to_signed(batch["image"].to(engine.state.device)), engine.network
 
 
 class MeanError(Average):

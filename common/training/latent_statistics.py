@@ -57,9 +57,9 @@ class LatentStatistics:
         codec: LatentCodec,
         weights_path: str,
         dataset: Dataset,
-        batch_size: int,
         num_workers: int,
         device: torch.device,
+        batch_size: int = 8,
     ) -> None:
         self.codec = codec
         self.weights_path = weights_path

@@ -60,21 +60,19 @@ class ReconstructionLoss(nn.Module):
     Args:
         perceptual: maps two images [B, 1, H, W] in [0, 1] to distances [B]; None for L1 alone.
         perceptual_weight: weight of the distance.
-        local_power: the same of local power; None goes without.
-        local_power_weight: its weight.
+        local_power_weight: weight of `LocalPower`; 0 goes without.
     """
 
     def __init__(
         self,
         perceptual: nn.Module | None,
         perceptual_weight: float,
-        local_power: LocalPower | None = None,
         local_power_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.perceptual = perceptual
         self.perceptual_weight = perceptual_weight
-        self.local_power = local_power
+        self.local_power = LocalPower() if local_power_weight > 0 else None
         self.local_power_weight = local_power_weight
 
     def terms(self, reconstruction: Tensor, image: Tensor) -> dict[str, Tensor]:
@@ -82,7 +80,7 @@ class ReconstructionLoss(nn.Module):
         terms = {"l1": (to_signed(reconstruction.float()) - to_signed(image)).abs().flatten(1).mean(1)}
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual_weight * self.perceptual(reconstruction, image).float()
-        if self.local_power is not None and self.local_power_weight > 0:
+        if self.local_power is not None:
             terms["local_power"] = self.local_power_weight * self.local_power(reconstruction.float(), image)
         return terms
 
@@ -127,15 +125,15 @@ class AdversarialTerm:
         return self.weight > 0 and step >= self.start_step
 
     def generator_loss(self, reconstruction: Tensor) -> Tensor:
-        """How far the reconstruction [B, 1, H, W] is from passing as real, weighted; no gradient to the critic."""
-        critic = getattr(self.discriminator, "module", self.discriminator)
-        critic.requires_grad_(False)
-        logits = critic(to_signed(reconstruction))[-1].float()
-        critic.requires_grad_(True)
+        """How far the reconstruction [B, 1, H, W] is from passing as real, weighted; only for the generator."""
+        discriminator = getattr(self.discriminator, "module", self.discriminator)
+        discriminator.requires_grad_(False)
+        logits = discriminator(to_signed(reconstruction))[-1].float()
+        discriminator.requires_grad_(True)
         return self.weight * self.criterion(logits, target_is_real=True, for_discriminator=False)
 
     def discriminator_loss(self, reconstruction: Tensor, image: Tensor) -> Tensor:
-        """How badly the critic tells the image from its reconstruction, both [B, 1, H, W]; no gradient to the codec."""
+        """How badly the discriminator tells image from reconstruction, both [B, 1, H, W]; only for itself."""
         both = self.discriminator(to_signed(torch.cat([reconstruction.detach().to(image), image])))[-1].float()
         fake, real = both.chunk(2)
         fake_loss = self.criterion(fake, target_is_real=False, for_discriminator=True)

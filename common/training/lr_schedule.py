@@ -10,11 +10,7 @@ from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..errors import UserError
-
-
-class DecayBegunError(UserError, ValueError):
-    """A run was given another length after its learning rate had begun to decay."""
+from ..errors import SettingsError
 
 
 class WarmupConstantDecay(LambdaLR):
@@ -29,12 +25,14 @@ class WarmupConstantDecay(LambdaLR):
         decay_share: of the steps, at the end.
 
     Raises:
-        ValueError: `decay_share` outside [0, 1].
+        SettingsError: `decay_share` outside [0, 1], or a negative warm-up.
     """
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int, decay_share: float = 0.2) -> None:
-        if not 0.0 <= decay_share <= 1.0:
-            raise ValueError(f"decay_share: expected a share in [0, 1], found {decay_share}")
+        if not 0.0 <= decay_share <= 1.0 or warmup_steps < 0:
+            raise SettingsError(
+                f"expected a decay_share in [0, 1] and warmup_steps of at least 0, found {decay_share}, {warmup_steps}"
+            )
         self.asked_warmup_steps, self.decay_share = warmup_steps, decay_share
         self.set_length(total_steps)
         super().__init__(optimizer, self.factor)
@@ -61,11 +59,11 @@ class WarmupConstantDecay(LambdaLR):
         """Continue after the steps done.
 
         Raises:
-            DecayBegunError: the decay had begun, or the new one would have, at another step.
+            SettingsError: the decay had begun, or the new one would have, at another step.
         """
         done, there = state_dict["last_epoch"], state_dict["decay_start"]
         if there != self.decay_start and done > min(there, self.decay_start):
-            raise DecayBegunError(
+            raise SettingsError(
                 f"learning rate: {done} steps are done, the decay was to begin at step {there} and now at "
                 f"{self.decay_start}; a run can be given another length only before it begins to decay"
             )

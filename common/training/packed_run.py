@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -44,8 +45,11 @@ def network_id(parser: ConfigParser) -> str:
 
 def configure(
     parser: ConfigParser, overrides: Mapping[str, Any], data: PackedData, device: torch.device, limit: int | None
-) -> None:
+) -> dict[str, Any]:
     """Put overrides, device and packed data into a config.
+
+    Returns:
+        The overrides, and what the network takes from the data: number and dimension of the tokens.
 
     Raises:
         PackedRunError: it has no such key.
@@ -54,11 +58,19 @@ def configure(
         if key.split("#")[0] not in parser:
             raise PackedRunError(f"--{key}: no such key in the config; expected one of {sorted(parser.get())}")
         parser[key] = value
+    sizes, network = {}, network_id(parser)
+    if network != "denoiser_def":
+        num_registers, token_dim = data.arrays["register_tokens"].shape[-2:]
+        num_tokens = parser.get_parsed_content("selection").num_tokens(num_registers)
+        sizes = {f"{network}#num_tokens": num_tokens, f"{network}#token_dim": token_dim}
+        parser["store"] = SimpleNamespace(num_registers=num_registers, token_dim=token_dim)
+    for key, value in sizes.items():
+        parser[key] = value
     parser["device"] = device
-    if parser["long_decay"] is None:
-        parser["long_decay"] = LONG_DECAY
+    parser["train#ema#long_decay"] = parser["train#ema"].get("long_decay", LONG_DECAY)
     if device.type == "cuda":
-        parser["use_flash_attention"] = overrides.get("use_flash_attention", True)
+        if network != "prior_def":
+            parser[f"{network}#use_flash_attention"] = overrides.get(f"{network}#use_flash_attention", True)
         torch.backends.cudnn.benchmark = True  # all batches have one shape
         torch.set_float32_matmul_precision("high")
     train_split, val_split = (PackedSplit(data, split, device, limit) for split in ("train", "val"))
@@ -66,6 +78,7 @@ def configure(
         parser["latents"] = {"train": train_split, "val": val_split}
     else:
         parser["train#dataset"], parser["validate#dataset"] = train_split, val_split
+    return {**overrides, **sizes}
 
 
 def tensors_of(dataset: PackedSplit | TokenDataset) -> dict[str, Tensor]:
@@ -92,7 +105,7 @@ class PackedRun:
         self.validation = get("validate#step")
         held_out = tensors_of(get("validate#dataset"))
         numbers = [(number, number) for number in range(len(next(iter(held_out.values()))))]
-        size = parser["val_batch_size"]
+        size = parser["validate#dataloader#batch_size"]
         chunks = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         self.held_out = list(TensorBatches(held_out, chunks))
         self.batch_size = parser["batch_size"]

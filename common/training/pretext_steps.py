@@ -18,8 +18,8 @@ from ..distributed import rank
 from ..intensity import to_signed
 from ..networks.pixel_denoiser import PixelDenoiser
 from ..seeding import Purpose, derive_seed, seeded_dropout, seeded_normal
-from .descent import descend_and_average
 from .ema import ExponentialMovingAverage
+from .optimizer_step import step_and_average
 
 
 class Pretext(ABC):
@@ -138,9 +138,9 @@ class PretextStep:
         pretext: Pretext,
         timestep: int,
         ema: ExponentialMovingAverage[PixelDenoiser],
-        max_grad_norm: float,
-        amp: bool,
-        seed: int,
+        max_grad_norm: float = 1.0,
+        amp: bool = False,
+        seed: int = 0,
         augmentation: Augmentation | None = None,
     ) -> None:
         self.pretext = pretext
@@ -166,7 +166,7 @@ class PretextStep:
         with dropout, autocast(device, self.amp):
             restored = restore(engine.network, corrupted, self.timestep)
         loss = self.pretext.errors(restored, image, counts).mean()
-        return descend_and_average(engine, {"loss": loss}, self.ema, self.max_grad_norm)
+        return step_and_average(engine, {"loss": loss}, self.ema, self.max_grad_norm)
 
 
 class PretextValidation:

@@ -58,10 +58,10 @@ class PriorStep(DiffusionStep[EmbeddingPrior]):
         schedule: NoiseSchedule,
         uncond_prob: float,
         ema: ExponentialMovingAverage[EmbeddingPrior],
-        max_grad_norm: float,
-        seed: int,
+        max_grad_norm: float = 1.0,
+        seed: int = 0,
     ) -> None:
-        super().__init__(schedule, None, ema, max_grad_norm, False, seed)
+        super().__init__(schedule, ema, max_grad_norm=max_grad_norm, amp=False, seed=seed)
         self.uncond_prob = checked_share(uncond_prob)
 
     def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
@@ -84,7 +84,7 @@ class PriorValidation(DiffusionValidation):
         seed: of the noise.
     """
 
-    def __init__(self, schedule: NoiseSchedule, num_levels: int, seed: int) -> None:
+    def __init__(self, schedule: NoiseSchedule, num_levels: int = 4, seed: int = 0) -> None:
         super().__init__(schedule, num_levels, False, seed)
 
     def prepare(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> tuple[list[int], Tensor, Predict]:

@@ -14,17 +14,26 @@ import yaml
 from monai.bundle import ConfigWorkflow
 
 from .. import __version__
-from ..config_graph import find_workflow
+from ..config_graph import find_workflow, iter_items
 from ..distributed import is_rank_zero, world_size
 from ..files import atomic_path
+from ..fingerprint import json_sha256
 from ..provenance import command_line, git_state
 
 RECORD_NAME = "run_record.json"
 CONFIG_STEM = "resolved_config"
+HARMLESS = frozenset(
+    {"bundle_root", "dataset_dir", "output_dir", "cache_dir", "report_dir", "device", "compile", "use_flash_attention"}
+    | {"num_workers", "cache_num_workers", "cache_batch_size", "in_memory", "max_unreadable_share"}
+    | {"max_epochs", "epoch_length", "checkpoint_every_steps", "milestone_every_steps", "val_interval"}
+    | {"val_batch_size", "val_levels", "validate", "initialize", "run", "training", "finalize", "_meta_"}
+)
+"""Top-level keys that may differ where a run is resumed: where things are, how far and how fast it goes, and what it
+shows. All others make another run, and so do other data."""
 
 
-def write_run_record(output_dir: str, seed: int | None = None) -> None:
-    """Add this run to `<output_dir>/run_record.json` and its config as `resolved_config.yaml`; for the run list.
+def write_run_record(output_dir: str) -> None:
+    """Add this run to `<output_dir>/run_record.json` and its config as `resolved_config.yaml`.
 
     A resumed run appends to the record. Its config gets a file of its own (`resolved_config_2.yaml`) when it differs
     from all those already there, so the first one always stands. Only rank 0 writes, and a file is either the old or
@@ -32,7 +41,6 @@ def write_run_record(output_dir: str, seed: int | None = None) -> None:
 
     Args:
         output_dir: where the checkpoints of this run go; made if need be.
-        seed: the seed of this run; None when it has none.
 
     Raises:
         ValueError: when the record there is not one of ours.
@@ -43,13 +51,13 @@ def write_run_record(output_dir: str, seed: int | None = None) -> None:
     folder = Path(output_dir)
     record_path = folder / RECORD_NAME
     runs = _previous_runs(record_path)
-    entry = describe_run(workflow, seed)
+    entry = describe_run(workflow)
     entry["resolved_config"] = _write_config(folder, workflow)
     with atomic_path(record_path) as temporary:
         temporary.write_text(json.dumps({"runs": [*runs, entry]}, indent=2) + "\n", encoding="utf-8")
 
 
-def describe_run(workflow: ConfigWorkflow, seed: int | None) -> dict[str, Any]:
+def describe_run(workflow: ConfigWorkflow) -> dict[str, Any]:
     """One entry of the record, in plain JSON types."""
     meta = workflow.parser.get("_meta_") or {}
     return {
@@ -58,7 +66,7 @@ def describe_run(workflow: ConfigWorkflow, seed: int | None) -> dict[str, Any]:
         "run_id": workflow.run_id,
         "bundle_version": meta.get("version"),
         "command": command_line(),
-        "seed": seed,
+        "seed": workflow.parser.get("seed", None),
         "common_version": __version__,
         "git": git_state(),
         "python": platform.python_version(),
@@ -69,6 +77,43 @@ def describe_run(workflow: ConfigWorkflow, seed: int | None) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "packages": _package_versions(),
     }
+
+
+def run_settings(loader: Any) -> dict[str, Any]:
+    """What makes a training this run and no other: every number of its config but `HARMLESS` ones, and its data.
+
+    Args:
+        loader: of the training data; the data list counts by the names of files, so that a folder may move.
+    """
+    workflow = find_workflow()
+    config: dict[str, Any] = {} if workflow is None else dict(workflow.parser.get())
+    settings = {
+        config_id: value
+        for config_id, value in iter_items({key: value for key, value in config.items() if key not in HARMLESS})
+        if not isinstance(value, (dict, list)) and not _names_harmless(config_id)
+    }
+    plain = {key: _without_place(_plain(value)) for key, value in settings.items()}
+    return {**plain, "data": data_digest(loader.dataset)}
+
+
+def data_digest(dataset: Any) -> str:
+    """A digest of a data set's list: file names with their folder, splits, masks and labels, in order."""
+    data = getattr(dataset, "dataset", dataset)
+    items = getattr(getattr(data, "data", None), "items", getattr(data, "data", None))
+    rows = items if isinstance(items, list) else [len(dataset)]
+    return json_sha256([_item_text(row) for row in rows])
+
+
+def _item_text(item: Any) -> str:
+    if not isinstance(item, dict):
+        return str(item)
+    return json.dumps(
+        {key: _without_place(value) for key, value in item.items() if isinstance(value, (str, int, float))}
+    )
+
+
+def _names_harmless(config_id: str) -> bool:
+    return config_id.split("::")[-1] in HARMLESS
 
 
 def _package_versions() -> dict[str, str]:
@@ -113,3 +158,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if value is None or type(value) in (bool, int, float, str) else str(value)
+
+
+def _without_place(value: Any) -> Any:
+    """A path as the name of its file and folder: what was moved is the same."""
+    is_path = isinstance(value, str) and "/" in value and not value.startswith("$")
+    return "/".join(Path(value).parts[-2:]) if is_path else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
@@ -13,8 +14,8 @@ from ..distributed import rank
 from ..errors import UserError
 from ..networks.diffusion_segmenter import DiffusionSegmenter
 from ..seeding import Purpose, seeded_dropout
-from .descent import descend_and_average
 from .ema import ExponentialMovingAverage
+from .optimizer_step import step_and_average
 
 
 class LabelValueError(UserError, ValueError):
@@ -38,9 +39,9 @@ class SegmentationStep:
         self,
         loss_function: nn.Module,
         ema: ExponentialMovingAverage[DiffusionSegmenter],
-        max_grad_norm: float,
-        amp: bool,
-        seed: int,
+        max_grad_norm: float = 1.0,
+        amp: bool = True,
+        seed: int = 0,
         augmentation: Augmentation | None = None,
     ) -> None:
         self.loss_function = loss_function
@@ -68,7 +69,7 @@ class SegmentationStep:
         with dropout, autocast(device, self.amp):
             logits = engine.network(image)
         loss = self.loss_function(logits.float(), label)
-        return descend_and_average(engine, {"loss": loss}, self.ema, self.max_grad_norm)
+        return step_and_average(engine, {"loss": loss}, self.ema, self.max_grad_norm)
 
 
 def check_label_values(label: Tensor, num_classes: int) -> None:
@@ -83,3 +84,8 @@ def check_label_values(label: Tensor, num_classes: int) -> None:
             f"label: expected values 0 to {num_classes - 1}, found {low:g} to {high:g}; choose the class table that "
             "the masks were drawn with, or group its classes"
         )
+
+
+def logits_and_labels(output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What ignite's ConfusionMatrix takes: logits [B, K, H, W] and labels [B, H, W] of an evaluator's output."""
+    return output["pred"].as_subclass(torch.Tensor).float(), output["label"].as_subclass(torch.Tensor)[:, 0].long()

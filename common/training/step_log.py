@@ -12,10 +12,16 @@ from ignite.engine import Engine, Events
 
 from ..distributed import is_rank_zero
 from ..files import atomic_path
-from .handlers import scalars
 
 LOG_NAME = "log.jsonl"
 Line = dict[str, Any]
+
+
+def scalars(output: Any) -> dict[str, float]:
+    """The loss terms and norms in a step's output: everything that is a float."""
+    return (
+        {name: value for name, value in output.items() if isinstance(value, float)} if isinstance(output, dict) else {}
+    )
 
 
 class StepLog:
@@ -63,8 +69,7 @@ class StepLog:
         self.since = time.perf_counter()
 
     def _end_step(self, trainer: Engine) -> None:
-        output = trainer.state.output
-        found: dict[str, float] = scalars(output) if isinstance(output, dict) else {}
+        found = scalars(trainer.state.output)
         for name, value in {"steps": 1.0, "seconds": time.perf_counter() - self.since, **found}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         if trainer.state.iteration % self.every_steps == 0:

@@ -1,61 +1,23 @@
-"""What a denoiser can draw by now: a grid of samples after each validation."""
+"""Samples of a diffusion model as it is by now, after each validation."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from pathlib import Path
-
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from ..data.latent_store import LatentDataset
 from ..diffusion.image_sampler import ImageSampler
 from ..diffusion.pixel_image_sampler import PixelImageSampler
-from ..distributed import is_rank_zero
-from ..io.contact_sheet import contact_sheet_array, save_contact_sheet
 from ..networks.conditioning import TokenSelection
 from ..seeding import Purpose, derive_seed
+from .grids import Grid
 
 TITLES = ["source (decoded)", "sample 1", "sample 2", "sample 3"]
 COLUMNS = 4  # of unconditional samples
 
 
-class _Grid(ABC):
-    """Handler of the evaluator: rows of images, as a PNG and to TensorBoard.
-
-    Args:
-        output_dir: of the PNGs, samples_epoch_NNN.png.
-        log_dir: of the TensorBoard events.
-        titles: of the columns; None for none.
-    """
-
-    def __init__(self, output_dir: str, log_dir: str, titles: list[str] | None) -> None:
-        self.output_dir = Path(output_dir)
-        self.log_dir = log_dir
-        self.titles = titles
-
-    def attach(self, engine: Engine) -> None:
-        """Draw at the end of each validation."""
-        if is_rank_zero():
-            engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Draw the grid."""
-        rows = self._rows()
-        epoch = engine.state.epoch
-        save_contact_sheet(rows, self.output_dir / f"samples_epoch_{epoch:03d}.png", self.titles)
-        with SummaryWriter(self.log_dir) as writer:
-            sheet = contact_sheet_array(rows, self.titles)
-            writer.add_image("validation/samples", sheet, epoch, dataformats="HW")
-
-    @abstractmethod
-    def _rows(self) -> list[list[Tensor]]:
-        """Images [1, H, W] in [0, 1]."""
-
-
-class SampleGrid(_Grid):
+class SampleGrid(Grid):
     """Handler of the evaluator: samples for fixed held-out sources, as a PNG and to TensorBoard.
 
     Args:
@@ -63,7 +25,6 @@ class SampleGrid(_Grid):
         selection: which tokens condition.
         dataset: of the sources.
         output_dir: of the PNGs, samples_epoch_NNN.png.
-        log_dir: of the TensorBoard events.
         num_sources: rows.
         seed: of the samples, the same at every validation.
     """
@@ -74,11 +35,10 @@ class SampleGrid(_Grid):
         selection: TokenSelection,
         dataset: LatentDataset,
         output_dir: str,
-        log_dir: str,
         num_sources: int,
         seed: int,
     ) -> None:
-        super().__init__(output_dir, log_dir, TITLES)
+        super().__init__(output_dir, TITLES, "samples")
         self.sampler = sampler
         self.selection = selection
         self.seed = seed
@@ -96,19 +56,18 @@ class SampleGrid(_Grid):
         return [[decoded[i], *samples[i * columns : (i + 1) * columns]] for i in range(len(tokens))]
 
 
-class UnconditionalSampleGrid(_Grid):
+class UnconditionalSampleGrid(Grid):
     """Handler of the evaluator: samples from noise alone, as a PNG and to TensorBoard.
 
     Args:
         sampler: of the averaged weights.
         output_dir: of the PNGs, samples_epoch_NNN.png.
-        log_dir: of the TensorBoard events.
         num_images: samples, drawn in one batch; 0 draws no grid.
         seed: of the samples, the same at every validation.
     """
 
-    def __init__(self, sampler: PixelImageSampler, output_dir: str, log_dir: str, num_images: int, seed: int) -> None:
-        super().__init__(output_dir, log_dir, None)
+    def __init__(self, sampler: PixelImageSampler, output_dir: str, num_images: int, seed: int) -> None:
+        super().__init__(output_dir, None, "samples")
         self.sampler = sampler
         self.num_images = num_images
         self.seed = seed

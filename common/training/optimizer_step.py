@@ -9,15 +9,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from ..errors import UserError
+from ..errors import NonFiniteLossError, SettingsError
 from .ema import ExponentialMovingAverage
 
 
-class NonFiniteLossError(UserError, FloatingPointError):
-    """A loss or gradient stopped being finite; the weights were left as they were before the step."""
-
-
-def descend(
+def optimizer_step(
     network: nn.Module, optimizer: Optimizer, terms: dict[str, Tensor], max_grad_norm: float, step: int
 ) -> tuple[dict[str, float], float]:
     """Backpropagate the sum of `terms`, clip, and step.
@@ -35,6 +31,8 @@ def descend(
     Raises:
         NonFiniteLossError: names the step and the terms.
     """
+    if not max_grad_norm > 0:
+        raise SettingsError(f"max_grad_norm: expected a positive number, found {max_grad_norm}")
     loss = sum(terms.values(), start=next(iter(terms.values())).new_zeros(()))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -49,10 +47,10 @@ def descend(
     return logged, grad_norm.item()
 
 
-def descend_and_average(
+def step_and_average(
     engine: SupervisedTrainer, terms: dict[str, Tensor], ema: ExponentialMovingAverage[Any], max_grad_norm: float
 ) -> dict[str, float]:
-    """Do what ends every step of one network: descend, then update the average.
+    """Do what ends every step of one network: optimizer_step, then update the average.
 
     Args:
         engine: with the network and its optimiser.
@@ -67,6 +65,6 @@ def descend_and_average(
         NonFiniteLossError: names the step; neither weights nor average have changed.
     """
     learning_rate = float(engine.optimizer.param_groups[0]["lr"])
-    logged, grad_norm = descend(engine.network, engine.optimizer, terms, max_grad_norm, engine.state.iteration)
+    logged, grad_norm = optimizer_step(engine.network, engine.optimizer, terms, max_grad_norm, engine.state.iteration)
     ema.update()
     return {**logged, "grad_norm": grad_norm, "learning_rate": learning_rate}

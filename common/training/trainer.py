@@ -1,0 +1,309 @@
+"""The trainer of every workflow: checkpoints and resuming, averages and best weights, progress, log and record.
+
+A train.yaml names networks, data, step and numbers; all that a run needs besides is attached here.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from ignite.engine import Events
+from monai.engines import Evaluator, SupervisedTrainer
+from monai.handlers import CheckpointLoader
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ..data.dataset import StepBatchSampler
+from ..distributed import is_rank_zero, wait_for_all
+from ..errors import RunError, SettingsError
+from ..networks.weights import save_weights
+from .checkpoint import Stateful, TrainingCheckpoint
+from .run_record import run_settings, write_run_record
+from .step_log import StepLog, scalars
+
+STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # the exit code that shells and schedulers expect
+QUIET_SECONDS = 60.0  # between two lines of progress where nobody watches
+SHOWN_TERMS = 2  # loss terms in the bar, which is to fit 80 columns
+TENSORBOARD_STEPS = 10
+
+_logger = logging.getLogger(__name__)
+
+
+class Trainer(SupervisedTrainer):
+    """SupervisedTrainer that resumes by itself: the same command again continues where the last checkpoint was.
+
+    A checkpoint is written after every round (after its validation), every `checkpoint_every_steps`, and on SIGTERM,
+    with which schedulers announce the end; the process then exits with code 143. As order, augmentation and noise are
+    functions of the step, the resumed run equals the uninterrupted one. A run is resumed only with the settings and
+    the data that began it, see `run_settings`. With a CheckpointLoader among its handlers, as MONAI Label adds one, it
+    starts from what that loads instead.
+
+    Beside the checkpoint lie the weights (`weights_name`, of the average; the best by `best_metric`, or the last),
+    log.jsonl, TensorBoard events, run_record.json, and milestones.
+
+    Args:
+        output_dir: of all that, one folder is one run; locked while it trains.
+        lr_scheduler: stepped after every step.
+        sampler: told at which step to go on.
+        validator: run every `val_interval` rounds and after the last one; its network is the average.
+        states: further objects to keep in checkpoints, such as a discriminator and its optimizer.
+        best_metric: of the validator, by which the weights are kept; None keeps the last ones.
+        higher_is_better: as of an IoU; else lower is, as of a loss.
+        parts: what the description of the weights holds beside the network, see `save_weights`.
+        weights_name: of the file.
+        val_interval: rounds between validations.
+        checkpoint_every_steps: a kill loses at most so many steps.
+        milestone_every_steps: weights of both averages of every so many steps are kept; 0 keeps none.
+        iteration_update: the step, with its average `ema`.
+        **kwargs: of `monai.engines.SupervisedTrainer`.
+
+    Raises:
+        SettingsError: numbers out of range, or a device that is not there.
+    """
+
+    def __init__(
+        self,
+        *,
+        output_dir: str,
+        lr_scheduler: LRScheduler,
+        sampler: StepBatchSampler,
+        validator: Evaluator,
+        iteration_update: Any,
+        states: Mapping[str, Stateful] | None = None,
+        best_metric: str | None = None,
+        higher_is_better: bool = False,
+        parts: Mapping[str, Any] | None = None,
+        weights_name: str = "model.pt",
+        val_interval: int = 1,
+        checkpoint_every_steps: int = 200,
+        milestone_every_steps: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        counts = {"val_interval": val_interval, "checkpoint_every_steps": checkpoint_every_steps}
+        check_numbers(max_epochs=kwargs["max_epochs"], **counts)
+        check_device(kwargs["device"])
+        super().__init__(iteration_update=iteration_update, **kwargs)
+        self.folder = Path(output_dir)
+        self.lr_scheduler, self.sampler, self.validator = lr_scheduler, sampler, validator
+        self.ema = iteration_update.ema
+        self.best_metric, self.sign = best_metric, -1.0 if higher_is_better else 1.0
+        self.best = {"value": self.sign * float("inf"), "step": 0.0}
+        self.parts, self.weights_path = parts, self.folder / weights_name
+        self.val_interval, self.milestone_every_steps = val_interval, milestone_every_steps
+        self.starts_anew = any(isinstance(one, CheckpointLoader) for one in kwargs.get("train_handlers") or ())
+        objects = {"network": self.network, "optimizer": self.optimizer, "lr_scheduler": lr_scheduler, "ema": self.ema}
+        self.checkpoint = TrainingCheckpoint(self.folder / "checkpoint_last.pt", {**objects, **(states or {})})
+        self.log = StepLog(self.folder)
+        self.is_stopping = False
+        self.bar: tqdm | None = None
+        self.writer: SummaryWriter | None = None
+        for engine in (self, validator):
+            engine.logger.setLevel(logging.WARNING)  # ignite tells of every run, "resuming from iteration 0"
+        self._attach(checkpoint_every_steps)
+
+    def _attach(self, checkpoint_every_steps: int) -> None:
+        self.log.attach(self, self.validator)
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._end_step)
+        self.add_event_handler(Events.ITERATION_COMPLETED(every=checkpoint_every_steps), self._save_within_round)
+        if self.milestone_every_steps:
+            self.add_event_handler(Events.ITERATION_COMPLETED(every=self.milestone_every_steps), self._keep_milestone)
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._end_round)
+        self.validator.add_event_handler(Events.COMPLETED, self._end_validation)
+
+    def run(self) -> None:  # type: ignore[override]
+        """Train to `max_epochs`, from the checkpoint if there is one; do nothing if that is already reached.
+
+        Raises:
+            RunError: another process trains in this folder.
+            CheckpointMismatchError: the checkpoint there is of another run.
+            SystemExit: with code 143, after SIGTERM.
+        """
+        with self._locked(), self._asked_by_sigterm():
+            self.checkpoint.settings = run_settings(self.data_loader)
+            self._resume()
+            if self.state.epoch >= self.state.max_epochs:
+                _logger.info("already trained for %d rounds: nothing to do", self.state.epoch)
+                return
+            write_run_record(str(self.folder))
+            self._train()
+
+    def _resume(self) -> None:
+        if not self.checkpoint.exists() or self.starts_anew:
+            return
+        progress = self.checkpoint.load(self.state.device)
+        self.state.iteration = progress["iteration"]
+        self.state.epoch = progress["iteration"] // self.state.epoch_length
+        self.sampler.start_step = progress["iteration"]
+        self.log.load_state_dict(progress.get("log", {}))
+        self.best = progress["best"]
+        if is_rank_zero():
+            _logger.info("resuming from %s at step %d", self.checkpoint.path, self.state.iteration)
+        if progress["round_is_open"]:
+            self.fire_event(Events.EPOCH_COMPLETED)  # stopped between a round's last step and its validation
+
+    def _train(self) -> None:
+        began, first = time.monotonic(), self.state.iteration
+        total = self.state.max_epochs * self.state.epoch_length
+        quiet = not sys.stderr.isatty()
+        if is_rank_zero():
+            self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=first or None)
+            self.bar = tqdm(
+                total=total,
+                initial=first,
+                desc="training",
+                unit="step",
+                ncols=None if quiet else 80,
+                mininterval=QUIET_SECONDS if quiet else 1.0,
+            )
+        try:
+            super().run()
+        except KeyboardInterrupt:
+            _logger.warning(
+                "stopped at step %d; the same command resumes from the last checkpoint", self.state.iteration
+            )
+            raise
+        finally:
+            if self.bar is not None and self.writer is not None:
+                self.bar.close()
+                self.writer.close()
+        wait_for_all()
+        if self.is_stopping:
+            _logger.warning("SIGTERM: saved at step %d; the same command resumes there", self.state.iteration)
+            raise SystemExit(STOPPED_BY_SIGTERM)
+        if is_rank_zero():
+            minutes = (time.monotonic() - began) / 60
+            _logger.info(
+                "trained %d steps in %.1f min; weights: %s, to be given as --weights_path",
+                *(self.state.iteration - first, minutes, self.weights_path),
+            )
+
+    # ---- steps, rounds, validations ----------------------------------------------------------------------------------
+
+    def _end_step(self) -> None:
+        self.lr_scheduler.step()
+        terms = scalars(self.state.output)
+        if self.writer is not None and self.state.iteration % TENSORBOARD_STEPS == 0:
+            for name, value in terms.items():
+                self.writer.add_scalar(f"train/{name}", value, self.state.iteration)
+        if self.bar is not None:
+            self.bar.set_postfix_str(
+                ", ".join(f"{name} {value:.3f}" for name, value in list(terms.items())[:SHOWN_TERMS]), refresh=False
+            )
+            self.bar.update()
+
+    def _end_round(self) -> None:
+        if self.state.epoch % self.val_interval == 0 or self.state.epoch == self.state.max_epochs:
+            self.validator.tensorboard = self.writer  # type: ignore[attr-defined]  # for handlers that draw
+            self.validator.run(self.state.epoch)
+        self._save(False)
+
+    def _end_validation(self) -> None:
+        metrics = {name: float(value) for name, value in self.validator.state.metrics.items()}
+        step = self.state.iteration
+        if is_rank_zero():
+            _logger.info("validation at step %d: %s", step, ", ".join(f"{k} {v:.5g}" for k, v in metrics.items()))
+        if self.writer is not None:
+            for name, value in metrics.items():
+                self.writer.add_scalar(f"val/{name}", value, step)
+        if self.best_metric is not None:
+            value = metrics[self.best_metric]
+            if not self.sign * value < self.sign * self.best["value"]:
+                return
+            self.best = {"value": value, "step": float(step)}
+        if is_rank_zero():
+            save_weights(self.ema.network, self.weights_path, self.parts)
+
+    def _keep_milestone(self) -> None:
+        for name, network in (("ema", self.ema.network), ("long_ema", self.ema.long_network)):
+            if network is not None and is_rank_zero():
+                path = self.folder / "milestones" / f"step_{self.state.iteration:06d}_{name}.pt"
+                save_weights(network, path, self.parts, half=True)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _save_within_round(self) -> None:
+        # At a round's last step the checkpoint must wait for the validation that follows, or resuming would skip it.
+        if self.state.iteration % self.state.epoch_length:
+            self._save(False)
+
+    def _stop_if_asked(self) -> None:
+        if self.is_stopping:
+            self._save(self.state.iteration % self.state.epoch_length == 0)
+            self.terminate()
+
+    def _save(self, round_is_open: bool) -> None:
+        progress = {"iteration": self.state.iteration, "round_is_open": round_is_open}
+        self.checkpoint.save({**progress, "log": self.log.state_dict(), "best": self.best})
+
+    @contextmanager
+    def _asked_by_sigterm(self) -> Iterator[None]:
+        """Let SIGTERM ask for a stop, where a handler can be set: in the main thread."""
+
+        def ask(number: int, frame: object) -> None:
+            self.is_stopping = True
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        if not is_rank_zero():
+            yield
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / ".lock")
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"{self.folder}: another process trains there; wait, or give another output_dir") from None
+        except OSError as error:
+            raise SettingsError(
+                f"output_dir {self.folder}: {error.strerror or error}; expected a folder to write to"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def check_numbers(**counts: int) -> None:
+    """Refuse counts below 1, before any work.
+
+    Raises:
+        SettingsError: names the setting.
+    """
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise SettingsError(f"{name}: expected a whole number of at least 1, found {count!r}")
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device, if it is there.
+
+    Raises:
+        SettingsError: no such device.
+    """
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"device: found {device}, which is not there ({str(error).splitlines()[0]})") from None
+    return chosen
