@@ -63,7 +63,7 @@ def test_a_damaged_mask_is_skipped_and_reported_and_an_image_without_mask_left_o
     assert [item["image"] for item in listed(tmp_path)] == [str(image) for image in images[2:4]]
     with open(tmp_path / "report" / "skipped.csv") as stream:
         (row,) = csv.DictReader(stream)
-    assert row["image"].endswith(f"masks/{images[0].name}") and row["expected"] == "a mask"
+    assert row["image"].endswith(f"masks/{images[0].name}") and row["expected"].startswith("a mask")
 
 
 def test_a_folder_without_masks_is_told_so(tmp_path):

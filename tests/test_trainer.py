@@ -241,5 +241,9 @@ def test_with_monais_loader_a_run_starts_from_what_that_loads(tmp_path):
 def test_ctrl_c_passes_through(tmp_path):
     trainer, _ = make_trainer(tmp_path)
     trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -53,8 +53,12 @@ def is_radiograph_file(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def detect_format(path: Path) -> Format:
+def detect_format(path: Path, expected: str = EXPECTED_IMAGE) -> Format:
     """Say which of the supported formats the content is; the first bytes are read.
+
+    Args:
+        path: of the file.
+        expected: what a refusal says was wanted.
 
     Raises:
         RefusalError: the file is missing, a directory, empty, too large, or of another format.
@@ -71,7 +75,7 @@ def detect_format(path: Path) -> Format:
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if not head:
-        raise RefusalError("an empty file (0 bytes)", EXPECTED_IMAGE, "Copy or export the image again.")
+        raise RefusalError("an empty file (0 bytes)", expected, "Copy or export the image again.")
     # DICM first: the 128 bytes before it may hold the start of a TIFF (a dual-personality file).
     if head[128:132] == b"DICM":
         return "dicom"
@@ -83,7 +87,7 @@ def detect_format(path: Path) -> Format:
         return "nifti.gz"
     if _starts_like_bare_dicom(head):
         return "dicom"
-    raise RefusalError(_describe(head), EXPECTED_IMAGE, "Export the image in one of these formats.")
+    raise RefusalError(_describe(head), expected, "Export the image in one of these formats.")
 
 
 def _is_nifti_header(head: bytes) -> bool:

@@ -47,7 +47,7 @@ def read_mask(path: str | os.PathLike[str]) -> NDArray[np.int64]:
     """
     path = Path(path)
     try:
-        kind = detect_format(path)
+        kind = detect_format(path, _EXPECTED)
         if kind == "dicom":
             raise RefusalError("a DICOM file", _EXPECTED, "Convert the segmentation to PNG or NIfTI.")
         return _read_png(path) if kind == "raster" else _read_nifti(path)
