@@ -119,8 +119,8 @@ def train(
         val_every_steps: steps between validations.
         max_mebibytes: of the weights in half precision; a larger network is refused before it is trained.
         device: torch's name of it; None takes the accelerator, where there is one.
-        **overrides: of the config, such as --batch_size 256 or --network_def#num_res_blocks 2; --compile True goes on
-            without if it fails.
+        **overrides: of the config, such as --batch_size 256 or --network_def#num_res_blocks 2;
+            --train#denoising_pass#is_compiled True goes on without if it fails.
     """
     started = time.perf_counter()
     folder = Path(output_dir)

@@ -15,7 +15,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from common.command_line import run_command
-from common.data.datalists import DatasetError, radiograph_items
+from common.data.datalists import radiograph_items
+from common.errors import DatasetError
 from common.evaluation.image_features import ImageFeatures, build_extractor
 from common.evaluation.image_quality import ImageQuality, markdown_table
 from common.files import atomic_path

@@ -16,8 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 from common.command_line import run_command
-from common.data.datalist_sources import MANIFEST_NAME, DatasetError, folder_rows, manifest_rows
-from common.errors import SettingsError, UserError
+from common.data.datalist_sources import MANIFEST_NAME, folder_rows, manifest_rows
+from common.errors import DatasetError, SettingsError, UserError
 from common.files import atomic_path, result_name
 from common.io import read_radiograph
 from common.io.dicom_dx import DxSettings, dx_dataset, write_dx

@@ -23,10 +23,11 @@ import yaml
 from common.command_line import run_command
 from common.data.datalist_sources import MANIFEST_NAME
 from common.data.datalists import radiograph_items
+from common.errors import RunError
 from common.files import atomic_path, read_json, write_json
 from common.fingerprint import file_sha256, json_sha256
 from common.training.shipping import loss_curve, set_defaults, ship_weights
-from common.training.stages import DONE, PASSIVE_THREADS, Chain, StageError, hours_to_go, lower_priority
+from common.training.stages import DONE, PASSIVE_THREADS, Chain, hours_to_go, lower_priority
 from common.training.step_log import LOG_NAME, read_log
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -98,7 +99,7 @@ def run(
     wanted = [only] if isinstance(only, str) else list(only or made.stages)
     unknown = set(wanted) - set(made.stages)
     if unknown:
-        raise StageError(f"only: found {sorted(unknown)}; the stages are {list(made.stages)}")
+        raise RunError(f"only: found {sorted(unknown)}; the stages are {list(made.stages)}")
     deadline = None if hours is None else time.monotonic() + 3600 * hours
     with made.locked():
         for name in made.stages:
@@ -154,9 +155,9 @@ def ship(
     wanted = [only] if isinstance(only, str) else list(only or made.trainings)
     for name in wanted:
         if name not in made.trainings:
-            raise StageError(f"only: found {name}; the trainings of this chain are {made.trainings}")
+            raise RunError(f"only: found {name}; the trainings of this chain are {made.trainings}")
         if milestone is None and made.status(name) != DONE:
-            raise StageError(f"stage {name} is {made.status(name)}; finish it, or name a milestone of it")
+            raise RunError(f"stage {name} is {made.status(name)}; finish it, or name a milestone of it")
         weights = made.weights(name) if milestone is None else made.run_folder(name) / milestone
         record = training_record(made, name, weights)
         for bundle_name, target in made.stages[name].ships.items():
@@ -224,15 +225,17 @@ def open_chain(
     """The chain of a recipe's name or path.
 
     Raises:
-        StageError: there is no such recipe.
+        RunError: there is no such recipe.
     """
-    if from_scratch is None and not str(chain).endswith((".yaml", ".yml")):
-        from_scratch = len(radiograph_items(dataset_dir, "all", 0.0, 0)) >= FEW_IMAGES
     path = Path(chain) if str(chain).endswith((".yaml", ".yml")) else RECIPES / f"{chain}.yaml"
-    if from_scratch:
-        path = path.with_name(f"{path.stem}_from_scratch.yaml")
+    scratch = path.with_name(f"{path.stem}_from_scratch.yaml")  # none where the recipe begins from nothing anyway
+    if from_scratch is None and scratch.is_file():
+        from_scratch = len(radiograph_items(dataset_dir, "all", 0.0, 0)) >= FEW_IMAGES
+    if from_scratch and not scratch.is_file():
+        raise RunError(f"from_scratch: found no {scratch.name} beside {path.name}; leave it out")
+    path = scratch if from_scratch else path
     if not path.is_file():
-        raise StageError(f"chain: found {chain}; expected the path of a recipe, or one of {_recipes()}")
+        raise RunError(f"chain: found {chain}; expected the path of a recipe, or one of {_recipes()}")
     return Chain(path, dataset_dir, work_dir, REPOSITORY, steps)
 
 
@@ -246,7 +249,7 @@ def measured(made: Chain, name: str) -> list[dict[str, Any]]:
         known = {key: value for key, value in short.items() if key in _settings(command)}
         try:
             words = made.command(name, command, REPOSITORY, **known)
-        except StageError:
+        except RunError:
             return []
         environment = {**os.environ, **PASSIVE_THREADS, "PYTHONPATH": str(REPOSITORY)}
         folder.mkdir(parents=True, exist_ok=True)

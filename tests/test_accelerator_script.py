@@ -15,10 +15,11 @@ from script_module import SCRIPTS, load_script
 from common.command_line import run_command
 from common.data.latent_store import LatentStore
 from common.data.packed_data import PackedData
+from common.errors import SettingsError
 from common.files import PartsError
 from common.networks.weights import load_weights
 from common.training.lr_schedule import TimedLength
-from common.training.packed_run import PackedRun, PackedRunError, configure
+from common.training.packed_run import PackedRun, configure
 
 BUNDLES = SCRIPTS.parent / "bundles"
 LATENTS = BUNDLES / "cxr_dino_latent_diffusion" / "configs"
@@ -133,7 +134,7 @@ def test_mistakes_are_told_before_anything_is_trained(script, trained, tmp_path)
     (tmp_path / "full" / "precious").write_text("old")
     with pytest.raises(script.AcceleratorError, match="empty"):
         command(script, "train", packed, output_dir=tmp_path / "full")
-    with pytest.raises(PackedRunError, match="learning_rat"):
+    with pytest.raises(SettingsError, match="learning_rat"):
         command(script, "train", packed, output_dir=tmp_path / "new", learning_rat=1)
     with pytest.raises(script.AcceleratorError, match="MiB"):
         command(script, "train", packed, output_dir=tmp_path / "new", channels=[8, 16], max_mebibytes=0.01, **TINY)

@@ -13,7 +13,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from common.data.datalist_sources import write_manifest
-from common.data.datalists import DatasetError, assert_disjoint_patients, radiograph_items
+from common.data.datalists import assert_disjoint_patients, radiograph_items
+from common.errors import DatasetError
 
 SPLITS = ("train", "val", "test")
 EXPECTED_VAL_SEED_0 = ["03.png", "04.png", "08.png", "10.png", "12.png", "13.png", "15.png"]

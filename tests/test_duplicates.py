@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.data.datalists import DatasetError, radiograph_items
+from common.data.datalists import radiograph_items
 from common.data.duplicates import (
     NUM_NEIGHBOURS,
     Duplicates,
@@ -21,6 +21,7 @@ from common.data.duplicates import (
     perceptual_hashes,
 )
 from common.data.phantom import draw_chest_phantom
+from common.errors import DatasetError
 
 SIDE = 128
 NUM_PEOPLE = 10

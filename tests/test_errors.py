@@ -3,8 +3,7 @@ import sys
 
 import pytest
 
-from common.data.datalists import DatasetError
-from common.errors import UserError, root_user_error
+from common.errors import DatasetError, UserError, root_user_error
 
 
 def chained(*errors):

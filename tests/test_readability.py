@@ -17,8 +17,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
-from common.data.datalists import DatasetError, radiograph_items
+from common.data.datalists import radiograph_items
 from common.data.readability import readable_items
+from common.errors import DatasetError
 
 
 def write_images(folder: Path, count: int, prefix: str = "good") -> list[dict[str, str]]:

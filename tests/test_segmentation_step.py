@@ -15,11 +15,11 @@ from test_trainer import PHANTOMS
 from torch.utils.data import DataLoader, default_collate
 
 from common.data.dataset import RadiographDataset, StepBatchSampler
-from common.errors import NonFiniteLossError
+from common.errors import DatasetError, NonFiniteLossError
 from common.seeding import Purpose, derive_seed
 from common.training.ema import ExponentialMovingAverage
 from common.training.lr_schedule import WarmupConstantDecay
-from common.training.segmentation_step import LabelValueError, SegmentationStep, logits_and_labels
+from common.training.segmentation_step import SegmentationStep, logits_and_labels
 
 CPU = torch.device("cpu")
 IMAGES = [item["image"][:, ::2, ::2].contiguous() for item in PHANTOMS]
@@ -89,7 +89,7 @@ def test_images_and_masks_are_augmented_together_each_pair_by_its_draw():
 def test_a_mask_of_another_class_table_is_refused_before_the_step(value):
     segmenter, batch = make_tiny_segmenter(), make_batch()
     batch["label"][1, 0, 3, 3] = value
-    with pytest.raises(LabelValueError, match=f"label: expected values 0 to 2, found 0 to {value}; choose the class"):
+    with pytest.raises(DatasetError, match=f"label: expected values 0 to 2, found 0 to {value}; choose the class"):
         make_step(segmenter)(make_engine(segmenter, lr=1e-2), batch)
 
 

@@ -5,8 +5,9 @@ import torch
 import yaml
 from PIL import Image
 
+from common.errors import RunError
 from common.networks.latent_codec import LatentCodec
-from common.training.shipping import ShippingError, loss_curve, set_defaults, ship_weights
+from common.training.shipping import loss_curve, set_defaults, ship_weights
 
 CODEC = {
     "network_def": {
@@ -59,7 +60,7 @@ def test_weights_that_half_precision_or_a_stop_has_spoilt_are_refused(config, tm
             codec.autoencoder.decoder.blocks[0].conv.weight.data.mul_(1e9)
 
     save_codec(tmp_path / "run.pt", change)
-    with pytest.raises(ShippingError):
+    with pytest.raises(RunError):
         ship_weights(tmp_path / "run.pt", [config], tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
 

@@ -10,7 +10,8 @@ import time
 import pytest
 import yaml
 
-from common.training.stages import DONE, STOPPED, WAITING, Chain, StageError, hours_to_go
+from common.errors import RunError
+from common.training.stages import DONE, STOPPED, WAITING, Chain, hours_to_go
 from common.training.step_log import read_log
 
 COUNT = """
@@ -57,7 +58,7 @@ def make_chain(repository, tmp_path, **changes):
 def test_a_stage_is_run_once_and_the_next_one_gets_its_weights(repository, tmp_path):
     chain = make_chain(repository, tmp_path)
     assert [chain.status(name) for name in chain.stages] == [WAITING, WAITING]
-    with pytest.raises(StageError):
+    with pytest.raises(RunError):
         chain.weights("first")
     assert chain.run("first") and chain.run("second")
     assert [chain.status(name) for name in chain.stages] == [DONE, DONE]
@@ -88,7 +89,7 @@ def test_sigterm_stops_the_stage_and_the_same_command_goes_on(repository, tmp_pa
     while chain.steps_done("first") < 3:
         assert process.poll() is None
         time.sleep(0.05)
-    with pytest.raises(StageError), chain.locked():
+    with pytest.raises(RunError), chain.locked():
         pass
     assert chain.pause()
     assert process.wait() == 128 + signal.SIGTERM
@@ -99,7 +100,7 @@ def test_sigterm_stops_the_stage_and_the_same_command_goes_on(repository, tmp_pa
 
 def test_a_stage_that_fails_says_where_its_output_is(repository, tmp_path):
     chain = make_chain(repository, tmp_path, total="many")
-    with pytest.raises(StageError) as caught:
+    with pytest.raises(RunError) as caught:
         chain.run("first")
     assert str(chain.folder("first") / "output.txt") in str(caught.value) and "ValueError" in str(caught.value)
     assert chain.status("first") == STOPPED
@@ -107,11 +108,11 @@ def test_a_stage_that_fails_says_where_its_output_is(repository, tmp_path):
 
 def test_other_settings_are_refused_but_more_steps_are_taken(repository, tmp_path):
     make_chain(repository, tmp_path).run("first")
-    with pytest.raises(StageError):
+    with pytest.raises(RunError):
         make_chain(repository, tmp_path, total=6).run("first")
     longer = Chain(write_recipe(tmp_path), tmp_path, tmp_path / "work", repository, steps={"first": 9})
     assert longer.status("first") == STOPPED
-    with pytest.raises(StageError):
+    with pytest.raises(RunError):
         Chain(write_recipe(tmp_path), tmp_path, tmp_path / "work", repository, steps={"second": 9})
 
 

@@ -6,8 +6,7 @@ import pytest
 from script_module import load_script
 from tiny_benefit import benefit_bundle, labelled_folder, write_manifest
 
-from common.data.datalists import DatasetError
-from common.errors import SettingsError
+from common.errors import DatasetError, SettingsError
 from common.evaluation.report import read_rows
 from common.experiments.benefit_study import labelled_split
 from common.experiments.benefit_subsets import SubsetError

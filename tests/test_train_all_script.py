@@ -129,7 +129,22 @@ def test_what_is_not_finished_is_not_shipped(recipe, tmp_path):
         ship(str(SAMPLES), work_dir=str(tmp_path / "work"), chain=str(recipe), bundles_dir=str(tmp_path / "bundles"))
 
 
-@pytest.mark.parametrize("chain", ["cxr", "dental"])
+def test_many_images_or_the_wish_begin_from_nothing(tmp_path, monkeypatch):
+    script = load_script("train_all")
+
+    def begun_with(chain="cxr", from_scratch=None):
+        made = script.open_chain(str(SAMPLES), str(tmp_path), chain, from_scratch, None)
+        settings = made.stages["latent_diffusion"].commands[0]["settings"]
+        return "init_weights" not in settings and settings["codec_path"] == "{weights:decoder}"
+
+    assert not begun_with() and begun_with(from_scratch=True)
+    monkeypatch.setattr(script, "FEW_IMAGES", 1)
+    assert begun_with() and not begun_with(from_scratch=False)
+    with pytest.raises(UserError):
+        begun_with("dental", from_scratch=True)
+
+
+@pytest.mark.parametrize("chain", ["cxr", "cxr_from_scratch", "dental"])
 def test_every_file_and_setting_of_the_recipes_exists(chain):
     chain = Chain(REPOSITORY / "scripts" / "recipes" / f"{chain}.yaml", SAMPLES, "work", REPOSITORY)
     for stage in chain.stages.values():

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from common.diffusion.noise_schedule import NoiseSchedule
+from common.errors import WeightsError
 from common.networks.conditioning import TokenSelection
 from common.networks.latent_codec import LatentCodec
 from common.networks.weights import (
-    WeightsError,
     build,
     describe,
     described,

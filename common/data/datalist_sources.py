@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import DatasetError
 from ..files import write_csv
 from ..fingerprint import file_sha256, json_sha256
 from ..io import IMAGE_SUFFIXES, is_radiograph_file
@@ -26,10 +26,6 @@ IMAGE_COLUMN_ALIASES = ("file", "filename", "path", "image_path")
 """What other data sets call the `image` column; taken where it is missing and just one of these is there."""
 
 _KNOWN_COLUMNS = ("image", "label", "patient_id", "split", "mask")
-
-
-class DatasetError(UserError, ValueError):
-    """A data set that cannot be used as it is; the message says what was found and what to do."""
 
 
 @dataclass(frozen=True)

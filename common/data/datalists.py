@@ -11,17 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import DatasetError
 from ..io import IMAGE_SUFFIXES
-from .datalist_sources import (
-    MANIFEST_NAME,
-    PATH_COLUMNS,
-    SPLITS,
-    DatasetError,
-    Row,
-    first_few,
-    folder_rows,
-    manifest_rows,
-)
+from .datalist_sources import MANIFEST_NAME, PATH_COLUMNS, SPLITS, Row, first_few, folder_rows, manifest_rows
 
 __all__ = ["DatasetError", "assert_disjoint_patients", "radiograph_items", "split_by_hash"]
 

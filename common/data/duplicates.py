@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..errors import DatasetError
 from ..io import read_radiograph
 from .alignment import aligned_correlation, zoomed
-from .datalists import DatasetError
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import DatasetError
 from ..seeding import Purpose, derive_seed
-from .datalists import DatasetError, radiograph_items
+from .datalists import radiograph_items
 from .readability import readable_items
 
 

@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import DatasetError
 from ..files import write_csv
 from ..io import read_radiograph
 from ..io.contact_sheet import save_contact_sheet
-from .datalists import DatasetError, split_by_hash
+from .datalists import split_by_hash
 from .duplicates import SIMILAR, Duplicates, linked_groups
 
 logger = logging.getLogger(__name__)

@@ -17,10 +17,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from ..distributed import is_rank_zero, world_size
+from ..errors import DatasetError
 from ..files import write_csv
 from ..io import UnreadableRadiographError, read_radiograph
 from ..io.mask_files import read_mask
-from .datalists import DatasetError, radiograph_items
+from .datalists import radiograph_items
 
 logger = logging.getLogger(__name__)
 

@@ -18,13 +18,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..data.transforms import center_square
-from ..errors import UserError
+from ..errors import UserError, WeightsError
 from ..files import atomic_path
 from ..fingerprint import file_sha256, network_sha256
 from ..io import UnreadableRadiographError, read_radiograph
 from ..networks.dino import DinoEncoder
 from ..networks.inception import EXPECTED_WEIGHTS, FidInception
-from ..networks.weights import MissingWeightsError
 
 logger = logging.getLogger(__name__)
 
@@ -235,11 +234,11 @@ def build_extractor(
     """
     if name == "inception":
         if inception_weights is None:
-            raise MissingWeightsError(f"extractor inception: found no inception_weights. {EXPECTED_WEIGHTS}")
+            raise WeightsError(f"extractor inception: found no inception_weights. {EXPECTED_WEIGHTS}")
         return FeatureExtractor(name, FidInception(inception_weights), "pool3, bilinear 299 without antialias")
     if name == "dino":
         if dino_source is None:
-            raise MissingWeightsError(
+            raise WeightsError(
                 "extractor dino: no weights given; pass a Hugging Face folder, or an id such as facebook/dinov2-small, "
                 "as dino_source"
             )
@@ -289,7 +288,7 @@ def _xrv_network() -> XrvFeatures:
     name = xrv.models.model_urls[XRV_WEIGHTS]["weights_url"].rpartition("/")[2]
     path = Path(xrv.utils.get_cache_dir()) / name
     if not path.is_file():
-        raise MissingWeightsError(
+        raise WeightsError(
             f"{path}: no weights there; get them once, online, with "
             f"""python -c "import torchxrayvision as xrv; xrv.models.DenseNet(weights='{XRV_WEIGHTS}')" """.rstrip()
         )

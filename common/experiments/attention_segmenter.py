@@ -74,7 +74,7 @@ def load_networks(bundle_root: str | Path, device: str | None = None) -> Network
         device: such as "cpu"; None takes the config's own choice.
 
     Raises:
-        MissingWeightsError: the bundle has no weights.
+        WeightsError: the bundle has no weights.
     """
     parser = ConfigParser()
     parser.read_config(str(Path(bundle_root) / "configs" / "evaluate.yaml"))

@@ -61,7 +61,7 @@ def load_generator(
         device: such as "cpu"; None takes the config's own choice.
 
     Raises:
-        MissingWeightsError: the bundle has no weights.
+        WeightsError: the bundle has no weights.
     """
     parser = ConfigParser()
     parser.read_config(str(Path(bundle_root) / "configs" / "inference.yaml"))

@@ -102,9 +102,10 @@ class DenoisingPass(nn.Module):
         denoiser: the network.
         alignment_dim: D of patch tokens that the features of the U-Net's middle are projected to (REPA, arXiv
             2410.06940; for U-Nets arXiv 2503.18414); the projection is not part of the denoiser. 0 goes without.
+        is_compiled: by `torch.compile`; pays on GPUs. Weights keep their names.
     """
 
-    def __init__(self, denoiser: LatentDenoiser, alignment_dim: int = 0) -> None:
+    def __init__(self, denoiser: LatentDenoiser, alignment_dim: int = 0, is_compiled: bool = False) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.projection: nn.Module | None = None
@@ -113,6 +114,8 @@ class DenoisingPass(nn.Module):
             self.projection = nn.Sequential(
                 nn.Conv2d(denoiser.middle_channels, width, 1), nn.SiLU(), nn.Conv2d(width, alignment_dim, 1)
             )
+        if is_compiled:
+            self.compile()
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, drop: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encode tokens [B, N, D], drop the context where `drop` [B] is true, predict.
@@ -130,13 +133,6 @@ class DenoisingPass(nn.Module):
         finally:
             hook.remove()
         return output, self.projection(middle[0])
-
-
-def maybe_compiled(network: nn.Module, enabled: bool) -> nn.Module:
-    """The network with its forward compiled by `torch.compile`, or as it is; its weights keep their names."""
-    if enabled:
-        network.compile()
-    return network
 
 
 def start_denoiser(denoiser: LatentDenoiser, path: str | Path | None, tokens: Tensor) -> LatentDenoiser:

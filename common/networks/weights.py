@@ -30,9 +30,6 @@ FORMAT = 1
 NETWORK = "network"
 
 
-MissingWeightsError = WeightsError
-
-
 # ---- descriptions ----------------------------------------------------------------------------------------------------
 
 

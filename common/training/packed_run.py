@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..data.dataset import TensorBatches
 from ..data.packed_data import PackedData, PackedSplit
-from ..errors import UserError
+from ..errors import SettingsError
 from .denoising_step import MeanError
 from .lr_schedule import TimedLength
 from .prior_step import TokenDataset
@@ -27,19 +27,15 @@ LONG_DECAY = 0.9998  # of the second average, where the config has none
 TOLD_STEPS = 200
 
 
-class PackedRunError(UserError, ValueError):
-    """A config or an override that is none of a diffusion training."""
-
-
 def network_id(parser: ConfigParser) -> str:
     """Where the config says what network is trained.
 
     Raises:
-        PackedRunError: nowhere that is known here.
+        SettingsError: nowhere that is known here.
     """
     found = [each for each in NETWORK_IDS if each in parser]
     if not found:
-        raise PackedRunError(f"config: expected one of {NETWORK_IDS} in it; give that of a diffusion training")
+        raise SettingsError(f"config: expected one of {NETWORK_IDS} in it; give that of a diffusion training")
     return found[0]
 
 
@@ -52,11 +48,11 @@ def configure(
         The overrides, and what the network takes from the data: number and dimension of the tokens.
 
     Raises:
-        PackedRunError: it has no such key.
+        SettingsError: it has no such key.
     """
     for key, value in overrides.items():
         if key.split("#")[0] not in parser:
-            raise PackedRunError(f"--{key}: no such key in the config; expected one of {sorted(parser.get())}")
+            raise SettingsError(f"--{key}: no such key in the config; expected one of {sorted(parser.get())}")
         parser[key] = value
     sizes, network = {}, network_id(parser)
     if network != "denoiser_def":
@@ -111,7 +107,7 @@ class PackedRun:
         self.batch_size = parser["batch_size"]
         self.batches = TensorBatches(tensors_of(get("train#dataset")), get("train#sampler"))
         self.device = device
-        self.is_compiled = bool(parser.get("compile", False))
+        self.is_compiled = bool(parser.get("train#denoising_pass#is_compiled", False))
         self.engine_parts = {"network": get("train#network"), "optimizer": get("train#optimizer")}
 
     def averages(self) -> dict[str, nn.Module]:

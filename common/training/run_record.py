@@ -23,10 +23,10 @@ from ..provenance import command_line, git_state
 RECORD_NAME = "run_record.json"
 CONFIG_STEM = "resolved_config"
 HARMLESS = frozenset(
-    {"bundle_root", "dataset_dir", "output_dir", "cache_dir", "report_dir", "device", "compile", "use_flash_attention"}
-    | {"num_workers", "cache_num_workers", "cache_batch_size", "in_memory", "max_unreadable_share"}
+    {"bundle_root", "dataset_dir", "output_dir", "cache_dir", "report_dir", "device", "use_flash_attention"}
+    | {"is_compiled", "num_workers", "in_memory", "max_unreadable_share"}
     | {"max_epochs", "epoch_length", "checkpoint_every_steps", "milestone_every_steps", "val_interval"}
-    | {"val_batch_size", "val_levels", "validate", "initialize", "run", "training", "finalize", "_meta_"}
+    | {"validate", "initialize", "run", "training", "finalize", "_meta_"}
 )
 """Top-level keys that may differ where a run is resumed: where things are, how far and how fast it goes, and what it
 shows. All others make another run, and so do other data."""

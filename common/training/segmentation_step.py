@@ -11,15 +11,11 @@ from torch import Tensor, nn
 from ..amp import autocast
 from ..data.augmentation import Augmentation, augmented_pair
 from ..distributed import rank
-from ..errors import UserError
+from ..errors import DatasetError
 from ..networks.diffusion_segmenter import DiffusionSegmenter
 from ..seeding import Purpose, seeded_dropout
 from .ema import ExponentialMovingAverage
 from .optimizer_step import step_and_average
-
-
-class LabelValueError(UserError, ValueError):
-    """A mask holds values that are no class of the segmenter."""
 
 
 class SegmentationStep:
@@ -57,7 +53,7 @@ class SegmentationStep:
         `batch` holds "image" [B, 1, H, W] in [0, 1], "label" [B, 1, H, W], classes 0 ... K-1, and "draw" [B].
 
         Raises:
-            LabelValueError: a value of the labels is no class.
+            DatasetError: a value of the labels is no class.
             NonFiniteLossError: names the step.
         """
         device = engine.state.device
@@ -76,11 +72,11 @@ def check_label_values(label: Tensor, num_classes: int) -> None:
     """Refuse masks with values that are no class, which the loss would meet with an index out of range.
 
     Raises:
-        LabelValueError: names the values.
+        DatasetError: names the values.
     """
     low, high = float(label.min()), float(label.max())
     if low < 0 or high >= num_classes:
-        raise LabelValueError(
+        raise DatasetError(
             f"label: expected values 0 to {num_classes - 1}, found {low:g} to {high:g}; choose the class table that "
             "the masks were drawn with, or group its classes"
         )

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from torch import Tensor, nn
 
 from ..data.phantom import draw_chest_phantom
-from ..errors import UserError
+from ..errors import RunError
 from ..files import atomic_path
 from ..fingerprint import file_sha256
 from ..networks.diffusion_segmenter import DiffusionSegmenter
@@ -27,10 +27,6 @@ TIMESTEPS = (100.0, 500.0, 900.0)
 SMOOTHED_LINES = 10
 
 
-class ShippingError(UserError, ValueError):
-    """Weights that cannot be shipped as they are."""
-
-
 def ship_weights(weights: Path, configs: Sequence[Path], target: Path) -> dict[str, Any]:
     """Write `target` in half precision; return its sha256, its size in MiB, and what rounding changed.
 
@@ -40,7 +36,7 @@ def ship_weights(weights: Path, configs: Sequence[Path], target: Path) -> dict[s
         target: file to write.
 
     Raises:
-        ShippingError: statistics are missing, or half precision changes the output too much.
+        RunError: statistics are missing, or half precision changes the output too much.
     """
     parser = ConfigParser()
     parser.read_config([str(path) for path in configs])
@@ -54,7 +50,7 @@ def ship_weights(weights: Path, configs: Sequence[Path], target: Path) -> dict[s
         network.load_state_dict(halved, strict=True)
         change = (output() - full).abs().max().item()
     if not change <= limit:
-        raise ShippingError(f"{weights}: half precision changes {what} by {change:.4f}; expected at most {limit:.4f}")
+        raise RunError(f"{weights}: half precision changes {what} by {change:.4f}; expected at most {limit:.4f}")
     save_weights(network, target, other_parts(weights), half=True)
     size = target.stat().st_size / 2**20
     return {"sha256": file_sha256(target), "mebibytes": round(size, 1), "change_by_rounding": change}
@@ -86,14 +82,12 @@ def _probe(network: nn.Module) -> tuple[Callable[[], Tensor], float, str]:
     if isinstance(network, DiffusionSegmenter):
         image = draw_chest_phantom(144, 192, seed=0)[None]
         return lambda: network(image).softmax(1), 0.02, "a probability"
-    raise ShippingError(
-        f"found a {type(network).__name__}; expected an autoencoder, a denoiser, a prior or a segmenter"
-    )
+    raise RunError(f"found a {type(network).__name__}; expected an autoencoder, a denoiser, a prior or a segmenter")
 
 
 def _require(num_images: Tensor, kind: str) -> None:
     if num_images.item() == 0:
-        raise ShippingError(f"found no {kind} statistics in the weights; expected those of a finished training")
+        raise RunError(f"found no {kind} statistics in the weights; expected those of a finished training")
 
 
 def set_defaults(bundle: Path, values: Mapping[str, Any]) -> list[str]:

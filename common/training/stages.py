@@ -12,17 +12,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import RunError
 from ..files import read_json, write_json
 from ..provenance import git_state
+from .recipe import Stage, read_recipe
 from .step_log import read_log, seconds_per_step
 
 STATE_NAME = "state.json"
@@ -33,36 +33,6 @@ LOWEST_PRIORITY = 19
 PASSIVE_THREADS = {"GOMP_SPINCOUNT": "0", "OMP_WAIT_POLICY": "passive"}  # else whoever shares the machine is starved
 CODE_FOLDERS = ("common", "scripts")
 QUIET_SECONDS = 60.0  # between two lines of progress where nobody watches
-
-
-class StageError(UserError, RuntimeError):
-    """A stage cannot be run as it was asked for."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of a chain.
-
-    Attributes:
-        name: of the stage.
-        commands: one after the other: `bundle`, `configs`, `run_id` and `settings` of a workflow, or `script` and
-            `settings` of a script.
-        steps: optimiser steps of its training; None where it trains nothing.
-        weights: the file that it makes, in its run folder; None for none.
-        ships: bundle to path in it of these weights.
-        defaults: keys of its override files that describe the weights, which become the defaults of the bundle that
-            ships them.
-        choose: how to choose between the averages of two lengths: settings of score_weights.py, and `by`, the column
-            whose least value wins; None takes the first.
-    """
-
-    name: str
-    commands: tuple[Mapping[str, Any], ...]
-    steps: int | None = None
-    weights: str | None = None
-    ships: Mapping[str, str] = field(default_factory=dict)
-    defaults: tuple[str, ...] = ()
-    choose: Mapping[str, Any] | None = None
 
 
 class Chain:
@@ -88,26 +58,14 @@ class Chain:
         repository: Path,
         steps: Mapping[str, int] | None = None,
     ) -> None:
-        described = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
         self.recipe = Path(recipe)
         self.source = Path(source).resolve()
         self.work = Path(work_dir).resolve()
         self.repository = repository
-        self.stages = {
-            name: Stage(
-                name,
-                tuple(stage.get("commands", ())),
-                stage.get("steps"),
-                stage.get("weights"),
-                stage.get("ships", {}),
-                tuple(stage.get("defaults", ())),
-                stage.get("choose"),
-            )
-            for name, stage in described["stages"].items()
-        }
+        self.stages = read_recipe(recipe)
         unknown = set(steps or {}) - {name for name, stage in self.stages.items() if stage.steps}
         if unknown:
-            raise StageError(f"steps: found {sorted(unknown)}; the trainings of this chain are {self.trainings}")
+            raise RunError(f"steps: found {sorted(unknown)}; the trainings of this chain are {self.trainings}")
         for name, number in (steps or {}).items():
             self.stages[name] = replace(self.stages[name], steps=number)
 
@@ -145,11 +103,11 @@ class Chain:
         """The chosen weights of a finished stage.
 
         Raises:
-            StageError: it is not finished.
+            RunError: it is not finished.
         """
         chosen = self.state(name).get("chosen")
         if chosen is None:
-            raise StageError(f"stage {name} is {self.status(name)} and has no weights yet; run it to its end first")
+            raise RunError(f"stage {name} is {self.status(name)} and has no weights yet; run it to its end first")
         return self.run_folder(name) / chosen
 
     # ---- lock --------------------------------------------------------------------------------------------------------
@@ -159,14 +117,14 @@ class Chain:
         """Hold the work folder; one process at a time runs stages in it.
 
         Raises:
-            StageError: another one does; says which.
+            RunError: another one does; says which.
         """
         self.work.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.work / LOCK_NAME)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise StageError(f"{self.work} is in use by process {self.holder()}; wait for it, or pause it") from None
+            raise RunError(f"{self.work} is in use by process {self.holder()}; wait for it, or pause it") from None
         try:
             write_json(self.work / "holder.json", {"pid": os.getpid()})
             yield
@@ -195,7 +153,7 @@ class Chain:
         """Ask the process that runs stages to save and stop, and wait for it; False where there is none.
 
         Raises:
-            StageError: it is still there after ten minutes.
+            RunError: it is still there after ten minutes.
         """
         pid = self.holder()
         if pid is None or not self.is_locked():
@@ -205,7 +163,7 @@ class Chain:
             if not self.is_locked():
                 return True
             time.sleep(1)
-        raise StageError(f"process {pid} was asked to stop {PAUSE_GRACE_SECONDS} s ago and still holds {self.work}")
+        raise RunError(f"process {pid} was asked to stop {PAUSE_GRACE_SECONDS} s ago and still holds {self.work}")
 
     # ---- running -----------------------------------------------------------------------------------------------------
 
@@ -220,13 +178,13 @@ class Chain:
             Whether it is done; else the deadline came.
 
         Raises:
-            StageError: it was begun with other settings, or a command failed; says where its output is.
+            RunError: it was begun with other settings, or a command failed; says where its output is.
             SystemExit: with the signal's code, after SIGTERM or Ctrl-C.
         """
         stage, state = self.stages[name], self.state(name)
         described = json.loads(json.dumps([dict(command) for command in stage.commands]))
         if state and state["commands"] != described:
-            raise StageError(
+            raise RunError(
                 f"stage {name} in {self.work} was begun with other settings than {self.recipe} has now; give another "
                 f"work_dir, or delete {self.folder(name)} to begin it anew"
             )
@@ -290,7 +248,7 @@ class Chain:
         if child.returncode in (128 + signal.SIGTERM, -signal.SIGTERM):  # the latter before it was ready to save
             return False
         tail = output.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]
-        raise StageError(f"stage {name} failed with code {child.returncode}; {output} ends:\n" + "\n".join(tail))
+        raise RunError(f"stage {name} failed with code {child.returncode}; {output} ends:\n" + "\n".join(tail))
 
     def _watch(self, name: str, child: subprocess.Popen, deadline: float | None) -> int | None:
         """Show progress until the child ends; the signal that this process got meanwhile, or None."""

@@ -1,0 +1,66 @@
+"""Recipes of trainings: which stages a chain has, and what each of them does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a chain.
+
+    Attributes:
+        name: of the stage.
+        commands: one after the other: `bundle`, `configs`, `run_id` and `settings` of a workflow, or `script` and
+            `settings` of a script.
+        steps: optimiser steps of its training; None where it trains nothing.
+        weights: the file that it makes, in its run folder; None for none.
+        ships: bundle to path in it of these weights.
+        defaults: keys of its override files that describe the weights, which become the defaults of the bundle that
+            ships them.
+        choose: how to choose between the averages of two lengths: settings of score_weights.py, and `by`, the column
+            whose least value wins; None takes the first.
+    """
+
+    name: str
+    commands: tuple[Mapping[str, Any], ...]
+    steps: int | None = None
+    weights: str | None = None
+    ships: Mapping[str, str] = field(default_factory=dict)
+    defaults: tuple[str, ...] = ()
+    choose: Mapping[str, Any] | None = None
+
+
+def read_recipe(path: str | Path) -> dict[str, Stage]:
+    """The stages of a recipe, by name.
+
+    A recipe with `base`, another one beside it, changes keys of the stages of that one; null takes a key back.
+
+    Args:
+        path: YAML with `stages`; see `scripts/recipes`.
+    """
+    return {
+        name: Stage(
+            name,
+            tuple(keys.get("commands", ())),
+            keys.get("steps"),
+            keys.get("weights"),
+            keys.get("ships", {}),
+            tuple(keys.get("defaults", ())),
+            keys.get("choose"),
+        )
+        for name, keys in _stages(Path(path)).items()
+    }
+
+
+def _stages(path: Path) -> dict[str, dict[str, Any]]:
+    described = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "base" not in described:
+        return described["stages"]
+    stages = _stages(path.with_name(described["base"]))
+    return {name: {**keys, **described["stages"].get(name, {})} for name, keys in stages.items()}
