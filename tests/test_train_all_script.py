@@ -29,7 +29,7 @@ def recipe(tmp_path_factory):
     content = yaml.safe_load((REPOSITORY / "scripts" / "recipes" / "dental.yaml").read_text())
     stages = content["stages"]
     pretraining, segmenter, evaluation = (stages[name] for name in ("pretraining", "segmenter", "evaluation"))
-    pretraining |= {"steps": 40, "defaults": [f"denoiser_def#{key}" for key in SIZES]}
+    pretraining |= {"steps": 200, "defaults": [f"denoiser_def#{key}" for key in SIZES]}
     pretraining["commands"][0]["configs"] = ["pretrain.yaml", "smoke_pretrain.yaml"]
     segmenter |= {"steps": 6, "defaults": [f"network_def#{key}" for key in SIZES]}
     segmenter["commands"][0]["configs"] = ["train.yaml", "smoke.yaml"]
@@ -77,7 +77,7 @@ def test_a_folder_becomes_a_packaged_bundle_with_its_record(whole):
         record = json.loads(archive.read(f"{BUNDLE}/docs/training/pretraining.json"))
         config = yaml.safe_load(archive.read(f"{BUNDLE}/configs/generate.yaml"))
     assert config["denoiser_def"]["channels"] == SIZES["channels"]
-    assert (record["steps"], record["images_seen"], record["seed"], record["resumed"]) == (40, 80, 0, 0)
+    assert (record["steps"], record["images_seen"], record["seed"], record["resumed"]) == (200, 400, 0, 0)
     assert len(record["data_sha256"]) == len(record["file"]["sha256"]) == 64
     assert (chain.work / "bundles" / BUNDLE / "docs" / "training" / "pretraining.png").is_file()
     shipped = torch.load(chain.work / "bundles" / BUNDLE / "models" / "denoiser.pt", weights_only=True)
@@ -88,12 +88,13 @@ def test_a_folder_becomes_a_packaged_bundle_with_its_record(whole):
 
 
 @pytest.mark.slow
-def test_a_chain_stopped_in_the_middle_ends_like_an_uninterrupted_one(whole, recipe, tmp_path):
-    chain = Chain(recipe, SAMPLES, tmp_path / "work", REPOSITORY)
+def test_a_chain_stopped_in_the_middle_ends_like_an_uninterrupted_one(whole, recipe, tmp_path, capsys):
+    chain, pause = Chain(recipe, SAMPLES, tmp_path / "work", REPOSITORY), load_script("train_all").pause
     process = subprocess.Popen(words("run", recipe, chain.work, only="['data','pretraining','segmenter']"))
     while chain.steps_done("pretraining") < 10 and process.poll() is None:
         time.sleep(0.05)
-    assert "saved" in run("pause", recipe, chain.work)
+    pause(str(SAMPLES), work_dir=str(chain.work), chain=str(recipe))  # not as a process: it would begin too late
+    assert "saved" in capsys.readouterr().out
     assert process.wait(timeout=120) == 128 + signal.SIGTERM
     assert chain.status("pretraining") == "stopped" and chain.status("segmenter") == "waiting"
     run("run", recipe, chain.work, only="['data','pretraining','segmenter']")
@@ -119,7 +120,7 @@ def test_the_plan_names_every_stage_its_steps_and_state(recipe, tmp_path, capsys
     lines = capsys.readouterr().out.splitlines()
     found = {line.split()[0]: line for line in lines}
     assert {"data", "pretraining", "segmenter", "evaluation", "package"} < found.keys()
-    assert "0 of 40" in found["pretraining"] and "waiting" in found["pretraining"]
+    assert "0 of 200" in found["pretraining"] and "waiting" in found["pretraining"]
     assert not (tmp_path / "work").exists()
 
 
