@@ -1,4 +1,4 @@
-"""Files that are whole or absent (written beside their place, then renamed into it), and names for results."""
+"""Files that are whole or absent (written beside their place, then renamed into it); folders of results and names."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ import csv
 import hashlib
 import json
 import os
+import re
+import shlex
+import socket
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from filelock import FileLock, Timeout
+
+from .errors import RunError, UserError
+
+JOB_RECORD = "job.json"
+PRODUCT_MARKS = (JOB_RECORD, "run_record.json", "readable.csv", "generation.json")
+NAME_BYTES = 150  # of a result without its suffixes; file systems take 255
 
 
 class PartsError(UserError, ValueError):
@@ -36,18 +47,84 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def result_name(path: str | Path, dataset_dir: Path) -> str:
-    """Name for the results of one image of a data set, its folders part of it: `deep/a.png` gives `deep__a_png`.
+def remove_partial_files(folder: Path) -> None:
+    """Remove what killed processes left of `atomic_path`; only for who holds the folder."""
+    for path in folder.rglob(".*.partial"):
+        path.unlink(missing_ok=True)
 
-    So two files of one name in two folders do not overwrite each other.
+
+# ---- folders of results ----------------------------------------------------------------------------------------------
+
+
+def is_of_the_product(folder: Path) -> bool:
+    """Whether the product wrote a folder, so that what lies in it is no data of the folder above."""
+    return any((folder / mark).is_file() for mark in PRODUCT_MARKS)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and hold it against other processes; the system drops the lock of a process that dies.
+
+    Raises:
+        RunError: another process holds the folder (says which), or it cannot be made or written to.
+    """
+    lock, holder = FileLock(folder / ".lock"), folder / ".lock.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        write_json(holder, {"process": os.getpid(), "host": socket.gethostname(), "command": shlex.join(sys.argv)})
+    except Timeout:
+        found = read_json(holder) if holder.is_file() else {}
+        who = "".join(f", {name} {value}" for name, value in found.items())
+        raise RunError(
+            f"{folder} is in use by another process{who}; wait for its end, or give another folder"
+        ) from None
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written to ({error.strerror}); give another folder") from error
+    try:
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def result_names(paths: Sequence[str], dataset_dir: str | Path) -> list[str]:
+    """A name for the results of each image, its folders part of it: `deep/a.png` gives `deep__a_png`.
+
+    Names are those of links, not of what these lead to. They hold nothing that a file system, a table or a spreadsheet
+    would stumble over, and at most `NAME_BYTES`; where two images would have the same, or a part had to go, a digest
+    of the path stands in it.
 
     Args:
-        path: of the image.
-        dataset_dir: resolved; an image outside of it is named by its file alone.
+        paths: of the images.
+        dataset_dir: an image outside of it is named by its file alone.
     """
-    file = Path(path).resolve()
-    inside = file.relative_to(dataset_dir) if file.is_relative_to(dataset_dir) else Path(file.name)
-    return "__".join(inside.parts).replace(".", "_")
+    root = Path(os.path.abspath(dataset_dir))
+    files = [Path(os.path.abspath(path)) for path in paths]
+    names = [_name_of_result(file, root) for file in files]
+    counts = Counter(name.casefold() for name in names)
+    return [
+        name if counts[name.casefold()] == 1 else f"{name}_{_path_digest(file, root)}"
+        for file, name in zip(files, names, strict=True)
+    ]
+
+
+def _name_of_result(file: Path, root: Path) -> str:
+    inside = file.relative_to(root) if file.is_relative_to(root) else Path(file.name)
+    name = "__".join(inside.parts).replace(".", "_").encode("utf-8", "replace").decode()
+    name = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\]|^(?=[=+@-])', "_", name)  # no formula either
+    if len(name.encode()) <= NAME_BYTES:
+        return name
+    head, tail = (name.encode()[part].decode(errors="ignore") for part in (slice(0, 60), slice(-60, None)))
+    return f"{head}_{_path_digest(file, root)}_{tail}"
+
+
+def _path_digest(file: Path, root: Path) -> str:
+    inside = file.relative_to(root) if file.is_relative_to(root) else file
+    return hashlib.sha256(inside.as_posix().encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+# ---- JSON, CSV, parts ------------------------------------------------------------------------------------------------
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -68,7 +145,7 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[
         atomic_path(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
 

@@ -14,8 +14,8 @@ from common.command_line import run_command
 from common.data.transforms import load_square
 from common.errors import UserError
 from common.io.contact_sheet import save_contact_sheet
-from common.pipelines.folder_generation import read_generated
-from common.pipelines.manifest_row import several
+from common.pipelines.inputs import read_generated
+from common.pipelines.manifest import several
 
 
 class SheetError(UserError, ValueError):

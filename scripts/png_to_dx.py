@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common.command_line import run_command
 from common.data.datalist_sources import MANIFEST_NAME, folder_rows, manifest_rows
 from common.errors import DatasetError, SettingsError, UserError
-from common.files import atomic_path, result_name
+from common.files import atomic_path, result_names
 from common.io import read_radiograph
 from common.io.dicom_dx import DxSettings, dx_dataset, write_dx
 from common.io.source_history import source_history
@@ -85,15 +85,9 @@ def png_to_dx(
     spacing = parse_spacing(pixel_spacing)
     folder = Path(str(output_dir)).expanduser()
     root, files = list_files(Path(str(source)).expanduser(), folder)
-    rows: list[Conversion] = []
-    owners: dict[str, str] = {}
-    for file in tqdm(files, "converting", unit="image", dynamic_ncols=True):
-        target = folder / f"{result_name(file, root.resolve())}.dcm"
-        first = owners.setdefault(target.name, str(file))
-        if first == str(file):
-            rows.append(convert(file, target, settings, spacing, overwrite))
-        else:
-            rows.append(Conversion(str(file), FAILED, note=f"its result has the name of {first}'s; rename one"))
+    names = result_names([str(file) for file in files], root)
+    named = tqdm(zip(files, names, strict=True), "converting", len(files), unit="image", dynamic_ncols=True)
+    rows = [convert(file, folder / f"{name}.dcm", settings, spacing, overwrite) for file, name in named]
     write_table(note_same_pictures(rows), folder)
     report(rows, folder)
 

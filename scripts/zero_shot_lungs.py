@@ -20,7 +20,7 @@ from common.experiments.lung_study import Study, write_mask
 from common.experiments.lung_tuning import Tuned
 from common.experiments.lungs import ZeroShotLungs
 from common.experiments.trials import SETTINGS_NAME, check_or_write_settings
-from common.files import read_json, result_name, write_json
+from common.files import read_json, result_names, write_json
 from common.fingerprint import file_sha256, network_sha256
 from common.io import read_radiograph
 
@@ -114,8 +114,9 @@ def segment_folder(data: str, out: Path, tuned_path: Path, networks: Networks, l
     del content["tuning"]
     lungs = ZeroShotLungs(networks, Tuned.from_plain(content))
     items = readable_radiographs(data, "all", 0.1, 0, out, MAX_UNREADABLE_SHARE, limit=limit)
-    for item in tqdm(items, desc="lungs", unit="image", dynamic_ncols=True):
-        path = out / f"{result_name(item['image'], Path(data).resolve())}.png"
+    names = result_names([item["image"] for item in items], data)
+    for item, name in tqdm(zip(items, names, strict=True), "lungs", len(items), unit="image", dynamic_ncols=True):
+        path = out / f"{name}.png"
         if not path.is_file():
             write_mask(lungs(read_radiograph(item["image"]).pixels), path)
 

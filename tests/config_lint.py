@@ -235,6 +235,6 @@ def disagreements(folder: Path) -> list[str]:
         f"'{key}' differs between {one} and {other}"
         for one, other in combinations(workflows, 2)
         for key in sorted(workflows[one].keys() & workflows[other].keys() - PRIVATE_KEYS)
-        if not isinstance(workflows[one][key], dict)
+        if not any(isinstance(workflows[each][key], dict) for each in (one, other))
         and json.dumps(workflows[one][key], sort_keys=True) != json.dumps(workflows[other][key], sort_keys=True)
     ]

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from common.data.phantom import draw_chest_phantom
 from common.evaluation.privacy_report import PrivacyCheck
 from common.intensity import stored_values
-from common.pipelines.generation_manifest import GenerationManifest
-from common.pipelines.manifest_row import ManifestRow
+from common.pipelines.folder_job import Entry, JobLog
+from common.pipelines.manifest import ROW_COLUMNS, joined, write_generation_manifest
 
 SIZE = 64
 NUM_TRAIN, NUM_HELD_OUT = 45, 40
@@ -59,26 +59,18 @@ def real_phantoms(tmp_path_factory):
 
 def generate(folder, images, sources=None, split="train"):
     """A generated folder with these images [1, H, W]; sources by number: items."""
-    manifest = GenerationManifest(folder, SETTINGS, split)
-    rows = []
+    (folder / "images").mkdir(parents=True)
+    log = JobLog(folder, {**SETTINGS, "split": split}, keeps_folder=True)
+    entries = []
     for number, image in enumerate(images):
         own = (sources or {}).get(number, ())
-        row = ManifestRow(
-            image=f"images/{number:04}.png",
-            strategy="variation" if own else "prior",
-            seed=number,
-            num_inference_steps=20,
-            guidance_scale=1.0,
-            method="ddim",
-            weights_sha256="3fa9",
-            sources=tuple(item["image"] for item in own),
-            source_patient_ids=tuple(item["patient_id"] for item in own),
-        )
-        (folder / row.image).parent.mkdir(exist_ok=True)
-        Image.fromarray(stored_values(image, 8)).save(folder / row.image)
-        rows.append(row)
-    manifest.append(rows)
-    return manifest
+        columns = dict.fromkeys(ROW_COLUMNS, "") | {"image": f"images/{number:04}.png", "seed": number}
+        columns |= {"sources": joined(item["image"] for item in own), "strategy": "variation" if own else "prior"}
+        columns |= {"source_patient_ids": joined(item["patient_id"] for item in own)}
+        Image.fromarray(stored_values(image, 8)).save(folder / columns["image"])
+        entries.append(Entry(f"{number:04}", "", [], columns))
+    log.append(entries)
+    write_generation_manifest(folder, [entry.row for entry in entries], split)
 
 
 def fresh(count, first=1000):

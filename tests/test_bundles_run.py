@@ -122,7 +122,7 @@ def test_a_mistyped_knob_is_an_error_and_leaves_nothing(module_folder):
 
 @pytest.fixture(scope="module")
 def tiny_weights(trained):
-    return {"weights_path": trained[0] / "model.pt", "network_def#channels": "[8,8,8,16]", "image_size": 64}
+    return {"weights_path": trained[0] / "model.pt", "image_size": 64}
 
 
 def test_inference_reconstructs_the_good_ones_and_fails_for_the_bad_one(module_folder, tiny_weights):
@@ -153,7 +153,8 @@ def test_evaluation_prints_its_table(module_folder, tiny_weights):
     repository, folder = module_folder
     overrides = {"dataset_dir": folder / "images", "output_dir": folder / "evaluation", "split": "all"}
     overrides |= {"batch_size": 4}
-    output = run(repository, "run", f"{CONFIGS}/evaluate.yaml", **overrides, **tiny_weights)
+    network = {"network_def#channels": "[8,8,8,16]"}
+    output = run(repository, "run", f"{CONFIGS}/evaluate.yaml", **overrides, **tiny_weights, **network)
     table = (folder / "evaluation" / "table.md").read_text()
     assert table.strip() in output
     assert json.loads((folder / "evaluation" / "metrics.json").read_text())["headline"]["overall"]["n"] == 10

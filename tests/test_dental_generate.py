@@ -12,8 +12,12 @@ from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from common.data.datalists import radiograph_items
-from common.errors import root_user_error
+from common.diffusion.noise_schedule import NoiseSchedule
+from common.errors import CheckpointMismatchError, SettingsError, WeightsError, root_user_error
+from common.files import JOB_RECORD
 from common.networks.pixel_denoiser import PixelDenoiser
+from common.networks.weights import load_weights, save_weights
+from common.pipelines.folder_job import LOG_NAME
 
 BUNDLE = "bundles/dental_radiograph_segmentation"
 TINY = {
@@ -30,7 +34,8 @@ def weights(tmp_path_factory):
     denoiser = PixelDenoiser(**TINY, num_res_blocks=1)
     randomise(denoiser, 0.2)
     path = tmp_path_factory.mktemp("weights") / "denoiser.pt"
-    torch.save(denoiser.state_dict(), path)
+    parts = {"schedule": NoiseSchedule("cosine", "epsilon", num_train_timesteps=1000), "image_size": [16, 24]}
+    save_weights(denoiser, path, parts)
     return path
 
 
@@ -40,19 +45,17 @@ def generate(repository, weights):
 
     def run(folder, **overrides):
         config = str(repository / BUNDLE / "configs" / "generate.yaml")
-        knobs = {
+        settings = {
             "output_dir": str(folder),
             "denoiser_path": str(weights),
             "device": "$torch.device('cpu')",
             "amp": False,
-            "image_size": [16, 24],
             "num_samples": 5,
             "batch_size": 2,
             "num_inference_steps": 3,
-            **{f"denoiser_def#{name}": value for name, value in TINY.items()},
             **overrides,
         }
-        workflow = ConfigWorkflow(config, logging_file=False, workflow_type=None, **knobs)
+        workflow = ConfigWorkflow(config, logging_file=False, workflow_type=None, **settings)
         workflow.initialize()
         workflow.run()
         return folder
@@ -61,7 +64,9 @@ def generate(repository, weights):
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but those that tell when a run was."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in (JOB_RECORD, LOG_NAME, ".lock")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def rows_of(folder):
@@ -76,7 +81,7 @@ def pictures(folder):
 def test_pictures_manifest_and_sheet(generate, tmp_path):
     generate(tmp_path, trim=False)
     names = [f"images/{number:04d}.png" for number in range(5)]
-    assert sorted(contents(tmp_path)) == sorted([*names, "manifest.csv", "generation.json", "contact_sheet.png"])
+    assert sorted(contents(tmp_path)) == sorted([*names, "manifest.csv", "contact_sheet.png"])
     rows = rows_of(tmp_path)
     assert [row["image"] for row in rows] == names
     for row, pixels in zip(rows, pictures(tmp_path), strict=True):
@@ -114,7 +119,7 @@ def test_lost_images_are_made_again_as_they_were(generate, tmp_path):
     kept = tmp_path / "images" / "0002.png"
     stamp = kept.stat().st_mtime_ns
     generate(tmp_path)
-    assert {**contents(tmp_path), "manifest.csv": b""} == {**before, "manifest.csv": b""}
+    assert contents(tmp_path) == before
     assert rows_of(tmp_path) == rows and kept.stat().st_mtime_ns == stamp
 
 
@@ -124,42 +129,44 @@ def test_a_folder_can_be_given_more_images(generate, tmp_path):
     assert contents(tmp_path / "grown") == contents(generate(tmp_path / "at_once"))
 
 
-def test_other_settings_in_the_same_folder_are_refused(generate, tmp_path):
-    base = {"num_samples": 1, "num_train_timesteps": 1000}
-    generate(tmp_path, **base)
-    before = contents(tmp_path)
-    for change in (
-        {"seed": 1},
-        {"num_inference_steps": 4},
-        {"eta": 0.5},
-        {"bits": 16},
-        {"trim": False},
-        {"image_size": [24, 16]},
-        {"noise_schedule": "linear_beta"},
-        {"num_train_timesteps": 4000},
-        {"prediction_type": "v_prediction"},
-    ):
+def test_other_settings_in_the_same_folder_are_refused(generate, weights, tmp_path):
+    generate(tmp_path / "out", num_samples=1)
+    before = contents(tmp_path / "out")
+    other = PixelDenoiser(**TINY, num_res_blocks=1)
+    load_weights(other, weights)
+    changes = [{"seed": 1}, {"num_inference_steps": 4}, {"eta": 0.5}, {"bits": 16}, {"trim": False}]
+    changes.append({"image_size": [24, 16]})
+    for name, schedule in {
+        "linear": NoiseSchedule("linear_beta", "epsilon", num_train_timesteps=1000),
+        "long": NoiseSchedule("cosine", "epsilon", num_train_timesteps=4000),
+        "velocity": NoiseSchedule("cosine", "v_prediction", num_train_timesteps=1000),
+    }.items():
+        path = tmp_path / f"{name}.pt"
+        save_weights(other, path, {"schedule": schedule, "image_size": [16, 24]})
+        changes.append({"denoiser_path": str(path)})
+    for change in changes:
         with pytest.raises(RuntimeError) as caught:
-            generate(tmp_path, **{**base, **change})
-        assert "was generated with other settings" in str(root_user_error(caught.value)), change
-        assert contents(tmp_path) == before
+            generate(tmp_path / "out", num_samples=1, **change)
+        assert isinstance(root_user_error(caught.value), CheckpointMismatchError), change
+        assert contents(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "error", "named"),
     [
-        ({"image_size": [15, 24]}, "image_size: expected rows and columns, each a positive multiple of 2"),
-        ({"num_samples": 0}, "num_samples: expected at least 1, found 0"),
-        ({"bits": 12}, "bits: expected 8 or 16, found 12"),
-        ({"spacing": "lambda"}, "multiplies the network's error"),
-        ({"denoiser_path": "none.pt"}, "no weights there"),
-        ({"num_sample": 3}, "unknown config key 'num_sample'; did you mean 'num_samples'"),
+        ({"image_size": [15, 24]}, SettingsError, "image_size"),
+        ({"num_samples": 0}, SettingsError, "num_samples"),
+        ({"bits": 12}, SettingsError, "bits"),
+        ({"spacing": "lambda"}, SettingsError, "spacing"),
+        ({"denoiser_path": "none.pt"}, WeightsError, "none"),
+        ({"num_sample": 3}, SettingsError, "num_samples"),
     ],
 )
-def test_wrong_knobs_are_refused_and_leave_no_folder(generate, tmp_path, change, message):
+def test_wrong_settings_are_refused_and_leave_no_folder(generate, tmp_path, change, error, named):
     with pytest.raises(RuntimeError) as caught:
         generate(tmp_path / "new", **change)
-    assert message in str(root_user_error(caught.value))
+    found = root_user_error(caught.value)
+    assert isinstance(found, error) and named in str(found)
     assert not (tmp_path / "new").exists()
 
 
@@ -170,5 +177,5 @@ def test_dicom_files_are_synthetic_secondary_captures_of_the_pictures(generate, 
         header = pydicom.dcmread(tmp_path / "dicom" / f"{number:04d}.dcm")
         assert np.array_equal(header.pixel_array, pixels)
         assert header.ConversionType == "SYN" and "dental radiograph, unconditional" in header.SeriesDescription
-    settings = json.loads((tmp_path / "generation.json").read_text())["settings"]
+    settings = json.loads((tmp_path / JOB_RECORD).read_text())["settings"]
     assert settings["bits"] == bits and settings["dicom"] is True

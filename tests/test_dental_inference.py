@@ -16,13 +16,17 @@ import torch
 from conftest import REPOSITORY, randomise
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
+from torch import nn
 
 from common.data.phantom import draw_chest_phantom
+from common.files import JOB_RECORD
 from common.io import read_radiograph
 from common.io.mask_files import read_mask
 from common.io.segmentation_classes import class_table
 from common.io.synthetic_dicom import write_synthetic_dicom
 from common.networks.diffusion_segmenter import DiffusionSegmenter
+from common.networks.weights import read_description, save_weights
+from common.pipelines.folder_job import LOG_NAME
 
 BUNDLE = REPOSITORY / "bundles" / "dental_radiograph_segmentation"
 SIZES = {
@@ -64,14 +68,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images" / "broken.png").write_text("not a picture")
     network = DiffusionSegmenter(6, num_res_blocks=1, **TINY)
     randomise(network, 0.2)
-    torch.save(network.state_dict(), folder / "tiny.pt")
+    save_weights(network, folder / "tiny.pt", {"class_table": "grouped", "image_size": [24, 32]})
     return folder
 
 
 def overrides(folder: Path, name: str) -> dict[str, Any]:
-    network = {f"network_def#{key}": value for key, value in TINY.items()}
-    chosen = {"output_dir": str(folder / name), "weights_path": str(folder / "tiny.pt"), "image_size": [24, 32]}
-    return {"bundle_root": str(BUNDLE), "dataset_dir": str(folder / "images"), **chosen, **network}
+    chosen = {"output_dir": str(folder / name), "weights_path": str(folder / "tiny.pt")}
+    return {"bundle_root": str(BUNDLE), "dataset_dir": str(folder / "images"), **chosen}
 
 
 def run(folder: Path, config: str, expect: int, **more: Any) -> str:
@@ -151,7 +154,8 @@ def test_evaluation_against_what_inference_gave_is_perfect(inferred: tuple[Path,
     lines = [f"{name},{written(name, inferred[0], 'mask.png')},{name},val" for name in SIZES]
     lines.append("broken.png,,none,val")  # without a mask it is not looked at
     (folder / "images" / "manifest.csv").write_text("\n".join(["image,mask,patient_id,split", *lines]) + "\n")
-    output = run(folder, "evaluate", expect=0, mask_values="labels")
+    network = {f"network_def#{key}": value for key, value in TINY.items()}
+    output = run(folder, "evaluate", expect=0, mask_values="labels", image_size=[24, 32], **network)
     report = json.loads((folder / "evaluate" / "evaluation.json").read_text())
     assert report["n"] == len(SIZES)
     assert report["mean_dice"] == report["mean_iou"] == report["mean_pooled_iou"] == 1
@@ -163,7 +167,7 @@ def test_evaluation_against_what_inference_gave_is_perfect(inferred: tuple[Path,
     assert (folder / "evaluate" / "contact_sheet.png").exists()
 
 
-def test_windows_flips_and_clean_up_by_knobs(folder: Path, tmp_path: Path) -> None:
+def test_windows_flips_and_clean_up_by_settings(folder: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     write_image(images / "panoramic.png", (91, 183), 3)
     config = str(BUNDLE / "configs" / "inference.yaml")
@@ -186,7 +190,7 @@ def test_windows_flips_and_clean_up_by_knobs(folder: Path, tmp_path: Path) -> No
         mask = read_mask(tmp_path / name / "panoramic_png_mask.png")
         assert mask.shape == (91, 183)
         areas[name] = (mask > 0).sum()
-        made = {path.name for path in (tmp_path / name).iterdir()}
+        made = {path.name for path in (tmp_path / name).iterdir()} - {".lock", JOB_RECORD, LOG_NAME}
         assert made == {"panoramic_png_mask.png", "areas.csv", "readable.csv", "skipped.csv"}
     assert areas["all"] > 0 and areas["large"] == 0
 
@@ -195,8 +199,9 @@ def test_monai_label_gets_a_mask_from_the_ids_that_it_reads(folder: Path) -> Non
     parser = ConfigParser()
     parser.read_config(str(BUNDLE / "configs" / "inference.yaml"))
     parser.update(overrides(folder, "label"))
-    assert isinstance(parser["network_def"], dict) and "dropout" in parser["network_def"]
+    parser["network_def"]["dropout"] = 0.3  # as its app does for uncertainty
     network = parser.get_parsed_content("network")
+    assert {each.p for each in network.modules() if isinstance(each, nn.Dropout)} >= {0.3}
     for name, size in SIZES.items():
         data = parser.get_parsed_content("preprocessing")(
             {"image": str(folder / "images" / name), "mask": "of a manifest"}
@@ -218,5 +223,7 @@ def test_metadata_tell_the_classes_and_the_version() -> None:
     classes = class_table("grouped")
     assert output["channel_def"] == {str(label): name for label, name in enumerate(classes.names)}
     config = ConfigParser.load_config_file(str(BUNDLE / "configs" / "inference.yaml"))
-    assert output["num_channels"] == config["num_classes"] == classes.num_labels
-    assert config["handlers"][0]["model"].split() == [BUNDLE.name, metadata["version"]]
+    described = read_description(BUNDLE / "models" / "model.pt")
+    assert output["num_channels"] == described["network"]["num_classes"] == classes.num_labels
+    assert described["class_table"] == "grouped"
+    assert config["segmenter"]["model"].split() == [BUNDLE.name, metadata["version"]]

@@ -1,6 +1,17 @@
 import pytest
 
-from common.files import PartsError, atomic_path, join_parts, read_json, result_name, write_json, write_parts
+from common.errors import RunError
+from common.files import (
+    NAME_BYTES,
+    PartsError,
+    atomic_path,
+    join_parts,
+    locked_folder,
+    read_json,
+    result_names,
+    write_json,
+    write_parts,
+)
 
 
 def test_failed_write_leaves_the_old_file(tmp_path):
@@ -22,9 +33,29 @@ def test_a_whole_write_replaces_the_file_and_makes_its_folder(tmp_path):
 
 
 def test_results_of_one_name_in_two_folders_have_two_names(tmp_path):
-    names = [result_name(tmp_path / path, tmp_path) for path in ("a.png", "deep/a.png", "deep/a.dcm")]
+    names = result_names([str(tmp_path / path) for path in ("a.png", "deep/a.png", "deep/a.dcm")], tmp_path)
     assert names == ["a_png", "deep__a_png", "deep__a_dcm"]
-    assert result_name(tmp_path.parent / "a.png", tmp_path) == "a_png"
+    assert result_names([str(tmp_path.parent / "b.png")], tmp_path) == ["b_png"]
+
+
+def test_names_of_results_are_unique_bounded_and_harmless(tmp_path):
+    paths = ["deep/a.png", "deep__a.png", "=cmd.png", 'quo"te:\n.png', "A.png", "a.png"]
+    paths += [f"{'x' * 120}/{'ü' * 100}{number}.png" for number in range(2)]
+    names = result_names([str(tmp_path / path) for path in paths], tmp_path)
+    assert len({name.casefold() for name in names}) == len(paths)
+    assert all(len(name.encode()) <= NAME_BYTES + 9 for name in names)
+    assert not any(set('<>:"|?*\\\n/') & set(name) or name.startswith("=") for name in names)
+    assert names == result_names([str(tmp_path / path) for path in paths], tmp_path)
+
+
+def test_a_folder_is_held_by_one_at_a_time_and_free_afterwards(tmp_path):
+    with locked_folder(tmp_path / "new"), pytest.raises(RunError), locked_folder(tmp_path / "new"):
+        raise AssertionError("held twice")
+    with locked_folder(tmp_path / "new"):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError), locked_folder(tmp_path / "file"):
+        raise AssertionError("a file is no folder")
 
 
 def test_json_comes_back_and_a_failure_leaves_the_old_file(tmp_path):

@@ -16,13 +16,15 @@ from common.data.datalists import radiograph_items
 from common.diffusion.image_sampler import ImageSampler
 from common.diffusion.noise_schedule import NoiseSchedule
 from common.diffusion.samplers import Sampler
+from common.errors import CheckpointMismatchError, RunError, SettingsError
+from common.files import JOB_RECORD
 from common.io import read_radiograph
-from common.pipelines.embedding_strategies import Neighbourhood, Prior, Variation
-from common.pipelines.folder_generation import SHEET_NAME, Generation, GenerationError
-from common.pipelines.generation_manifest import GenerationMismatchError
+from common.pipelines.folder_generation import FolderGeneration
+from common.pipelines.folder_job import LOG_NAME, SHEET_NAME
 from common.pipelines.interpolation import Interpolation
-from common.pipelines.sample_request import StrategyError
+from common.pipelines.manifest import revise_generation, several
 from common.pipelines.source_table import SourceTable
+from common.pipelines.strategies import Neighbourhood, Prior, Variation
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -77,18 +79,9 @@ def make_sampler(steps=2, guidance_scale=1.5, kind=ImageSampler, image_size=SIZE
     return kind(denoiser.eval(), codec.eval(), rule, image_size, False, CPU)
 
 
-def make(strategy, folder, sampler=None, **knobs):
-    knobs = {
-        "batch_size": 2,
-        "bits": 8,
-        "dicom": False,
-        "seed": 0,
-        "model_name": "tiny",
-        "split": None,
-        "sheet_images": 32,
-        **knobs,
-    }
-    return Generation(strategy, sampler or make_sampler(), str(folder), **knobs)
+def make(strategy, folder, sampler=None, **settings):
+    settings = {"batch_size": 2, "model_name": "tiny", **settings}
+    return FolderGeneration(strategy, sampler or make_sampler(), str(folder), **settings)
 
 
 def variation(table, num_per_source=2, seed=0):
@@ -109,7 +102,9 @@ def neighbourhood(table):
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but those that tell when a run was."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in (JOB_RECORD, LOG_NAME, ".lock")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def pixels_of(folder):
@@ -132,9 +127,7 @@ def test_two_runs_give_the_same_bytes(table, uninterrupted, tmp_path):
     files = contents(tmp_path)
     assert files == contents(uninterrupted)
     kinds = [name.partition("/")[0] for name in files]
-    assert sorted(kinds) == sorted(
-        ["contact_sheet.png", "generation.json", "manifest.csv", *["images"] * 6, *["dicom"] * 6]
-    )
+    assert sorted(kinds) == sorted(["contact_sheet.png", "manifest.csv", *["images"] * 6, *["dicom"] * 6])
     assert len({data for name, data in files.items() if name.startswith("images/")}) == 6
 
 
@@ -148,7 +141,7 @@ def test_batches_of_one_and_of_three_give_the_same_images(table, tmp_path, make_
 
 
 def test_another_seed_gives_other_images(table, uninterrupted, tmp_path):
-    make(variation(table, seed=1), tmp_path, seed=1).run()
+    make(variation(table, seed=1), tmp_path).run()
     assert (pixels_of(tmp_path) - pixels_of(uninterrupted)).abs().amax((1, 2, 3)).min() > 0.05
 
 
@@ -171,14 +164,13 @@ def test_a_run_killed_between_batches_goes_on_where_it_was(table, uninterrupted,
     assert contents(tmp_path) == contents(uninterrupted)
 
 
-def test_a_run_killed_within_a_batch_redoes_no_image_with_a_row(table, uninterrupted, tmp_path):
-    with pytest.raises(ValueError, match="image file: found pixels from nan"):
+def test_an_image_that_cannot_be_made_fails_alone_and_is_made_by_the_next_run(table, uninterrupted, tmp_path):
+    with pytest.raises(RunError, match="variation_000003"):
         make(variation(table), tmp_path, make_sampler(kind=DyingSampler), dicom=True).run()
     written = stamps(tmp_path)
-    assert len(written) == 3  # the third has no row yet
+    assert len(written) == 5
     make(variation(table), tmp_path, dicom=True).run()
-    redone = {path.name for path, stamp in stamps(tmp_path).items() if written.get(path) not in (stamp, None)}
-    assert redone == {"variation_000002.png"}
+    assert written.items() <= stamps(tmp_path).items()
     assert contents(tmp_path) == contents(uninterrupted)
 
 
@@ -189,25 +181,24 @@ def test_a_lost_image_is_made_again_as_it_was(table, uninterrupted, tmp_path):
     (tmp_path / "images" / "variation_000003.png").unlink()
     make(variation(table), tmp_path, dicom=True).run()
     assert others.items() <= stamps(tmp_path).items()
-    # Its row moves to the end; nothing else changes.
-    assert {**contents(tmp_path), "manifest.csv": b""} == {**contents(uninterrupted), "manifest.csv": b""}
+    assert contents(tmp_path) == contents(uninterrupted)
 
 
 def test_a_finished_run_does_nothing(table, tmp_path):
     make(variation(table), tmp_path).run()
     before = stamps(tmp_path)
     again = DyingVariation(table, 2, 0)
-    manifest = make(again, tmp_path).run()
+    assert len(make(again, tmp_path).run()) == 6
     assert again.calls == 0 and stamps(tmp_path) == before
-    assert len(manifest.rows()) == 6
 
 
 def test_dropped_images_stay_dropped(table, tmp_path):
-    manifest = make(variation(table), tmp_path).run()
-    manifest.drop(manifest.rows()[1:3])
+    rows = make(variation(table), tmp_path).run()
+    revise_generation(tmp_path, {}, [row["image"] for row in rows[1:3]])
     again = DyingVariation(table, 2, 0)
-    assert len(make(again, tmp_path).run().rows()) == 4
+    make(again, tmp_path).run()
     assert again.calls == 0 and len(stamps(tmp_path)) == 4
+    assert len((tmp_path / "manifest.csv").read_text().splitlines()) == 5
 
 
 def test_a_folder_can_be_given_more_images(table, tmp_path):
@@ -218,27 +209,33 @@ def test_a_folder_can_be_given_more_images(table, tmp_path):
     torch.testing.assert_close(pixels_of(tmp_path / "grown"), pixels_of(tmp_path / "at_once"), atol=1.01 / 255, rtol=0)
 
 
+def test_a_folder_of_more_images_keeps_those_beyond_this_run(table, tmp_path):
+    make(prior(table, 5), tmp_path).run()
+    make(prior(table, 2), tmp_path).run()
+    assert len(radiograph_items(tmp_path, "all", 0.0, seed=0)) == 5
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "name"),
     [
         ({"strategy": neighbourhood}, "strategy: variation there, neighbourhood now"),
         ({"strategy": lambda table: variation(table, 3)}, "num_per_source: 2 there, 3 now"),
         ({"strategy": lambda table: variation(table.subset([0, 1]))}, "sources: "),
+        ({"strategy": lambda table: variation(table, seed=1)}, "seed: 0 there, 1 now"),
         ({"sampler": {"steps": 3}}, "num_inference_steps: 2 there, 3 now"),
         ({"sampler": {"guidance_scale": 2.0}}, "guidance_scale: 1.5 there, 2.0 now"),
         ({"sampler": {"seed": 1}}, "codec_sha256: "),
         ({"sampler": {"image_size": 64}}, "image_size: 32 there, 64 now"),
-        ({"seed": 1}, "seed: 0 there, 1 now"),
         ({"bits": 16}, "bits: 8 there, 16 now"),
         ({"dicom": True}, "dicom: False there, True now"),
         ({"split": "val"}, "split: None there, val now"),
     ],
 )
-def test_other_settings_in_the_same_folder_are_refused(table, tmp_path, change, message):
+def test_other_settings_in_the_same_folder_are_refused(table, tmp_path, change, name):
     make(variation(table), tmp_path).run()
     before = contents(tmp_path)
     strategy = change.pop("strategy", variation)(table)
-    with pytest.raises(GenerationMismatchError, match=message):
+    with pytest.raises(CheckpointMismatchError, match=name):
         make(strategy, tmp_path, make_sampler(**change.pop("sampler", {})), **change).run()
     assert contents(tmp_path) == before
 
@@ -247,15 +244,23 @@ def test_other_weights_in_the_same_folder_are_refused(table, tmp_path):
     make(variation(table), tmp_path).run()
     sampler = make_sampler()
     sampler.denoiser.unet.out[2].conv.bias.data += 0.1
-    with pytest.raises(GenerationMismatchError, match="weights_sha256: "):
+    with pytest.raises(CheckpointMismatchError, match="weights_sha256: "):
         make(variation(table), tmp_path, sampler).run()
 
 
-def test_knobs_that_make_no_sense_leave_no_folder_behind(table, tmp_path):
-    for knobs, message in [({"bits": 12}, "bits: expected 8 or 16, found 12"), ({"batch_size": 0}, "batch_size")]:
-        with pytest.raises(GenerationError, match=message):
-            make(variation(table), tmp_path / "new", **knobs)
-    with pytest.raises(StrategyError, match="no two of different patients share a label"):
+def test_a_manifest_of_somebody_else_is_left_alone(table, tmp_path):
+    (tmp_path / "manifest.csv").write_text("image,label\na.png,normal\n")
+    with pytest.raises(CheckpointMismatchError):
+        make(variation(table), tmp_path).run()
+    assert (tmp_path / "manifest.csv").read_text() == "image,label\na.png,normal\n"
+    assert not (tmp_path / JOB_RECORD).exists()
+
+
+def test_settings_that_make_no_sense_leave_no_folder_behind(table, tmp_path):
+    for settings in ({"bits": 12}, {"batch_size": 0}, {"split": "training"}):
+        with pytest.raises(SettingsError):
+            make(variation(table), tmp_path / "new", **settings)
+    with pytest.raises(SettingsError):
         make(interpolation(table.subset([0, 2])), tmp_path / "new").run()
     assert not (tmp_path / "new").exists()
 
@@ -273,21 +278,20 @@ def test_the_folder_is_a_data_set(table, tmp_path):
     assert {item["split"] for item in radiograph_items(tmp_path / "split", "train", 0.5, seed=0)} == {"train"}
 
 
-def test_the_manifest_says_how_each_image_was_made(table, tmp_path):
+def test_each_image_can_be_made_again_from_its_row(table, tmp_path):
     strategy = interpolation(table)
     generation = make(strategy, tmp_path)
-    rows = generation.run().rows()
-    for row, request in zip(rows, strategy.requests(), strict=True):
-        assert row.image == f"images/{request.name}.png"
-        assert (row.seed, row.mix, row.strategy, row.label) == (request.seed, request.mix, "interpolation", "normal")
-        assert row.sources == tuple(table.paths[source] for source in request.sources)
-        assert row.source_patient_ids == tuple(PATIENTS[source] for source in request.sources)
-        assert (row.num_inference_steps, row.guidance_scale, row.method) == (2, 1.5, "dpm_solver++_2m")
-        assert row.weights_sha256 == generation.weights_sha256
-        # Row by row the image can be made again.
-        image = make_sampler().sample(strategy.tokens([request]), [row.seed])
-        torch.testing.assert_close(image[0], read_radiograph(tmp_path / row.image).pixels, atol=1.01 / 255, rtol=0)
-    assert json.loads((tmp_path / "generation.json").read_text())["settings"]["strategy"] == "interpolation"
+    for row, request in zip(generation.run(), strategy.requests(), strict=True):
+        assert row["image"] == f"images/{request.name}.png"
+        said = (row["seed"], row["mix"], row["strategy"], row["label"])
+        assert said == (request.seed, request.mix, "interpolation", "normal")
+        assert several(row["sources"]) == tuple(table.paths[source] for source in request.sources)
+        assert several(row["source_patient_ids"]) == tuple(PATIENTS[source] for source in request.sources)
+        assert (row["num_inference_steps"], row["guidance_scale"], row["method"]) == (2, 1.5, "dpm_solver++_2m")
+        assert row["weights_sha256"] == generation.weights_sha256
+        image = make_sampler().sample(strategy.tokens([request]), [row["seed"]])
+        torch.testing.assert_close(image[0], read_radiograph(tmp_path / row["image"]).pixels, atol=1.01 / 255, rtol=0)
+    assert json.loads((tmp_path / JOB_RECORD).read_text())["settings"]["strategy"] == "interpolation"
 
 
 def test_pictures_say_that_they_are_synthetic_and_name_no_patient(uninterrupted):

@@ -14,14 +14,14 @@ from test_token_sampler import make_token_sampler
 from common.diffusion.image_sampler import ImageSampler
 from common.diffusion.noise_schedule import NoiseSchedule
 from common.diffusion.samplers import Sampler
+from common.errors import CheckpointMismatchError
 from common.evaluation.generator_evaluation import GeneratorEvaluationError, GeneratorEvaluator, markdown
 from common.evaluation.image_features import ClsToken, FeatureExtractor
 from common.evaluation.image_quality import ImageQuality
 from common.metrics import ms_ssim
 from common.networks.dino import DinoEncoder
 from common.networks.latent_codec import LatentCodec
-from common.pipelines.folder_generation import read_generated
-from common.pipelines.generation_manifest import GenerationMismatchError
+from common.pipelines.inputs import read_generated
 from common.pipelines.source_table import SourceTable
 
 CPU = torch.device("cpu")
@@ -216,7 +216,7 @@ def test_a_second_run_makes_nothing_again(evaluated, table, tiny_dino, tmp_path)
 def test_the_evaluation_of_another_sampler_is_refused_before_anything_is_written(evaluated, table, tiny_dino, tmp_path):
     copy_of(evaluated, tmp_path)
     (tmp_path / "reconstruction" / "000013.png").unlink()
-    with pytest.raises(GenerationMismatchError, match="num_inference_steps: 2 there, 3 now"):
+    with pytest.raises(CheckpointMismatchError, match="num_inference_steps: 2 there, 3 now"):
         make_evaluator(table, tiny_dino, tmp_path, make_sampler(steps=3)).run()
     assert not (tmp_path / "reconstruction" / "000013.png").exists()
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 from script_module import load_script
-from tiny_benefit import CLASSES, benefit_bundle, labelled_folder, tiny_generator
+from tiny_benefit import CLASSES, labelled_folder, tiny_generator
+from tiny_bundles import generator_models
 
 from common.data.transforms import load_square
 from common.errors import SettingsError
@@ -81,7 +82,7 @@ def script():
 
 
 def test_the_command_leaves_judges_table_and_plot_without_paths(script, tmp_path, tiny_dino):
-    benefit_bundle(tmp_path / "bundle", tiny_dino)
+    generator_models(tmp_path / "bundle", tiny_dino)
     labelled_folder(tmp_path / "data", 5, 2)
     options = {"output_dir": str(tmp_path / "out"), "work_dir": str(tmp_path / "work"), "device": "cpu"}
     options |= {"bundle_root": str(tmp_path / "bundle"), "quick": True, "amp": False, "batch_size": 4}

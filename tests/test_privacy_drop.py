@@ -4,9 +4,11 @@ import pytest
 from privacy_folders import SETTINGS, copy_of, fresh, generate, read_csv
 
 from common.data.datalists import radiograph_items
+from common.errors import DatasetError
 from common.evaluation.privacy_drop import drop_flagged
 from common.evaluation.privacy_report import PrivacyCheckError
-from common.pipelines.generation_manifest import GenerationManifest
+from common.files import JOB_RECORD
+from common.pipelines.folder_job import Item, JobLog
 
 
 def flagged_folder(tmp_path, real_phantoms, privacy_check):
@@ -34,7 +36,8 @@ def test_flagged_images_leave_the_folder_for_good(tmp_path, real_phantoms, priva
     folder, report = flagged_folder(tmp_path, real_phantoms, privacy_check)
     assert drop_flagged(folder, report) == ["images/0002.png"]
     assert is_dropped(folder)
-    assert GenerationManifest(folder, SETTINGS, "train").is_done("images/0002.png")  # not made again
+    log = JobLog(folder, {**SETTINGS, "split": "train"}, keeps_folder=True)
+    assert log.has(Item("0002"), folder / "images" / "0002.png")  # not made again
     assert len(radiograph_items(folder, "train", 0, 0)) == 2  # nor trained on
     assert drop_flagged(folder, report) == []
     assert is_dropped(folder)
@@ -64,7 +67,7 @@ def test_reports_of_other_folders_are_refused(tmp_path, real_phantoms, privacy_c
         drop_flagged(tmp_path / "other", report)
     with pytest.raises(PrivacyCheckError, match="run it first"):
         drop_flagged(folder, tmp_path / "nothing")
-    (folder / "generation.json").unlink()
-    with pytest.raises(PrivacyCheckError, match="settings of a generation run"):
+    (folder / JOB_RECORD).unlink()
+    with pytest.raises(DatasetError):
         drop_flagged(folder, report)
     assert (folder / "images" / "0002.png").is_file()

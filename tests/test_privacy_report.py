@@ -103,12 +103,12 @@ def test_features_are_kept_for_the_next_run(tmp_path, real_phantoms, privacy_che
 
 def test_unreadable_files_are_reported_and_the_others_done(tmp_path, real_phantoms, privacy_check):
     train, held_out = real_phantoms
-    manifest = generate(tmp_path / "generated", [*fresh(3), copy_of(3)])
+    generate(tmp_path / "generated", [*fresh(3), copy_of(3)])
     (tmp_path / "generated" / "images" / "0001.png").write_text("no image")
     lost = {"image": str(tmp_path / "lost.png"), "patient_id": "L"}
     report = privacy_check(([lost, *train], held_out)).run()
     assert [path for path, _ in report["unreadable"]["training"]] == [lost["image"]]
-    assert [path for path, _ in report["unreadable"]["generated"]] == [str(manifest.folder / "images/0001.png")]
+    assert [path for path, _ in report["unreadable"]["generated"]] == [str(tmp_path / "generated" / "images/0001.png")]
     lines = read_csv(tmp_path / "report" / "privacy_per_image.csv")
     assert [line["image"] for line in lines] == ["images/0000.png", "images/0002.png", "images/0003.png"]
     assert lines[2]["flagged"] == "yes" and lines[2]["pixels_nearest"] == train[3]["image"]  # not one further

@@ -38,7 +38,9 @@ def test_denoiser_takes_noise_off_a_radiograph(repository, sample):
     """At a quarter of the schedule it leaves less than a tenth of the squared error that guessing zero noise leaves."""
     parser = parse(repository, "generate")
     denoiser, schedule = parser.get_parsed_content("network"), parser.get_parsed_content("schedule")
-    image = PadResized(["image"], parser["image_size"])({"image": read_radiograph(sample).pixels})["image"]
+    image = PadResized(["image"], parser.get_parsed_content("image_size"))({"image": read_radiograph(sample).pixels})[
+        "image"
+    ]
     x0 = image[None].as_subclass(torch.Tensor) * 2 - 1
     noise, timesteps = seeded_normal([0], tuple(x0.shape[1:])), torch.tensor([1000])
     with torch.inference_mode():

@@ -4,42 +4,24 @@ import json
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
 from common.fingerprint import network_sha256
 from common.io import read_radiograph
-from common.networks.conditioning import named_tokens
-from common.networks.dino import DinoEncoder
+from common.pipelines import DinoDiffusion
 
 BUNDLE = "bundles/cxr_dino_latent_diffusion"
 
 
 @pytest.fixture(scope="module")
-def parser(request):
-    root = request.config.rootpath / BUNDLE
-    parser = ConfigParser()
-    parser.read_config(str(root / "configs" / "inference.yaml"))
-    parser["bundle_root"] = str(root)
-    parser["num_inference_steps"] = 6
-    parser["amp"] = False
-    parser["device"] = "$torch.device('cpu')"
-    return parser
+def pipe(request):
+    return DinoDiffusion.from_bundle(request.config.rootpath / BUNDLE, "cpu", num_inference_steps=6, amp=False)
 
 
 @pytest.fixture(scope="module")
-def samples(parser):
+def samples(pipe):
     """Two images of the prior, and their tokens."""
-    tokens = parser.get_parsed_content("token_sampler")().sample([1, 2])
-    return parser.get_parsed_content("image_sampler").sample(tokens, [3, 4]), tokens
-
-
-def encode(parser, images):
-    encoder: DinoEncoder = parser.get_parsed_content("encoder")
-    with torch.inference_mode():
-        tokens = parser.get_parsed_content("selection").select(
-            named_tokens(encoder, images, parser["cached_patch_grid"])
-        )
-        return parser.get_parsed_content("network").context_encoder.scaler.scale(tokens)
+    tokens = pipe.token_sampler.sample([1, 2])
+    return pipe.image_sampler.sample(tokens, [3, 4]), tokens
 
 
 def test_samples_are_pictures_not_noise(samples):
@@ -50,19 +32,18 @@ def test_samples_are_pictures_not_noise(samples):
     assert (images[0] - images[1]).abs().mean() > 0.03
 
 
-def test_images_follow_their_tokens(parser, samples):
+def test_images_follow_their_tokens(pipe, samples):
     """An image's own tokens are nearer to those it was drawn from than to those of the other image."""
     images, wanted = samples
-    scaler = parser.get_parsed_content("network").context_encoder.scaler
-    found, wanted = encode(parser, images).flatten(1), scaler.scale(wanted).flatten(1)
+    found, wanted = (pipe.scaler.scale(tokens).flatten(1) for tokens in (pipe.encode(images), wanted))
     distances = torch.cdist(found, wanted)
     assert distances[0, 0] < distances[0, 1] and distances[1, 1] < distances[1, 0]
 
 
-def test_the_bundle_carries_the_weights_that_its_figures_are_of(parser, repository):
+def test_the_bundle_carries_the_weights_that_its_figures_are_of(pipe, repository):
     report = json.loads((repository / BUNDLE / "docs" / "evaluation.json").read_text())
-    assert report["weights_sha256"] == network_sha256(parser.get_parsed_content("network"))
-    assert report["prior_sha256"] == network_sha256(parser.get_parsed_content("token_sampler")().prior)
+    assert report["weights_sha256"] == network_sha256(pipe.network)
+    assert report["prior_sha256"] == network_sha256(pipe.token_sampler.prior)
 
 
 def test_samples_folder_is_the_generators(repository):

@@ -5,23 +5,19 @@ import sys
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
 from common.data.datalists import radiograph_items
 from common.data.transforms import LoadRadiographd, ResizeCenterCropd
 from common.metrics import psnr
 from common.networks.latent_codec import LatentCodec
-from common.networks.weights import load_weights
+from common.pipelines import RadiographAutoencoder
 
 BUNDLE = "bundles/cxr_autoencoder"
 
 
 @pytest.fixture(scope="module")
 def codec(request):
-    root = request.config.rootpath / BUNDLE
-    parser = ConfigParser()
-    parser.read_config(str(root / "configs" / "inference.yaml"))
-    return load_weights(parser.get_parsed_content("network_def"), root / "models" / "model.pt")
+    return RadiographAutoencoder.from_bundle(request.config.rootpath / BUNDLE, "cpu").network
 
 
 def load(items):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 from script_module import load_script
-from tiny_benefit import benefit_bundle, labelled_folder, write_manifest
+from tiny_benefit import labelled_folder, write_manifest
+from tiny_bundles import generator_models
 
 from common.errors import DatasetError, SettingsError
 from common.evaluation.report import read_rows
@@ -21,7 +22,7 @@ def script():
 def done(script, tmp_path_factory, tiny_dino):
     """A finished quick run, its bundle and its data."""
     root = tmp_path_factory.mktemp("benefit")
-    benefit_bundle(root / "bundle", tiny_dino)
+    generator_models(root / "bundle", tiny_dino)
     labelled_folder(root / "data", 8, 2)
     run(script, root, root / "out")
     return root

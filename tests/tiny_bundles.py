@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import yaml
 from conftest import make_tiny_codec, make_tiny_denoiser, randomise
 from torch import nn
 
+from common.diffusion.noise_schedule import NoiseSchedule
+from common.networks.conditioning import TokenSelection
 from common.networks.diffusion_segmenter import DiffusionSegmenter
-from common.networks.weights import half_precision
+from common.networks.embedding_prior import EmbeddingPrior
+from common.networks.weights import half_precision, save_weights
 
 CODEC = {
     "_target_": "common.networks.latent_codec.LatentCodec",
@@ -73,8 +77,29 @@ def diffusion_bundle(root: Path) -> Path:
         "timesteps": tensor(1, [1], (0, 1000), kind="timesteps"),
         "context": tensor(2, [8]),
     }
-    weights = {"model.pt": make_tiny_denoiser(), "autoencoder.pt": measured_codec()}
-    return write_bundle(root, {"network_def": DENOISER, "codec_def": CODEC}, weights, inputs)
+    write_bundle(root, {"network_def": DENOISER}, {"model.pt": make_tiny_denoiser()}, inputs)
+    save_weights(measured_codec(), root / "models" / "autoencoder.pt", half=True)
+    return root
+
+
+def generator_models(root: Path, dino: Path) -> Path:
+    """A generator's bundle as far as its pipeline reads it: weights of 32 px that describe themselves, and the DINO."""
+    tokens = {"num_tokens": 2, "token_dim": 16}
+    schedule, selection = NoiseSchedule("rectified_flow", "flow"), TokenSelection(use_registers=False, patch_grid=1)
+    parts = {"schedule": schedule, "selection": selection, "cached_patch_grid": 2, "dino_image_size": 56}
+    prior = EmbeddingPrior(4, **tokens, hidden_dim=16, num_blocks=2, dropout=0.0, labels=["a", "b"])
+    randomise(prior, 0.1)
+    components = torch.randn(40, 2, 16, generator=torch.Generator().manual_seed(0))
+    prior.components.fit(components)
+    denoiser = make_tiny_denoiser(**tokens)
+    denoiser.context_encoder.scaler.fit(components)
+    models = root / "models"
+    models.mkdir(parents=True)
+    save_weights(denoiser, models / "model.pt", {**parts, "image_size": 32})
+    save_weights(measured_codec(), models / "autoencoder.pt", {"image_size": 32})
+    save_weights(prior, models / "prior.pt", parts)
+    shutil.copytree(dino, models / "dinov2_vits14")
+    return root
 
 
 def segmenter_bundle(root: Path) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
-from ..files import write_csv
+from ..files import is_of_the_product, write_csv
 from ..fingerprint import file_sha256, json_sha256
 from ..io import IMAGE_SUFFIXES, is_radiograph_file
 
@@ -61,6 +61,9 @@ def folder_rows(root: Path) -> list[Row]:
         if here == root and "outputs" in subfolders:
             logger.warning("%s is taken for results and left out of the data set", here / "outputs")
             subfolders.remove("outputs")
+        for name in [name for name in subfolders if is_of_the_product(here / name)]:
+            logger.warning("%s holds results and is left out of the data set", here / name)
+            subfolders.remove(name)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
         for name in files:
             if is_radiograph_file(here / name):

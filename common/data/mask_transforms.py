@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DatasetError
-from ..io import UnreadableRadiographError, read_radiograph
+from ..io import Radiograph, UnreadableRadiographError, read_radiograph
 from ..io.mask_files import read_mask
 from ..io.segmentation_classes import ClassTable
 
@@ -23,13 +23,16 @@ OWN_LABELS = "labels"  # not None, which MONAI's command line drops
 
 
 class LoadSpacedRadiographd(MapTransform):
-    """As LoadRadiographd, and `<key>_spacing_mm` [2]: mm (down the rows, along the columns), NaN where unknown."""
+    """As LoadRadiographd, and `<key>_spacing_mm` [2]: mm (down the rows, along the columns), NaN where unknown.
+
+    A radiograph that was read before is taken as it is.
+    """
 
     def __call__(self, data: dict) -> dict:
         """Load every key of one item."""
         item = dict(data)
         for key in self.keys:
-            radiograph = read_radiograph(item[key])
+            radiograph = item[key] if isinstance(item[key], Radiograph) else read_radiograph(item[key])
             item[key] = radiograph.pixels
             item[f"{key}_path"] = str(radiograph.path)
             spacing = radiograph.spacing_mm or (float("nan"), float("nan"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..amp import autocast
+from ..fingerprint import network_sha256
 from ..networks.latent_codec import LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser
 from .samplers import Sampler
@@ -45,6 +47,17 @@ class ImageSampler:
         self.image_size = image_size
         side = image_size // codec.downsampling_factor
         self.latents_shape = (codec.latent_channels, side, side)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What an image depends on beside the denoiser, its tokens and its seed, in plain JSON types."""
+        return {
+            **self.sampler.settings,
+            "guidance_interval": list(self.sampler.guidance_interval),
+            "codec_sha256": network_sha256(self.codec),
+            "amp": self.amp,
+            "image_size": self.image_size,
+        }
 
     @torch.inference_mode()
     def sample(self, tokens: Tensor, seeds: Sequence[int], progress: bool = False) -> Tensor:

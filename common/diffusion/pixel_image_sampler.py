@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,21 @@ class PixelImageSampler:
         self.image_size = (sides[0], sides[1])
         self.amp = amp
         self.device = device
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What an image depends on beside the denoiser and its seed, in plain JSON types."""
+        schedule, timesteps = self.sampler.schedule, self.sampler.timesteps
+        return {
+            **self.sampler.settings,
+            "eta": self.sampler.eta,
+            "prediction_type": schedule.prediction_type,
+            "timesteps": timesteps.tolist(),
+            # Tells one table from another; rounded, as other hardware may differ in the last digits.
+            "middle_log_snr": round(schedule.log_snr(timesteps[len(timesteps) // 2, None]).item(), 2),
+            "amp": self.amp,
+            "image_size": list(self.image_size),
+        }
 
     @torch.inference_mode()
     def sample(self, seeds: Sequence[int], progress: bool = False) -> Tensor:

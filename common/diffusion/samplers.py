@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -91,6 +91,12 @@ class Sampler:
         self._levels = [*zip(alpha.tolist(), sigma.tolist(), strict=True), (1.0, 0.0)]
         share = self.timesteps.double() / schedule.last_timestep
         self._is_guided = [low <= each <= high for each in share.tolist()]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a sample depends on, in plain JSON types, as a manifest names it."""
+        steps = len(self.timesteps)
+        return {"method": self.method, "num_inference_steps": steps, "guidance_scale": self.guidance_scale}
 
     @torch.no_grad()
     def sample(

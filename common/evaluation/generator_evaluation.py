@@ -24,9 +24,10 @@ from ..fingerprint import network_sha256
 from ..io.contact_sheet import save_contact_sheet
 from ..io.image_writer import write_png
 from ..metrics import MS_SSIM_MIN_SIZE, ms_ssim
-from ..pipelines.embedding_strategies import Prior, Variation
-from ..pipelines.folder_generation import Generation, read_generated
+from ..pipelines.folder_generation import FolderGeneration
+from ..pipelines.inputs import read_generated
 from ..pipelines.source_table import SourceTable
+from ..pipelines.strategies import Prior, Variation
 from ..provenance import provenance
 from .image_features import FeatureExtractor, ImageFeatures
 from .image_quality import ImageQuality, split_halves
@@ -143,19 +144,8 @@ class GeneratorEvaluator:
 
     def _generate(self, name: str, strategy: Variation | Prior) -> list[Path]:
         folder = self.output_dir / name
-        generation = Generation(
-            strategy,
-            self.sampler,
-            str(folder),
-            self.batch_size,
-            bits=8,
-            dicom=False,
-            seed=self.seed,
-            model_name="evaluation",
-            split=None,
-            sheet_images=8,
-        )
-        return [folder / row.image for row in sorted(generation.run().rows(), key=lambda row: row.image)]
+        generation = FolderGeneration(strategy, self.sampler, str(folder), self.batch_size, sheet_images=8)
+        return [folder / image for image in sorted(row["image"] for row in generation.run())]
 
     @torch.inference_mode()
     def _reconstruct(self, table: SourceTable) -> list[Path]:

@@ -6,11 +6,11 @@ import csv
 import json
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..pipelines.generation_manifest import SETTINGS_NAME, GenerationManifest
+from ..data.datalist_sources import manifest_rows
+from ..pipelines.manifest import generation_settings, revise_generation
 from .privacy_report import REPORT_NAME, TABLE_NAME, PrivacyCheckError
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ def drop_flagged(generated_dir: str | Path, report_dir: str | Path, drop_source_
         The images dropped now, as the manifest named them.
 
     Raises:
-        PrivacyCheckError: no report there, or one of another folder; no settings of a generation run.
-        GenerationMismatchError: the folder's manifest was changed by hand.
+        PrivacyCheckError: no report there, or one of another folder.
+        DatasetError: no folder that a generation wrote.
     """
     folder, report_dir = Path(generated_dir), Path(report_dir)
     report, table = _read_report(report_dir)
@@ -45,30 +45,23 @@ def drop_flagged(generated_dir: str | Path, report_dir: str | Path, drop_source_
             f"{report_dir}: found the report of {report['settings']['generated_dir']}; expected that of {folder}. Give "
             "the output_dir of its check."
         )
-    try:
-        settings = json.loads((folder / SETTINGS_NAME).read_text("utf-8"))["settings"]
-    except (OSError, ValueError, KeyError) as error:
-        raise PrivacyCheckError(
-            f"{folder / SETTINGS_NAME} cannot be read ({error}); expected the settings of a generation run"
-        ) from error
-    manifest = GenerationManifest(folder, settings, settings.pop("split", None))
+    generation_settings(folder)  # refuses before anything is moved
     is_bad = {
         line["image"]: line["flagged"] == "yes" or (drop_source_copies and line["copies_source"] == "yes")
         for line in table
     }
-    bad = [row for row in manifest.rows() if is_bad.get(row.image)]
-    for row in bad:
-        for name in (row.image, f"dicom/{Path(row.image).stem}.dcm"):
+    there = [row.item["image"] for row in manifest_rows(folder)]
+    listed = {os.path.relpath(image, folder): Path(image) for image in there}
+    bad = [image for image in listed if is_bad.get(image)]
+    for image in bad:
+        for name in (image, f"dicom/{Path(image).stem}.dcm"):
             if (folder / name).is_file():
                 (folder / FLAGGED_FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(folder / name, folder / FLAGGED_FOLDER / name)
-    if bad:
-        manifest.drop([replace(row, flagged=True) for row in bad])
-    good = [row for row in manifest.rows() if is_bad.get(row.image) is False and (folder / row.image).is_file()]
-    manifest.append([replace(row, flagged=False) for row in good if row.flagged is not False])
+    revise_generation(folder, is_bad, bad)
     if bad:
         logger.info("%d images moved to %s; do not share them", len(bad), folder / FLAGGED_FOLDER)
-    return [row.image for row in bad]
+    return bad
 
 
 def _read_report(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:

@@ -23,7 +23,7 @@ from ..data.datalists import assert_disjoint_patients
 from ..data.transforms import load_square
 from ..errors import UserError
 from ..files import atomic_path, write_json
-from ..pipelines.manifest_row import several
+from ..pipelines.manifest import several
 from ..provenance import provenance
 from ..seeding import derive_seed
 from .altered_copy import altered_copy

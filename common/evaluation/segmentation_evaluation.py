@@ -24,7 +24,7 @@ from ..io import read_radiograph
 from ..io.contact_sheet import save_contact_sheet
 from ..io.segmentation_classes import ClassTable
 from ..metrics import plain
-from ..pipelines.mask_sheet import mask_tiles
+from ..pipelines.segmenter import mask_tiles
 from ..provenance import provenance
 from .segmentation_metrics import SegmentationScore, score_mask, summarise_scores
 from .segmentation_report import choose_examples, image_mean, image_row, markdown_table, write_image_rows

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -20,10 +19,10 @@ from ..fingerprint import json_sha256, network_sha256
 from ..io.image_writer import write_png
 from ..networks.conditioning import TokenScaler, TokenSelection, named_tokens
 from ..networks.dino import DinoEncoder
-from ..pipelines.embedding_strategies import Prior, Strategy, Variation
+from ..pipelines.diffusion import DinoDiffusion
 from ..pipelines.interpolation import Interpolation
-from ..pipelines.sample_request import SampleRequest
 from ..pipelines.source_table import SourceTable
+from ..pipelines.strategies import Prior, SampleRequest, Strategy, Variation
 from .benefit_recipes import INTERPOLATION, MIX_RANGE, PRIOR, VARIATION, Block, Recipe
 
 
@@ -51,7 +50,7 @@ class Generator:
 def load_generator(
     bundle_root: str | Path, num_inference_steps: int, guidance_scale: float, amp: bool, device: str | None = None
 ) -> Generator:
-    """Build the networks as the bundle's inference.yaml says, with its weights.
+    """Build the bundle's networks with its weights.
 
     Args:
         bundle_root: of the latent diffusion bundle.
@@ -63,16 +62,10 @@ def load_generator(
     Raises:
         WeightsError: the bundle has no weights.
     """
-    parser = ConfigParser()
-    parser.read_config(str(Path(bundle_root) / "configs" / "inference.yaml"))
-    knobs = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "amp": amp}
-    for name, value in {"bundle_root": str(bundle_root), **knobs}.items():
-        parser[name] = value
-    if device is not None:
-        parser["device"] = f"$torch.device('{device}')"
-    names = ("image_sampler", "token_sampler", "encoder", "selection", "cached_patch_grid")
-    sampler, token_sampler, encoder, selection, grid = (parser.get_parsed_content(name) for name in names)
-    return Generator(sampler, token_sampler, sampler.denoiser.context_encoder.scaler, encoder, selection, grid)
+    settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "amp": amp}
+    pipe = DinoDiffusion.from_bundle(bundle_root, device or "auto", **settings)
+    parts = pipe.scaler, pipe.encoder, pipe.selection, pipe.patch_grid
+    return Generator(pipe.image_sampler, lambda: pipe.token_sampler, *parts)
 
 
 class DinoTokens(nn.Module):

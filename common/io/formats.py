@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from .scaling import MAX_BYTES
-from .types import EXPECTED_IMAGE, RefusalError
+from .types import EXPECTED_IMAGE, IN_MEMORY, RefusalError
 
 # What an image is called as a rule; files of other names, and of none, are looked into.
 IMAGE_SUFFIXES = (
@@ -64,6 +64,8 @@ def detect_format(path: Path, expected: str = EXPECTED_IMAGE) -> Format:
         RefusalError: the file is missing, a directory, empty, too large, or of another format.
         OSError: the file cannot be opened.
     """
+    if path == IN_MEMORY:
+        return "raster"  # pixels alone
     if path.is_dir():
         raise RefusalError("a directory", "a file", "Give the path of one image, or search the folder for its images.")
     if not path.exists():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import UserError
 
+IN_MEMORY = Path("<array>")  # of a radiograph that came from no file
 EXPECTED_IMAGE = "one radiograph as DICOM, PNG, JPEG, TIFF or NIfTI"
 # Detectors and film scanners have 0.01 to 0.5 mm; reduced images a few millimetres. Beyond, it is a mistake.
 _LEAST_MM, _MOST_MM = 0.001, 10.0

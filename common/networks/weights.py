@@ -28,6 +28,7 @@ Network = TypeVar("Network", bound=nn.Module)
 PACKAGE = __package__.rpartition(".")[0]  # `common`, or where a packaged bundle keeps its copy
 FORMAT = 1
 NETWORK = "network"
+NO_WEIGHTS = "{}: no weights there; expected the file that training writes or the bundle ships"
 
 
 # ---- descriptions ----------------------------------------------------------------------------------------------------
@@ -74,13 +75,14 @@ def build(described: Mapping[str, Any]) -> Any:
         raise WeightsError(f"weights are described as of {target}, which cannot be built here: {error}") from error
 
 
-def described(path: str | Path, part: str = NETWORK, default: str | Path | None = None) -> Any:
+def described(path: str | Path, part: str = NETWORK, default: str | Path | None = None, **changes: Any) -> Any:
     """Build a part of what weights say they are, such as their network or noise schedule.
 
     Args:
         path: of the weights.
         part: key of the description.
         default: of the weights whose description counts where these have none (from before 1.0).
+        changes: arguments that go before those described, such as `dropout`, which MONAI Label's stock app sets.
 
     Raises:
         WeightsError: no description, or none of this part.
@@ -88,7 +90,8 @@ def described(path: str | Path, part: str = NETWORK, default: str | Path | None 
     found = read_description(path, default)
     if part not in found:
         raise WeightsError(f"{description_path(path)}: found {', '.join(found)}, expected {part}")
-    return build(found[part]) if isinstance(found[part], dict) and "_target_" in found[part] else found[part]
+    is_built = isinstance(found[part], dict) and "_target_" in found[part]
+    return build({**found[part], **changes}) if is_built else found[part]
 
 
 def other_parts(path: str | Path) -> dict[str, Any]:
@@ -111,6 +114,8 @@ def read_description(path: str | Path, default: str | Path | None = None) -> dic
     beside = description_path(path)
     if not beside.is_file() and default is not None and Path(path).is_file():
         beside = description_path(default)
+    if not beside.is_file() and not Path(path).is_file():
+        raise WeightsError(NO_WEIGHTS.format(path))
     if not beside.is_file():
         raise WeightsError(f"{beside} is missing: it says what {path} is; copy it from where the weights came from")
     try:
@@ -168,7 +173,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path}: no weights there; expected the file that training writes or the bundle ships")
+        raise WeightsError(NO_WEIGHTS.format(path))
     if description_path(path).is_file():
         description = read_description(path)
         expected = {description.get("sha256"), description.get("replaces")}

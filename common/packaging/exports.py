@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import RunError
 from ..files import atomic_path, write_json
 from ..fingerprint import file_sha256
-from ..networks.weights import load_weights
+from ..networks.weights import described, load_weights
 from .bundle import Bundle
 from .torchscript import Inputs, fake_inputs, largest_difference, trace_bundle
 
@@ -68,7 +68,7 @@ def export_bundle(
     Args:
         bundle: of the repository or packaged.
         folder: to write to.
-        onnx: a .onnx for `network_def`, and for encoder and decoder of a codec, be it that or `codec_def`.
+        onnx: a .onnx for `network_def`, and for encoder and decoder of a codec, be it that or `autoencoder.pt`.
         torchscript: `model.ts`, see `trace_bundle`.
         opset: of ONNX.
 
@@ -116,8 +116,8 @@ def _parts(bundle: Bundle) -> Iterator[Part]:
     one, other = (fake_inputs(network, bundle.metadata, *size) for size in ((2, (2, 3)), (1, (3, 2))))
     yield Part("denoiser" if "timesteps" in one else "network", network, "pred", (one, other))
     codec: Any = network
-    if "codec_def" in bundle.configs[bundle.workflow("inference") or ""]:
-        codec = load_weights(bundle.build("codec_def").float(), bundle.root / "models" / "autoencoder.pt")
+    if (codec_path := bundle.root / "models" / "autoencoder.pt").is_file():
+        codec = load_weights(described(codec_path).float(), codec_path)
     if hasattr(codec, "decode"):
         factor, channels = codec.downsampling_factor, codec.latent_channels
         images = [{"image": torch.rand(b, 1, h * factor, w * factor)} for b, h, w in ((2, 4, 6), (1, 6, 5))]

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import SettingsError
 from ..networks.conditioning import TokenScaler
 from ..seeding import Purpose, derive_seed
-from .sample_request import SampleRequest, StrategyError, at_least_one, numbered_request
-from .slerp import slerp
 from .source_table import SourceTable
+from .strategies import SampleRequest, Strategy, at_least_one
 
 InterpolationMode = Literal["lerp", "slerp"]
 
 
-class Interpolation:
+class Interpolation(Strategy):
     """Images between two sources of different patients that share a label (section 2.3.2 of the paper, after MixUp).
 
     The paper gives an image the label of its nearer end where the two differ, and names that as what corrupted its
@@ -47,41 +47,37 @@ class Interpolation:
         scaler: TokenScaler,
         seed: int,
     ) -> None:
-        if mode not in get_args(InterpolationMode):
-            raise StrategyError(f"interpolation_mode: expected lerp or slerp, found '{mode}'")
         low, high = mix_range
-        if not 0.0 <= low <= high <= 1.0:
-            raise StrategyError(f"mix_range: expected 0 <= low <= high <= 1, found {mix_range}")
-        self.table: SourceTable | None = table
-        self._sources = table
+        if mode not in get_args(InterpolationMode) or not 0.0 <= low <= high <= 1.0:
+            raise SettingsError(
+                f"interpolation: expected the mode lerp or slerp and 0 <= low <= high <= 1, found {mode}, {mix_range}"
+            )
         self.num_samples = at_least_one("num_samples", num_samples)
         self.mode = mode
-        self.mix_range = (low, high)
+        self.mix_range = low, high
         self.scaler = scaler
-        self.seed = seed
-        self.settings = {"sources": table.digest(), "interpolation_mode": mode, "mix_range": [low, high]}
+        super().__init__(table, seed, interpolation_mode=mode, mix_range=[low, high])
 
     def requests(self) -> list[SampleRequest]:
         """Source by source, each with a random partner; no pair comes again before all pairs have come.
 
         Raises:
-            StrategyError: no two sources of different patients share a label.
+            SettingsError: no two sources of different patients share a label.
         """
-        pairs = _Pairs(self._sources)
+        pairs = _Pairs(self.table)
         low, high = self.mix_range
         found: list[SampleRequest] = []
         for number in range(self.num_samples):
             generator = np.random.default_rng(derive_seed(self.seed, Purpose.STRATEGY, number))
             ends = pairs.draw(generator)
-            agree = pairs.names[ends[0]] == pairs.names[ends[1]]
-            label = self._sources.labels[ends[0]] if agree else ""
+            label = self.table.labels[ends[0]] if pairs.names[ends[0]] == pairs.names[ends[1]] else ""
             mix = min(max(round(float(generator.uniform(low, high)), 6), low), high)
-            found.append(numbered_request(self.name, number, self.seed, sources=ends, mix=mix, label=label))
+            found.append(self._request(number, ends, mix, label))
         return found
 
     def tokens(self, requests: Sequence[SampleRequest]) -> Tensor:
         """Between the two ends, in standardised tokens."""
-        ends = self._sources.tokens[torch.tensor([request.sources for request in requests])]
+        ends = self.table.tokens[torch.tensor([request.sources for request in requests])]
         first, second = (self.scaler.scale(ends[:, end].to(self.scaler.tokens_mean)) for end in (0, 1))
         mix = torch.tensor([request.mix for request in requests]).view(-1, 1, 1).to(first)
         between = slerp(first, second, mix) if self.mode == "slerp" else torch.lerp(first, second, mix)
@@ -101,7 +97,7 @@ class _Pairs:
         self._groups = {name: np.array(members) for name, members in groups.items()}
         paired = [members for members in self._groups.values() if len(set(self._patients[members])) > 1]
         if not paired:
-            raise StrategyError(
+            raise SettingsError(
                 f"interpolation: among {len(table)} sources no two of different patients share a label; "
                 "give more sources, or a manifest.csv with labels that repeat"
             )
@@ -126,3 +122,26 @@ class _Pairs:
     def _partners(self, source: int) -> list[int]:
         others = np.unique(np.concatenate([self._groups[name] for name in self.names[source]]))
         return others[self._patients[others] != self._patients[source]].tolist()
+
+
+def slerp(first: Tensor, second: Tensor, mix: Tensor) -> Tensor:
+    """Spherical interpolation (Shoemake 1985) over the last axis; directions turn evenly, norms go along linearly.
+
+    Args:
+        first: [..., D].
+        second: [..., D].
+        mix: weight of `second`, broadcast; 0 gives `first`.
+
+    Returns:
+        [..., D]; the straight line where the two directions are (nearly) the same or opposite.
+    """
+    norms = first.norm(dim=-1, keepdim=True), second.norm(dim=-1, keepdim=True)
+    units = first / norms[0], second / norms[1]
+    # Kahan's angle; the arccosine loses half its digits where directions are nearly the same or opposite.
+    distance, sum_length = ((units[0] + sign * units[1]).norm(dim=-1, keepdim=True) for sign in (-1, 1))
+    angle = 2.0 * torch.atan2(distance, sum_length)
+    sine = angle.sin()
+    weights = ((1.0 - mix) * angle).sin() / sine, (mix * angle).sin() / sine
+    turned = weights[0] * units[0] + weights[1] * units[1]
+    round_way = turned * torch.lerp(norms[0], norms[1], mix.expand_as(norms[0]))
+    return torch.where(sine.abs() > 1e-4, round_way, torch.lerp(first, second, mix.expand_as(first)))

@@ -17,6 +17,7 @@ from PIL import Image
 
 from common.io.segmentation_classes import GROUPED
 from common.networks.diffusion_segmenter import DiffusionSegmenter
+from common.networks.weights import save_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUNDLE = REPOSITORY / "bundles" / "dental_radiograph_segmentation"
@@ -31,11 +32,11 @@ def make_tiny_bundle(folder: Path) -> Path:
     (folder / "models").mkdir(parents=True)
     (folder / "configs").mkdir()
     shutil.copy(BUNDLE / "configs" / "metadata.json", folder / "configs")
-    for name in ("inference.yaml", "train.yaml"):
-        config = yaml.safe_load((BUNDLE / "configs" / name).read_text())
-        config["network_def"] |= TINY
-        config["image_size"] = [48, 64]
-        (folder / "configs" / name).write_text(yaml.safe_dump(config, sort_keys=False))
+    shutil.copy(BUNDLE / "configs" / "inference.yaml", folder / "configs")
+    config = yaml.safe_load((BUNDLE / "configs" / "train.yaml").read_text())
+    config["network_def"] |= TINY
+    config["image_size"] = [48, 64]
+    (folder / "configs" / "train.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     torch.manual_seed(0)
     settings = {key: value for key, value in config["network_def"].items() if not key.startswith("_")}
     settings |= {"num_classes": 6, "dropout": 0.1, "use_flash_attention": False, "timestep": 1}
@@ -43,7 +44,7 @@ def make_tiny_bundle(folder: Path) -> Path:
     for parameter in network.parameters():
         if not parameter.any():  # the last convolution of each block, without which dropout would change nothing
             torch.nn.init.normal_(parameter, std=0.1)
-    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    save_weights(network, folder / "models" / "model.pt", {"class_table": "grouped", "image_size": [48, 64]})
     return folder
 
 

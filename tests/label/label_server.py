@@ -13,14 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 from label_data import BUNDLE, REPOSITORY, dice
-from monai.bundle import ConfigParser
 from PIL import Image
 
 from common.io.mask_files import read_mask
 from common.io.segmentation_classes import GROUPED
 from common.networks.diffusion_segmenter import take_pretrained
+from common.networks.weights import described, other_parts, save_weights
 
 START_SECONDS, TRAIN_SECONDS = 300, 400
 DENTAL_MODEL = "dental_radiograph_segmentation"
@@ -132,11 +131,10 @@ def unlabelled_bundle(folder):
     """The dental bundle before its fine-tuning."""
     shutil.copytree(BUNDLE / "configs", folder / "configs")
     (folder / "models").mkdir()
-    parser = ConfigParser()
-    parser.read_config(str(BUNDLE / "configs" / "inference.yaml"))
-    network = parser.get_parsed_content("network_def")
+    shipped = BUNDLE / "models" / "model.pt"
+    network = described(shipped)
     take_pretrained(network, BUNDLE / "models" / "denoiser.pt")
-    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    save_weights(network, folder / "models" / "model.pt", other_parts(shipped))
     return folder
 
 

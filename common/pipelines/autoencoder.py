@@ -1,0 +1,139 @@
+"""Radiographs to latents and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from PIL import Image as Pictures
+from torch import Tensor
+
+from ..amp import autocast
+from ..data.dataset import RadiographDataset
+from ..data.transforms import center_square
+from ..files import atomic_path, write_csv
+from ..fingerprint import network_sha256
+from ..io.contact_sheet import reconstruction_rows
+from ..metrics import psnr
+from ..networks.latent_codec import LatentCodec
+from ..networks.weights import described, load_described
+from .folder_job import FileJob, Item, Row
+from .inputs import Image, OpenBundle, as_list, as_radiograph, pick_device, read_generated
+
+
+class RadiographAutoencoder:
+    """The autoencoder, of radiographs in any form (see `as_radiograph`): one, a list, or a batch [B, 1, H, W].
+
+    Args:
+        network: with trained weights.
+        image_size: S, px; images are resized to it by their shorter side, and the central square is taken.
+        device: such as "cpu"; "auto" takes a GPU where there is one.
+        amp: bfloat16 where the hardware has it.
+    """
+
+    def __init__(
+        self, network: LatentCodec, image_size: int, device: str | torch.device = "auto", amp: bool = False
+    ) -> None:
+        self.device = pick_device(device)
+        self.network = network.to(self.device).eval()
+        self.image_size = image_size
+        self.amp = amp
+
+    @classmethod
+    def from_bundle(
+        cls, bundle: str | os.PathLike[str], device: str | torch.device = "auto", amp: bool = False
+    ) -> RadiographAutoencoder:
+        """The shipped weights of a bundle, a folder or a zip.
+
+        Raises:
+            WeightsError: there are none, or they are damaged.
+        """
+        opened = OpenBundle(bundle)
+        path = opened.models / "model.pt"
+        return cls(load_described(path), described(path, "image_size"), device, amp)
+
+    def prepare(self, images: Image | Sequence[Image]) -> Tensor:
+        """Images as the network sees them, [B, 1, S, S] in [0, 1] on the CPU.
+
+        Raises:
+            UnreadableRadiographError: one that cannot be read, or no such pixels.
+        """
+        return torch.stack([center_square(as_radiograph(image).pixels, self.image_size) for image in as_list(images)])
+
+    @torch.inference_mode()
+    def encode(self, images: Image | Sequence[Image]) -> Tensor:
+        """Latents [B, C, S/f, S/f] on the CPU, of about zero mean and unit standard deviation."""
+        with autocast(self.device, self.amp):
+            return self.network.encode(self.prepare(images).to(self.device)).float().cpu()
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w], or one [C, h, w], to images [B, 1, h·f, w·f] in [0, 1] on the CPU."""
+        batch = latents if latents.ndim == 4 else latents[None]
+        with autocast(self.device, self.amp):
+            return self.network.decode(batch.to(self.device)).float().cpu()
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Image | Sequence[Image]) -> Tensor:
+        """What encoding and decoding leave of images, [B, 1, S, S] in [0, 1] on the CPU."""
+        with autocast(self.device, self.amp):
+            return self.network(self.prepare(images).to(self.device)).float().cpu()
+
+
+class FolderReconstruction(FileJob):
+    """A PNG of each image, a table with the PSNR of each, and a contact sheet.
+
+    Args:
+        pipeline: reconstructs.
+        dataset: lists the images.
+        dataset_dir: names of the PNGs keep the path relative to it.
+        output_dir: of all files.
+        batch_size: images at a time.
+        sheet_rows: images on the contact sheet at most.
+    """
+
+    verb = "reconstructed"
+    sheet_titles = ("input", "reconstruction", "|difference| x 4")  # ASCII: Pillow's own font has no ×
+
+    def __init__(
+        self,
+        pipeline: RadiographAutoencoder,
+        dataset: RadiographDataset,
+        dataset_dir: str,
+        output_dir: str,
+        batch_size: int,
+        sheet_rows: int,
+    ) -> None:
+        weights = network_sha256(pipeline.network)
+        settings = {"weights_sha256": weights, "image_size": pipeline.image_size, "amp": pipeline.amp}
+        paths = [item["image"] for item in dataset.data]
+        super().__init__(paths, dataset_dir, output_dir, settings, batch_size, sheet_rows)
+        self.pipeline = pipeline
+
+    def result(self, item: Item) -> str:
+        """The reconstruction."""
+        return f"{item.name}_reconstruction.png"
+
+    def compute(self, items: Sequence[Item]) -> list[tuple[Tensor, Tensor]]:
+        """Images as the network sees them, and their reconstructions."""
+        images = self.pipeline.prepare([item.source for item in items])
+        return list(zip(images, self.pipeline.reconstruct(images), strict=True))
+
+    def write(self, item: Item, output: tuple[Tensor, Tensor]) -> Row:
+        """Write the PNG."""
+        image, reconstruction = output
+        with atomic_path(self.output_dir / self.result(item)) as temporary:
+            Pictures.fromarray((reconstruction[0] * 255).round().to(torch.uint8).numpy()).save(temporary, format="PNG")
+        return {"image": item.name, "source": item.source, "psnr_db": psnr(reconstruction[None], image[None]).item()}
+
+    def tabulate(self, rows: Sequence[Row]) -> None:
+        """Write reconstructions.csv."""
+        cells = [(row["image"], row["source"], f"{row['psnr_db']:.2f}") for row in rows]
+        write_csv(self.output_dir / "reconstructions.csv", ("image", "source", "psnr_db"), cells)
+
+    def pictures(self, item: Item, row: Row) -> tuple[list[Tensor], str]:
+        """Image, reconstruction, difference."""
+        reconstruction = read_generated(self.output_dir / self.result(item))
+        shown = reconstruction_rows(self.pipeline.prepare(item.source), reconstruction[None])[0]
+        return shown, f"{item.name}: PSNR {row['psnr_db']:.1f} dB"

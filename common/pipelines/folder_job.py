@@ -1,0 +1,362 @@
+"""Many inputs to many results in one folder: what every such command does alike, whatever it makes of an input.
+
+One process at a time works in a folder. Each finished item is noted in `job_items.jsonl` before the next begins, so a
+run that was killed goes on where it stopped, to the same files. An item that fails stops no other; the run fails at its
+end and names it. `job.json` records the settings and every run; by it, data lists leave the folder out.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..data.readability import fail_if_skipped
+from ..errors import CheckpointMismatchError, RunError, SettingsError, UserError
+from ..files import JOB_RECORD, locked_folder, read_json, remove_partial_files, result_names, write_json
+from ..io.contact_sheet import save_contact_sheet
+from ..progress import ProgressBar
+from ..provenance import command_line, git_state
+
+LOG_NAME, SHEET_NAME = "job_items.jsonl", "contact_sheet.png"
+TABLE_SECONDS = 60.0  # between two writings of the tables
+NAMED_FAILURES = 5  # in the message at the end; job.json has all
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR)
+
+Row = dict[str, Any]  # of a table, in plain JSON types
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input.
+
+    Attributes:
+        name: of its results, unique in the folder.
+        source: path of its file; "" where it comes from none.
+        content: what else the job needs of it.
+    """
+
+    name: str
+    source: str = ""
+    content: Any = None
+
+
+class FolderJob:
+    """Makes the results of many items in one folder; a subclass says which items, and how.
+
+    Args:
+        output_dir: of all files.
+        settings: what all results share, in plain JSON types.
+        batch_size: items at a time. A batch is computed whole even where some of it is there, so that a resumed run
+            computes what an uninterrupted one does.
+        sheet_images: on the contact sheet at most.
+
+    Raises:
+        SettingsError: a batch of less than one.
+    """
+
+    verb, unit = "made", "image"
+    keeps_folder = False  # refuse other settings than those of the folder, rather than make all again
+    keeps_rows = False  # tables also list what earlier runs made of other items
+
+    def __init__(
+        self, output_dir: str | Path, settings: Mapping[str, Any], batch_size: int = 1, sheet_images: int = 0
+    ) -> None:
+        if batch_size < 1:
+            raise SettingsError(f"batch_size: expected at least 1, found {batch_size}")
+        self.output_dir = Path(output_dir)
+        self.settings = json.loads(json.dumps(settings))
+        self.batch_size = batch_size
+        self.sheet_images = sheet_images
+
+    def items(self) -> Sequence[Item]:
+        """All inputs, in the order of the tables."""
+        raise NotImplementedError
+
+    def result(self, item: Item) -> str:
+        """The file of the folder without which an item is not done."""
+        raise NotImplementedError
+
+    def compute(self, items: Sequence[Item]) -> Sequence[Any]:
+        """What `write` is to write of each; a UserError, an OSError or a ValueError fails the items."""
+        raise NotImplementedError
+
+    def write(self, item: Item, output: Any) -> Row:
+        """Write an item's files; its row, with `problem` in it where not all could be written."""
+        raise NotImplementedError
+
+    def tabulate(self, rows: Sequence[Row]) -> None:
+        """Write tables, again and again."""
+
+    def finish(self, items: Sequence[Item], rows: Sequence[Row]) -> str:
+        """Show results of the items that are done side by side; say so for the closing line."""
+        return ""
+
+    def run(self) -> list[Row]:
+        """Make what is not there yet; the rows of all that is.
+
+        Raises:
+            RunError: some items failed, the others are done; or the folder is in use, gone, or cannot be written to.
+            CheckpointMismatchError: the folder holds results of other settings, and this job keeps them.
+            DatasetError: inputs were left out as unreadable, the others are done.
+        """
+        began = time.monotonic()
+        items = self.items()  # first: it may refuse, and then nothing is left behind
+        failures: dict[str, str] = {}
+        try:
+            with locked_folder(self.output_dir):
+                remove_partial_files(self.output_dir)
+                log = JobLog(self.output_dir, self.settings, self.keeps_folder)
+                todo = {item.name for item in items if not log.has(item, self.output_dir / self.result(item))}
+                rows = self._make(items, todo, log, failures)
+                done = [item for item in items if item.name in log.entries]
+                closing = self.finish(done, rows)
+                seconds = round(time.monotonic() - began)
+                log.close({"done": len(done), "failures": failures, "seconds": seconds})
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise RunError(
+                f"{self.output_dir} cannot be written to ({error.strerror}: {error.filename}); what was finished is "
+                "there, and the same command goes on from it"
+            ) from error
+        count, before = f"{len(done)} of {len(items)} {self.unit}s", len(items) - len(todo)
+        there = f" ({before} of them before)" if before else ""
+        _logger.info(
+            "%s %s%s in %s: %s%s", count, self.verb, there, timedelta(seconds=seconds), self.output_dir, closing
+        )
+        if failures:
+            named = "; ".join(f"{name}: {reason}" for name, reason in [*failures.items()][:NAMED_FAILURES])
+            more = f"; for all {len(failures)} see {JOB_RECORD}" if len(failures) > NAMED_FAILURES else ""
+            raise RunError(f"{count} are {self.verb}, in {self.output_dir}; failed: {named}{more}")
+        fail_if_skipped(self.output_dir)
+        return rows
+
+    def _make(self, items: Sequence[Item], todo: set[str], log: JobLog, failures: dict[str, str]) -> list[Row]:
+        """Make and note what is to do; returns the rows."""
+        batches = [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
+        tabulated = time.monotonic()
+        try:
+            with ProgressBar(total=len(items), initial=len(items) - len(todo), desc=self.verb, unit=self.unit) as bar:
+                for batch in batches:
+                    wanted = {item.name for item in batch} & todo
+                    if not wanted:
+                        continue
+                    pairs = [pair for pair in self._outputs(batch, failures) if pair[0].name in wanted]
+                    log.append([entry for pair in pairs if (entry := self._entry(*pair, failures))])
+                    bar.update(len(wanted))
+                    if time.monotonic() - tabulated > TABLE_SECONDS:
+                        self.tabulate(self._rows(items, log))
+                        tabulated = time.monotonic()
+        except BaseException:
+            with suppress(OSError):  # of the disk that may be the reason
+                self.tabulate(self._rows(items, log))
+            raise
+        rows = self._rows(items, log)
+        self.tabulate(rows)
+        return rows
+
+    def _outputs(self, batch: Sequence[Item], failures: dict[str, str]) -> list[tuple[Item, Any]]:
+        """What is computed of a batch; one by one where it fails, so that it is known which item it was."""
+        try:
+            return list(zip(batch, self.compute(batch), strict=True))
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"{len(batch)} {self.unit}s at a time need too much memory; give a smaller batch_size"
+            ) from error
+        except (UserError, OSError, ValueError) as error:
+            if len(batch) > 1:
+                return [pair for item in batch for pair in self._outputs([item], failures)]
+            _note(failures, batch[0], error)
+            return []
+
+    def _entry(self, item: Item, output: Any, failures: dict[str, str]) -> Entry | None:
+        stamp = _stamp(item.source)
+        try:
+            row = self.write(item, output)
+        except (UserError, ValueError) as error:
+            _note(failures, item, error)
+            return None
+        if problem := row.pop("problem", None):
+            _note(failures, item, problem)
+        return Entry(item.name, item.source, None if problem else stamp, row)
+
+    def _rows(self, items: Sequence[Item], log: JobLog) -> list[Row]:
+        mine = {item.name: log.entries[item.name].row for item in items if item.name in log.entries}
+        others = {name: entry.row for name, entry in log.entries.items() if self.keeps_rows and name not in mine}
+        return [*mine.values(), *others.values()]
+
+
+class FileJob(FolderJob):
+    """A job whose inputs are the files of a data set.
+
+    Args:
+        paths: of the files.
+        dataset_dir: names of results keep the path relative to it.
+        output_dir: as of `FolderJob`; the others, too.
+        settings: likewise.
+        batch_size: likewise.
+        sheet_images: likewise.
+
+    Raises:
+        SettingsError: results would lie among the inputs, where the next run would take them for inputs.
+    """
+
+    sheet_titles: Sequence[str] = ()
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        dataset_dir: str,
+        output_dir: str,
+        settings: dict,
+        batch_size: int,
+        sheet_images: int,
+    ) -> None:
+        if os.path.realpath(dataset_dir) == os.path.realpath(output_dir):
+            raise SettingsError(
+                f"output_dir: found {output_dir}, which is dataset_dir; give results a folder of their own"
+            )
+        super().__init__(output_dir, settings, batch_size, sheet_images)
+        self.paths, self.dataset_dir = paths, dataset_dir
+
+    def items(self) -> list[Item]:
+        """The files, named after their place in the data set."""
+        return [Item(*named) for named in zip(result_names(self.paths, self.dataset_dir), self.paths, strict=True)]
+
+    def pictures(self, item: Item, row: Row) -> tuple[list[Tensor], str]:
+        """What the contact sheet shows of an item that is done, and its caption."""
+        raise NotImplementedError
+
+    def finish(self, items: Sequence[Item], rows: Sequence[Row]) -> str:
+        """Draw the contact sheet of the first."""
+        shown = [self.pictures(item, row) for item, row in zip(items[: self.sheet_images], rows, strict=False)]
+        if not shown:
+            return ""
+        pictures, captions = zip(*shown, strict=True)
+        save_contact_sheet(pictures, self.output_dir / SHEET_NAME, self.sheet_titles, captions)
+        return f"; {SHEET_NAME} shows the first {len(shown)}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An item that is done: its name and source, size and time of that as it was (None: not all is done), its row."""
+
+    name: str
+    source: str
+    stamp: list[int] | None
+    row: Row
+
+
+class JobLog:
+    """What is done in a folder, for the process that holds its lock: a line each, whole or absent.
+
+    Args:
+        folder: of the results.
+        settings: of this run.
+        keeps_folder: refuse a folder of other settings; else its items count as not done.
+
+    Raises:
+        CheckpointMismatchError: names the settings that differ, or the folder is of another make.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], keeps_folder: bool) -> None:
+        self.path, self.record_path, self.settings = folder / LOG_NAME, folder / JOB_RECORD, settings
+        self.entries: dict[str, Entry] = {}
+        self.runs: list[dict[str, Any]] = []
+        changes = ""
+        if self.record_path.is_file():
+            record = read_json(self.record_path)
+            self.runs, there = record["runs"], record["settings"]
+            keys = [key for key in sorted({*there, *settings}) if there.get(key) != settings.get(key)]
+            changes = "; ".join(f"{key}: {there.get(key)} there, {settings.get(key)} now" for key in keys)
+        elif (folder / "manifest.csv").exists():
+            changes = f"manifest.csv without {JOB_RECORD}"
+        if changes and keeps_folder:
+            raise CheckpointMismatchError(
+                f"{folder} was made with other settings ({changes}). Going on would mix two sets: give another "
+                "output_dir, or the settings of that run; delete the folder to start over"
+            )
+        if changes:
+            _logger.info("%s was made with other settings (%s): all is made again", folder, changes)
+            self.path.write_bytes(b"")
+        elif self.path.is_file():
+            self._read()
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.runs.append({"date": now, "command": command_line(), "common": __version__, "git": git_state()})
+        self.close({})
+
+    def has(self, item: Item, result: Path) -> bool:
+        """Whether an item needs no work: its file is there, and made of the source as it is now; or it was dropped."""
+        entry = self.entries.get(item.name)
+        if entry is None:
+            return False
+        is_current = entry.source == item.source and entry.stamp == _stamp(item.source)
+        is_done = is_current and (bool(entry.row.get("dropped")) or result.is_file())
+        if not is_done:
+            del self.entries[item.name]
+        return is_done
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Note items; on return that is on disk. A failure (a full disk, Ctrl-C) leaves the file as it was.
+
+        Raises:
+            RunError: the folder was deleted meanwhile.
+        """
+        if not self.record_path.is_file():
+            raise RunError(f"{self.path.parent} was deleted or emptied during the run; run again")
+        lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in entries).encode()
+        with self.path.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                if file.write(lines) != len(lines):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(size)
+                raise
+        self.entries.update({entry.name: entry for entry in entries})
+
+    def close(self, outcome: Mapping[str, Any]) -> None:
+        """Record how the run ended."""
+        self.runs[-1] |= outcome
+        write_json(self.record_path, {"settings": self.settings, "runs": self.runs})
+
+    def _read(self) -> None:
+        """Read the whole lines, and cut off what a kill left of the last one."""
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(self.path, len(whole))
+        try:
+            entries = [Entry(**json.loads(line)) for line in whole.splitlines()]
+        except (ValueError, TypeError) as error:
+            raise CheckpointMismatchError(f"{self.path} is damaged ({error}); delete it to make all again") from error
+        self.entries = {entry.name: entry for entry in entries}
+
+
+def _stamp(source: str) -> list[int]:
+    """Size and modification time of a file; nothing where there is none."""
+    if not os.path.exists(source):
+        return []
+    return [os.stat(source).st_size, os.stat(source).st_mtime_ns]
+
+
+def _note(failures: dict[str, str], item: Item, problem: Exception | str) -> None:
+    name = item.source or item.name
+    failures[name] = str(problem).removeprefix(f"{name}: ")
+    _logger.error("%s failed: %s", name, failures[name])

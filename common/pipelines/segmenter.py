@@ -1,0 +1,415 @@
+"""Radiographs to masks at their own rows × columns."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
+from monai.transforms import Activationsd, AsDiscreted, CastToTyped, Compose, CopyItemsd, SqueezeDimd
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .. import __version__
+from ..amp import autocast
+from ..data.dataset import RadiographDataset
+from ..data.mask_transforms import GEOMETRY_KEY, CleanUpd, LoadSpacedRadiographd, PadResized, ToOriginald, to_original
+from ..errors import DatasetError, SettingsError
+from ..fingerprint import network_sha256
+from ..io import Radiograph, read_radiograph
+from ..io.dicom_seg import write_dicom_seg
+from ..io.mask_files import ToStoredOrderd, read_mask
+from ..io.mask_overlay import overlay_image
+from ..io.mask_writer import AREAS_NAME, MaskWriter, area_row, write_area_table
+from ..io.segmentation_classes import ClassTable, class_table
+from ..networks.weights import described, load_described
+from .folder_job import FileJob, Item, Row
+from .inputs import Image, OpenBundle, as_radiograph, pick_device
+
+WINDOWS_AT_A_TIME = 4
+TILE = 320  # px, longer side of a picture on the contact sheet
+DISPLAYED = "pred_displayed"  # the mask as it is seen; "pred" is in the order that MONAI reads the file in
+
+
+# ---- what is done before, with and after the network -----------------------------------------------------------------
+
+
+def segmenter_preprocessing(image_size: Sequence[int], turn: bool) -> Compose:
+    """From "image", a path, to what the network sees, and back by "geometry".
+
+    Args:
+        image_size: px, H × W: images are made to fit and padded with black.
+        turn: exchange H and W for images that are taller than wide.
+    """
+    return Compose([LoadSpacedRadiographd(["image"]), PadResized(["image"], image_size, turn=turn)])
+
+
+def segmenter_postprocessing(
+    classes: ClassTable, keep_largest: Sequence[str] = (), min_area_px: Mapping[str, int] | None = None
+) -> Compose:
+    """From logits "pred" [K, H', W'] to labels uint8 [H, W] as they are seen, and as MONAI Label's writer wants them.
+
+    Args:
+        classes: the labels.
+        keep_largest: names of classes of which only the largest connected component stays.
+        min_area_px: least px of a connected component, by name of the class.
+    """
+    return Compose(
+        [
+            Activationsd(["pred"], softmax=True),
+            ToOriginald(["pred"]),
+            AsDiscreted(["pred"], argmax=True),
+            CastToTyped(["pred"], dtype=torch.uint8),
+            CleanUpd(["pred"], classes, keep_largest, min_area_px or {}),
+            SqueezeDimd(["pred"], dim=0),
+            CopyItemsd(["pred"], names=[DISPLAYED]),
+            ToStoredOrderd(["pred"]),  # for the writer of MONAI Label's monaibundle app
+        ]
+    )
+
+
+class FlipInferer(Inferer):
+    """Mean of the class probabilities of an image and of its mirror image, left to right.
+
+    Classes that name a side change places in the mirror, see `ClassTable.mirrored_labels`.
+
+    Args:
+        inferer: runs the network, on either image.
+        classes: the labels.
+    """
+
+    def __init__(self, inferer: Inferer, classes: ClassTable) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.mirrored_labels = classes.mirrored_labels()
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Infer.
+
+        Args:
+            inputs: images [B, 1, H, W].
+            network: gives logits [B, K, H, W].
+            args: handed on to the network.
+            kwargs: likewise.
+
+        Returns:
+            Logarithms of the mean probabilities, float32 [B, K, H, W]: their softmax is the mean itself, so that what
+            follows a network's logits can follow this.
+
+        Raises:
+            ValueError: the network gives another number of channels than the table has labels.
+        """
+        straight = self._log_probabilities(self.inferer(inputs, network, *args, **kwargs))
+        mirrored = self._log_probabilities(self.inferer(inputs.flip(-1), network, *args, **kwargs))
+        return torch.logaddexp(straight, mirrored[:, self.mirrored_labels].flip(-1)) - math.log(2)
+
+    def _log_probabilities(self, logits: Any) -> Tensor:
+        if logits.shape[1] != len(self.mirrored_labels):
+            raise ValueError(
+                f"FlipInferer: found logits {tuple(logits.shape)}; expected [B, {len(self.mirrored_labels)}, H, W], a "
+                "channel for each label. Give it the class table that the network was trained with."
+            )
+        return logits.as_subclass(torch.Tensor).float().log_softmax(dim=1)
+
+
+def segmentation_inferer(
+    sliding_window: bool, window_size: Sequence[int], overlap: float, flips: bool, classes: ClassTable
+) -> Inferer:
+    """How the network is run over an image.
+
+    Args:
+        sliding_window: over windows that are blended with Gaussian weights; for images larger than those that the
+            network was trained on, such as whole panoramics. Otherwise over the whole image at once.
+        window_size: px, (rows, columns).
+        overlap: share of a window that the next one covers again, in [0, 1).
+        flips: average with the mirror image, for twice the time.
+        classes: the labels.
+
+    Raises:
+        SettingsError: no window size of two numbers, or no such overlap.
+    """
+    inferer: Inferer = SimpleInferer()
+    if sliding_window:
+        if len(window_size) != 2 or min(window_size) < 1 or not 0 <= overlap < 1:
+            raise SettingsError(
+                f"sliding window: found window_size {list(window_size)}, overlap {overlap}; expected rows and columns "
+                "in px, and a share of at least 0 and below 1."
+            )
+        inferer = SlidingWindowInferer(list(window_size), WINDOWS_AT_A_TIME, overlap, mode="gaussian")
+    return FlipInferer(inferer, classes) if flips else inferer
+
+
+# ---- the pipeline ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was found in a radiograph.
+
+    Attributes:
+        radiograph: with its spacing, where known.
+        mask: labels uint8 [H, W], the radiograph's own rows × columns.
+        logits: float32 [K, H', W'] at the network's size.
+        geometry: leads from there to H × W.
+        classes: the labels.
+        model: name and version of what drew it.
+    """
+
+    radiograph: Radiograph
+    mask: Tensor
+    logits: Tensor
+    geometry: Tensor
+    classes: ClassTable
+    model: str
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Of each class, background first: float32 [K, H, W], before what was cleaned up."""
+        return to_original(self.logits.softmax(0), self.geometry)
+
+    @property
+    def areas_px(self) -> dict[str, int]:
+        """Pixels by class name, without the background."""
+        counts = torch.bincount(self.mask.flatten().long(), minlength=self.classes.num_labels).tolist()
+        return dict(zip(self.classes.names[1:], counts[1:], strict=True))
+
+    @property
+    def areas_mm2(self) -> dict[str, float] | None:
+        """mm² by class name; None where the spacing is not known."""
+        spacing = self.radiograph.spacing_mm
+        return None if spacing is None else {name: px * math.prod(spacing) for name, px in self.areas_px.items()}
+
+    def save(
+        self,
+        output_dir: str | os.PathLike[str],
+        name: str | None = None,
+        overlay: bool = True,
+        nifti: bool = False,
+        dicom_seg: bool = False,
+    ) -> Row:
+        """Write `<name>_mask.png` and what else is asked for, see `MaskWriter`; returns the row of areas.
+
+        Args:
+            output_dir: made if need be.
+            name: of the files; by default that of the radiograph's file.
+            overlay: a picture in colours with its legend.
+            nifti: the mask as NIfTI, too.
+            dicom_seg: the mask of a DICOM file as DICOM SEG, too.
+
+        Raises:
+            DatasetError: the radiograph's file cannot be referred to; the other files are there.
+        """
+        writer = MaskWriter(Path(output_dir), self.classes, overlay, nifti, dicom_seg, self.model)
+        name = self.radiograph.path.name.replace(".", "_") if name is None else name
+        return writer.write(self.radiograph, self.mask.numpy(), name)
+
+    def save_dicom_seg(self, path: str | os.PathLike[str]) -> Path:
+        """Write the mask as DICOM SEG that refers to the radiograph's file.
+
+        Raises:
+            DatasetError: that is no DICOM file, or highdicom is missing.
+        """
+        return write_dicom_seg(self.mask.numpy(), Path(path), self.classes, self.radiograph.path, self.model)
+
+
+class DentalSegmenter:
+    """The segmenter, of radiographs in any form (see `as_radiograph`).
+
+    Args:
+        network: with trained weights, gives logits.
+        classes: the labels.
+        preprocessing: as of `segmenter_preprocessing`; its first transform loads.
+        inferer: runs the network.
+        postprocessing: as of `segmenter_postprocessing`.
+        device: such as "cpu"; "auto" takes a GPU where there is one.
+        amp: bfloat16 where the hardware has it.
+        model: name and version, for DICOM SEG.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: ClassTable,
+        preprocessing: Callable[[dict], dict],
+        inferer: Inferer,
+        postprocessing: Callable[[dict], dict],
+        device: str | torch.device = "auto",
+        amp: bool = False,
+        model: str = f"dental_radiograph_segmentation {__version__}",
+    ) -> None:
+        self.device = pick_device(device)
+        self.network = network.to(self.device).eval()
+        self.classes = classes
+        self.preprocessing = preprocessing
+        self.inferer = inferer
+        self.postprocessing = postprocessing
+        self.amp = amp
+        self.model = model
+
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: str | os.PathLike[str],
+        device: str | torch.device = "auto",
+        sliding_window: bool = False,
+        panoramic_size: Sequence[int] = (480, 960),
+        overlap: float = 0.5,
+        flips: bool = False,
+        keep_largest: Sequence[str] = (),
+        min_area_px: Mapping[str, int] | None = None,
+        amp: bool = False,
+    ) -> DentalSegmenter:
+        """The shipped weights of a bundle, a folder or a zip; settings as in its inference.yaml.
+
+        Raises:
+            WeightsError: there are none, or they are damaged.
+            SettingsError: settings that cannot be.
+        """
+        opened = OpenBundle(bundle)
+        path = opened.models / "model.pt"
+        classes, image_size = class_table(described(path, "class_table")), described(path, "image_size")
+        return cls(
+            load_described(path),
+            classes,
+            segmenter_preprocessing(panoramic_size if sliding_window else image_size, turn=True),
+            segmentation_inferer(sliding_window, image_size, overlap, flips, classes),
+            segmenter_postprocessing(classes, keep_largest, min_area_px),
+            device,
+            amp,
+        )
+
+    def segment(self, image: Image, spacing_mm: tuple[float, float] | None = None) -> Segmentation:
+        """Find what is in a radiograph.
+
+        Args:
+            image: in any form.
+            spacing_mm: of pixels, (down the rows, along the columns).
+
+        Raises:
+            UnreadableRadiographError: it cannot be read, or no such pixels.
+        """
+        return self.segment_all([as_radiograph(image, spacing_mm)])[0]
+
+    @torch.inference_mode()
+    def segment_all(self, images: Sequence[Image]) -> list[Segmentation]:
+        """The same for several; neighbours of one padded size run through the network together."""
+        radiographs = [as_radiograph(image) for image in images]
+        items = [self.preprocessing({"image": radiograph}) for radiograph in radiographs]
+        logits: list[Tensor] = []
+        for _, group in groupby(items, key=lambda item: tuple(item["image"].shape)):
+            stack = torch.stack([item["image"].as_subclass(torch.Tensor) for item in group])
+            with autocast(self.device, self.amp):
+                logits += self.inferer(stack.to(self.device), self.network).float().as_subclass(torch.Tensor)
+        return [self._finished(*found) for found in zip(radiographs, items, logits, strict=True)]
+
+    def _finished(self, radiograph: Radiograph, item: dict, logits: Tensor) -> Segmentation:
+        done = self.postprocessing({**item, "pred": logits})
+        mask = done[DISPLAYED if DISPLAYED in done else "pred"].as_subclass(torch.Tensor).cpu()
+        labels = mask.reshape(mask.shape[-2:]).to(torch.uint8)
+        return Segmentation(radiograph, labels, logits.cpu(), item[GEOMETRY_KEY], self.classes, self.model)
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+class FolderSegmentation(FileJob):
+    """What `MaskWriter` writes for each image, areas.csv, and contact_sheet.png of the first images.
+
+    Args:
+        pipeline: segments.
+        dataset: lists the images.
+        dataset_dir: names of the files keep the path relative to it.
+        output_dir: of all files.
+        settings: that masks depend on; with others all are drawn again.
+        overlay: draw the overlay of each image.
+        nifti: also write NIfTI.
+        dicom_seg: also write DICOM SEG for images that are DICOM.
+        batch_size: images at a time; those of one padded size run together.
+        sheet_rows: images on the contact sheet at most; 0 leaves it out.
+
+    Raises:
+        DatasetError: `dicom_seg` without highdicom.
+    """
+
+    verb = "segmented"
+    sheet_titles = ("image", "segmentation")
+
+    def __init__(
+        self,
+        pipeline: DentalSegmenter,
+        dataset: RadiographDataset,
+        dataset_dir: str,
+        output_dir: str,
+        settings: Mapping[str, Any],
+        overlay: bool,
+        nifti: bool,
+        dicom_seg: bool,
+        batch_size: int,
+        sheet_rows: int,
+    ) -> None:
+        made = {**settings, "weights_sha256": network_sha256(pipeline.network), "amp": pipeline.amp}
+        made |= {"overlay": overlay, "nifti": nifti, "dicom_seg": dicom_seg, "model": pipeline.model}
+        super().__init__(
+            [item["image"] for item in dataset.data], dataset_dir, output_dir, made, batch_size, sheet_rows
+        )
+        self.pipeline = pipeline
+        self.writer = MaskWriter(output_dir, pipeline.classes, overlay, nifti, dicom_seg, pipeline.model)
+
+    def result(self, item: Item) -> str:
+        """The mask."""
+        return f"{item.name}_mask.png"
+
+    def compute(self, items: Sequence[Item]) -> list[Segmentation]:
+        """Segment."""
+        return self.pipeline.segment_all([item.source for item in items])
+
+    def write(self, item: Item, output: Segmentation) -> Row:
+        """Write the image's files. One that only lacks its DICOM SEG has its row."""
+        mask, problem = output.mask.numpy(), {}
+        try:
+            row = self.writer.write(output.radiograph, mask, item.name)
+        except DatasetError as error:  # the other files are there
+            problem = {"problem": str(error)}
+            row = area_row(item.name, mask, self.pipeline.classes, output.radiograph.spacing_mm)
+        return {"image": row.pop("image"), "source": item.source, **row, **problem}
+
+    def tabulate(self, rows: Sequence[Row]) -> None:
+        """Write areas.csv."""
+        if rows:
+            write_area_table(rows, self.output_dir / AREAS_NAME)
+
+    def pictures(self, item: Item, row: Row) -> tuple[list[Tensor], str]:
+        """The image, and its mask over it."""
+        mask = read_mask(self.output_dir / self.result(item))
+        return mask_tiles(read_radiograph(item.source).pixels, [mask], self.pipeline.classes), item.name
+
+
+def mask_tiles(
+    pixels: Tensor, masks: list[NDArray[np.integer]], classes: ClassTable, longer_side: int = TILE
+) -> list[Tensor]:
+    """The image, then each mask over it with its legend, which is drawn after resizing and so can be read.
+
+    Args:
+        pixels: [1, H, W] in [0, 1].
+        masks: labels [H, W].
+        classes: the labels.
+        longer_side: px, of each picture without its legend.
+
+    Returns:
+        The image [1, h, w], and for each mask its overlay [3, h + legend, w or more], float32 in [0, 1].
+
+    Raises:
+        ValueError: sizes that differ, or labels that the table does not have.
+    """
+    labels = {f"mask {number}": torch.from_numpy(mask.astype(np.int64))[None] for number, mask in enumerate(masks)}
+    resize = PadResized(["image", *labels], longer_side, multiple=1)
+    item = resize({"image": pixels.as_subclass(torch.Tensor).float(), **labels})
+    overlays = [np.array(overlay_image(item["image"], item[key][0].numpy(), classes)) for key in labels]
+    return [item["image"], *(torch.from_numpy(overlay).permute(2, 0, 1) / 255 for overlay in overlays)]

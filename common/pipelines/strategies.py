@@ -1,0 +1,233 @@
+"""How the embeddings are chosen that images are generated from.
+
+`variation` and `interpolation` (in a module of its own) are DiNO-Diffusion's (arXiv 2407.11594, section 2.3);
+`neighbourhood` and `prior` are what it lacks: new embeddings near known ones, and embeddings without any source image.
+`unconditional` is for denoisers that know no embeddings.
+
+A strategy lists its images as plain requests, and makes the tokens of a few of them at a time. What a request gets
+depends on the run's seed and its number alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..diffusion.token_sampler import TokenSampler
+from ..errors import SettingsError
+from ..fingerprint import network_sha256
+from ..io.image_writer import trim_padding
+from ..networks.conditioning import TokenScaler
+from ..seeding import Purpose, derive_seed, sample_seed, torch_seed
+from .source_table import SourceTable
+
+CDIST_ROWS = 512  # sources whose distances to all others are in memory at a time
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One image to make.
+
+    Attributes:
+        name: unique in its run; the file's stem.
+        seed: of the sample's noise.
+        sources: rows of the source table.
+        mix: weight in [0, 1] of the second source; None where nothing is mixed.
+        label: that the image may keep; "" for none.
+    """
+
+    name: str
+    seed: int
+    sources: tuple[int, ...] = ()
+    mix: float | None = None
+    label: str = ""
+
+
+class Strategy:
+    """How the images of a run are chosen.
+
+    Attributes:
+        name: of the strategy.
+        table: the sources; empty without.
+        seed: of the run.
+        settings: what a run must share to continue a folder; not the number of images where that may grow.
+    """
+
+    name = ""
+
+    def __init__(self, table: SourceTable | None, seed: int, **settings: Any) -> None:
+        self.table = table or SourceTable([], [], [], torch.empty(0))
+        self.seed = seed
+        self.settings = settings if table is None else {"sources": table.digest(), **settings}
+
+    def requests(self) -> list[SampleRequest]:
+        """All images of the run, always in the same order."""
+        raise NotImplementedError
+
+    def tokens(self, requests: Sequence[SampleRequest]) -> Tensor:
+        """Tokens [B, N, D] of some of them, as the encoder would give them; here those of their first source."""
+        return self.table.tokens[[request.sources[0] for request in requests]]
+
+    def images(self, sampler: Any, requests: Sequence[SampleRequest]) -> Sequence[Tensor]:
+        """Some of the images, each [1, H, W] in [0, 1] on the CPU, as an `ImageSampler` draws them."""
+        return list(sampler.sample(self.tokens(requests), [request.seed for request in requests]))
+
+    def _request(self, number: int, *about: Any, **more: Any) -> SampleRequest:
+        """Name and seed follow from the number."""
+        return SampleRequest(f"{self.name}_{number:06d}", sample_seed(self.seed, number), *about, **more)
+
+
+class Variation(Strategy):
+    """Several images per source, from its own tokens: `reconstruction` in the paper, section 2.3.1.
+
+    Args:
+        table: the sources.
+        num_per_source: images of each.
+        seed: of the run.
+        settings: of a strategy that builds on this.
+    """
+
+    name = "variation"
+
+    def __init__(self, table: SourceTable, num_per_source: int, seed: int, **settings: Any) -> None:
+        self.num_per_source = at_least_one("num_per_source", num_per_source)
+        super().__init__(table, seed, num_per_source=num_per_source, **settings)
+
+    def requests(self) -> list[SampleRequest]:
+        """Source by source; each keeps its source's label."""
+        sources = [source for source in range(len(self.table)) for _ in range(self.num_per_source)]
+        return [
+            self._request(number, (source,), label=self.table.labels[source]) for number, source in enumerate(sources)
+        ]
+
+
+class Neighbourhood(Variation):
+    """Images of embeddings near a source's: its tokens plus noise as long as the way to its k-th nearest neighbour.
+
+    The noise is Gaussian with the covariance of the sources: in other directions there are no radiographs. Lengths are
+    those of standardised tokens, all N × D of an image together.
+
+    Args:
+        table: the sources.
+        num_per_source: images of each.
+        num_neighbours: k; with few sources the furthest counts.
+        noise_scale: length of the noise per distance to the k-th neighbour.
+        scaler: of the denoiser, which standardises tokens.
+        seed: of the run.
+    """
+
+    name = "neighbourhood"
+
+    def __init__(
+        self,
+        table: SourceTable,
+        num_per_source: int,
+        num_neighbours: int,
+        noise_scale: float,
+        scaler: TokenScaler,
+        seed: int,
+    ) -> None:
+        if not 0.0 <= noise_scale < math.inf:
+            raise SettingsError(f"noise_scale: expected a number of at least 0, found {noise_scale}")
+        if len(table) < 2:
+            raise SettingsError(f"neighbourhood: expected at least two sources, found {len(table)}")
+        super().__init__(table, num_per_source, seed, num_neighbours=num_neighbours, noise_scale=noise_scale)
+        self.scaler = scaler
+        scaled = scaler.scale(table.tokens.to(scaler.tokens_mean)).cpu()
+        self._centred = scaled - scaled.mean(0)
+        flat = scaled.flatten(1)
+        # The smallest distance is the one to itself.
+        rank = 1 + min(at_least_one("num_neighbours", num_neighbours), len(table) - 1)
+        nearest = [torch.cdist(rows, flat).kthvalue(rank, dim=1).values for rows in flat.split(CDIST_ROWS)]
+        self._reach = noise_scale * torch.cat(nearest)
+
+    def tokens(self, requests: Sequence[SampleRequest]) -> Tensor:
+        """The sources' tokens with noise, drawn from each request's seed."""
+        moved = []
+        for request in requests:
+            generator = torch.Generator().manual_seed(derive_seed(request.seed, Purpose.STRATEGY))
+            weights = torch.randn(len(self._centred), generator=generator)
+            noise = torch.tensordot(weights, self._centred, dims=1)
+            moved.append(noise * (self._reach[request.sources[0]] / noise.norm().clamp_min(1e-12)))
+        shift = torch.stack(moved).to(self.scaler.tokens_std) * self.scaler.tokens_std
+        return super().tokens(requests) + shift.cpu()
+
+
+class Prior(Strategy):
+    """Images without a source: tokens drawn from the prior, for a label or for any.
+
+    Args:
+        token_sampler: of the trained prior.
+        num_samples: images.
+        label: to condition the prior on; None for any. The images carry it.
+        seed: of the run.
+    """
+
+    name = "prior"
+
+    def __init__(self, token_sampler: TokenSampler, num_samples: int, label: str | None, seed: int) -> None:
+        token_sampler.check_label(label)
+        self.token_sampler = token_sampler
+        self.num_samples = at_least_one("num_samples", num_samples)
+        self.label = label
+        sampler = token_sampler.sampler
+        super().__init__(
+            None,
+            seed,
+            label=label,
+            prior_sha256=network_sha256(token_sampler.prior),
+            prior_method=sampler.method,
+            prior_steps=len(sampler.timesteps),
+            prior_guidance_scale=sampler.guidance_scale,
+        )
+
+    def requests(self) -> list[SampleRequest]:
+        """Numbered."""
+        return [self._request(number, label=self.label or "") for number in range(self.num_samples)]
+
+    def tokens(self, requests: Sequence[SampleRequest]) -> Tensor:
+        """Drawn from each request's seed."""
+        return self.token_sampler.sample([torch_seed(each.seed, Purpose.PRIOR) for each in requests], self.label)
+
+
+class Unconditional(Strategy):
+    """Images from noise alone, by a `PixelImageSampler`.
+
+    Args:
+        num_samples: images; a folder may be given more later.
+        seed: of the run.
+        trim: cut off the black padding, so that the images have the aspect ratio of radiographs, and sizes of their
+            own; with other batches a pixel next to the threshold may move their border by a line.
+    """
+
+    name = "unconditional"
+
+    def __init__(self, num_samples: int, seed: int, trim: bool) -> None:
+        self.num_samples = at_least_one("num_samples", num_samples)
+        self.trim = trim
+        super().__init__(None, seed, trim=trim)
+
+    def requests(self) -> list[SampleRequest]:
+        """Numbered."""
+        return [SampleRequest(f"{number:04d}", sample_seed(self.seed, number)) for number in range(self.num_samples)]
+
+    def images(self, sampler: Any, requests: Sequence[SampleRequest]) -> Sequence[Tensor]:
+        """Each of the size that trimming leaves."""
+        images = list(sampler.sample([request.seed for request in requests]))
+        return [trim_padding(image) for image in images] if self.trim else images
+
+
+def at_least_one(name: str, value: int) -> int:
+    """The value of a setting that counts something.
+
+    Raises:
+        SettingsError: less than 1.
+    """
+    if value < 1:
+        raise SettingsError(f"{name}: expected at least 1, found {value}")
+    return value
