@@ -27,7 +27,7 @@ from common.errors import RunError
 from common.files import atomic_path, read_json, write_json
 from common.fingerprint import file_sha256, json_sha256
 from common.training.shipping import loss_curve, set_defaults, ship_weights
-from common.training.stages import DONE, PASSIVE_THREADS, Chain, hours_to_go, lower_priority
+from common.training.stages import DONE, PASSIVE_THREADS, Chain, hours_to_go
 from common.training.step_log import LOG_NAME, read_log
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -254,9 +254,7 @@ def measured(made: Chain, name: str) -> list[dict[str, Any]]:
         environment = {**os.environ, **PASSIVE_THREADS, "PYTHONPATH": str(REPOSITORY)}
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "output.txt").open("w") as stream:
-            child = subprocess.Popen(words, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=REPOSITORY)
-            lower_priority(child.pid)
-            child.wait()
+            subprocess.run(words, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=REPOSITORY, check=False)
     return read_log(folder)
 
 

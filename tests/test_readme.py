@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,16 +31,46 @@ DOCUMENTS = [
     *sorted(REPOSITORY.glob("bundles/*/docs/README.md")),
     REPOSITORY / "bundles" / "dental_radiograph_segmentation" / "docs" / "monai_label.md",
 ]
+AUTOENCODER_DOCS = REPOSITORY / "bundles" / "cxr_autoencoder" / "docs"
 DENTAL_DOCS = REPOSITORY / "bundles" / "dental_radiograph_segmentation" / "docs"
 CHEST_DOCS = REPOSITORY / "bundles" / "cxr_dino_latent_diffusion" / "docs"
 RUN_ARGUMENTS = {"config_file", "bundle_root", "meta_file", "args_file"}
 OWN_PATHS = re.compile(r"(?:bundles|scripts|tests|common)/[\w./-]+")
+CONFIGS = re.compile(r"(?:bundles/\w+/)?configs/\w+\.yaml")
+# What the README's other commands do is run by these tests: on tiny data, or with servers that they start.
+RUN_BY = {
+    "scripts/quickstart.sh": "its lines, one by one, by this file and test_shipped_weights.py",
+    "scripts/run_tests.sh": "runs this",
+    "scripts/train_all.py": "test_train_all_script.py",
+    "scripts/serve_label.sh": "label/label_server.py",
+    "scripts/png_to_dx.py": "test_png_to_dx_script.py",
+    "scripts/image_quality.py": "test_image_quality_script.py",
+    "scripts/synthetic_benefit.py": "test_synthetic_benefit_script.py",
+    "scripts/label_fidelity.py": "test_label_fidelity.py",
+    "scripts/label_efficiency.py": "test_label_efficiency_script.py",
+    "scripts/zero_shot_lungs.py": "test_zero_shot_lungs_script.py",
+    "scripts/package_bundle.py": "test_packaged_bundles.py",
+    "scripts/check_bundle.py": "test_zoo_check.py",
+    "scripts/export_bundle.py": "test_exports.py",
+    "scripts/publish_bundle.py": "test_hub.py",
+    "scripts/convert_checkpoint.py": "test_convert_checkpoint_script.py",
+    "configs/train.yaml": "test_bundles_run.py",
+    "configs/evaluate.yaml": "test_bundles_run.py",
+    "configs/privacy.yaml": "test_ldm_bundle_run.py",
+}
 
 
 def commands(document):
     """Every line of the document's shell blocks, continuation lines joined."""
     blocks = re.findall(r"```(?:bash|sh|shell)\n(.*?)```", document.read_text(), flags=re.DOTALL)
     return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def config_files(line):
+    """The config files of a command, also of one that begins with `cd BUNDLE &&`."""
+    moved = re.match(r"cd (bundles/\w+) && ", line)
+    folder = REPOSITORY / moved[1] if moved else REPOSITORY
+    return [folder / name for name in CONFIGS.findall(line)]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
@@ -56,45 +88,78 @@ def test_every_override_is_a_key_of_its_config(document):
     for line in commands(document):
         if "monai.bundle run" not in line:
             continue
-        files = re.findall(r"bundles/[\w/]+\.yaml", line)
+        files = config_files(line)
         assert files, f"no config file in: {line}"
-        keys = {key.split("#")[0].split("::")[0] for file in files for key in load_file(REPOSITORY / file)}
+        keys = {key.split("#")[0].split("::")[0] for file in files for key in load_file(file)}
         given = {key.split("#")[0] for key in re.findall(r"--([\w#]+)", line.split("monai.bundle run", 1)[1])}
         assert given <= keys | RUN_ARGUMENTS, line
+
+
+def test_every_command_of_the_front_page_is_run_by_a_test():
+    for line in commands(REPOSITORY / "README.md"):
+        if line.startswith(("#", "git clone", "source ")) or re.search(r"configs/(inference|generate)\.yaml", line):
+            continue
+        found = [where for what, where in RUN_BY.items() if what in line]
+        assert found, f"no test runs: {line}"
+        for name in re.findall(r"[\w/]+\.py", found[0]):
+            assert (REPOSITORY / "tests" / name).exists(), name
+
+
+@pytest.mark.slow
+def test_the_front_page_runs_as_it_stands(tmp_path, monkeypatch):
+    page = REPOSITORY / "README.md"
+    monkeypatch.chdir(REPOSITORY)
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        names: dict = {}
+        exec(block, names)
+        assert names["images"].shape == (4, 1, 256, 256) and names["strip"].shape == (7, 1, 256, 256)
+        assert names["latents"].shape == (1, 4, 32, 32) and sum(names["found"].areas_px.values()) > 0
+    lines = [each for each in commands(page) if re.search(r"configs/(inference|generate)\.yaml", each)]
+    assert len(lines) == 4
+    for number, line in enumerate(lines):
+        output = tmp_path / str(number)
+        line = (
+            line.split("#")[0].replace("OUT", str(output)).replace("DIR", "samples").replace("python", sys.executable)
+        )
+        line += " --limit 1" if "variation" in line else ""
+        run = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr[-2000:]
+        assert list(output.rglob("*.png"))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_every_link_to_a_file_leads_to_one(document):
     text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"https?:|#", link)]
+    found = re.findall(r"\]\(([^)\s]+)\)|^\[\w+\]: (\S+)", text, flags=re.MULTILINE)
+    links = [link for pair in found for link in pair if link and not re.match(r"https?:|#", link)]
     assert links
     for link in links:
         assert (document.parent / link.split("#")[0]).exists(), link
 
 
-def test_the_tables_are_those_of_the_evaluation_that_ships():
-    docs = REPOSITORY / "bundles" / "cxr_autoencoder" / "docs"
-    table = markdown_table(json.loads((docs / "evaluation.json").read_text()))
-    assert table.strip() in (docs / "README.md").read_text()
-    front_page = (REPOSITORY / "README.md").read_text()
-    overall = [line for line in table.splitlines() if line.startswith("| overall |")]
-    assert len(overall) == 3
-    assert all(line in front_page for line in overall)
+def test_the_tables_are_those_of_the_evaluations_that_ship():
+    for docs, table_of in (
+        (AUTOENCODER_DOCS, markdown_table),
+        (CHEST_DOCS, markdown),
+        (DENTAL_DOCS, segmentation_table),
+    ):
+        table = table_of(json.loads((docs / "evaluation.json").read_text()))
+        assert table.strip() in (docs / "README.md").read_text()
 
 
-def test_the_tables_of_the_generator_are_those_of_its_evaluation():
-    docs = REPOSITORY / "bundles" / "cxr_dino_latent_diffusion" / "docs"
-    table = markdown(json.loads((docs / "evaluation.json").read_text()))
-    assert table.strip() in (docs / "README.md").read_text()
-    front_page = (REPOSITORY / "README.md").read_text()
-    rows = [line for line in table.splitlines() if line.startswith(("| dino |", "| inception |"))]
-    assert len(rows) == 8
-    assert all(line in front_page for line in rows)
+def test_the_figures_of_the_front_page_are_those_of_the_evaluations_that_ship():
+    page = (REPOSITORY / "README.md").read_text()
+    rows = {docs: (docs / "README.md").read_text() for docs in (AUTOENCODER_DOCS, CHEST_DOCS, DENTAL_DOCS)}
 
+    def cell(docs, start, column):
+        line = next(each for each in rows[docs].splitlines() if each.startswith(start))
+        return line.split("|")[column + 1].split("±")[0].strip()
 
-def test_the_tables_of_the_segmenter_are_those_of_its_evaluation():
-    table = segmentation_table(json.loads((DENTAL_DOCS / "evaluation.json").read_text())).strip()
-    assert table in (DENTAL_DOCS / "README.md").read_text() and table in (REPOSITORY / "README.md").read_text()
+    psnr, lpips = (float(cell(AUTOENCODER_DOCS, "| overall |", column)) for column in (3, 6))
+    assert f"PSNR {psnr:.1f} dB, LPIPS {lpips:.3f}" in page
+    dino, inception = (cell(CHEST_DOCS, f"| {name} | variation", 4) for name in ("dino", "inception"))
+    assert f"FD-DINOv2[^fd] {dino}, FD-Inception {inception}" in page
+    assert f"pooled mIoU {cell(DENTAL_DOCS, '| mean |', 4)}" in page
 
 
 def test_the_tables_of_the_privacy_check_are_those_of_its_json():

@@ -354,7 +354,10 @@ def frozen_files(repository: Path) -> Iterator[Path]:
 
 
 def lower_priority(pid: int) -> None:
-    """Let everybody else go first: by `nice`, and on Linux by the autogroup, without which nice counts for nothing."""
+    """Let everybody else go first: by `nice`, and on Linux by the autogroup, without which nice counts for nothing.
+
+    Only for a process with a session of its own: an autogroup is the whole session, the user's shell included.
+    """
     try:
         os.setpriority(os.PRIO_PROCESS, pid, LOWEST_PRIORITY)
         Path(f"/proc/{pid}/autogroup").write_text(str(LOWEST_PRIORITY))
