@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_label_environment() { # sets label_python; the current folder has to be the checkout
   local venv=${LABEL_VENV:-.venv-label} requirements=scripts/monailabel_app/requirements.txt python wanted
   if [ ! -x "$venv/bin/python" ]; then
-    python=$(find_python)
+    python=$(find_python 13)
     echo "making $venv with $("$python" --version); takes minutes, once" >&2
     "$python" -m venv "$venv"
   fi
