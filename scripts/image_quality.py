@@ -5,26 +5,22 @@ python scripts/image_quality.py REAL FAKE --output_dir OUT --inception_weights d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
 from common.command_line import run_command
 from common.data.datalists import radiograph_items
 from common.errors import DatasetError
 from common.evaluation.image_features import ImageFeatures, build_extractor
-from common.evaluation.image_quality import ImageQuality, markdown_table
-from common.files import atomic_path
+from common.evaluation.image_quality import ImageQuality, markdown
+from common.evaluation.report import COLOURS, plot_file, write_report
 from common.provenance import provenance
 
 QUICK_IMAGES, QUICK_RESAMPLES = 100, 10
-PANEL, BARS, MARGIN = (440, 320), 240, 40  # pixels: a panel's size, its highest bar, the space around
-COLOURS = {"real, fake": "#b03a2e", "half, fake": "#d98880", "half, half": "#5d6d7e"}
 
 
 def image_quality(
@@ -69,6 +65,7 @@ def image_quality(
     items = {"real": list_images(real, real_split), "fake": list_images(fake, "all")}
     if quick:
         items = {side: draw_some(found, QUICK_IMAGES, seed) for side, found in items.items()}
+    quality.check_counts(len(items["real"]), len(items["fake"]))
     folder = Path(output_dir)
     features: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     skipped: dict[str, str] = {}
@@ -86,7 +83,9 @@ def image_quality(
         **{"seed": seed, "real": str(real), "fake": str(fake), "real_split": real_split, "image_size": image_size},
         **{"quick": quick, "extractors": {extractor.name: extractor.fingerprint for extractor in built}},
     }
-    write_report(report, folder)
+    write_report(folder, report, markdown(report), ("quality.json", "quality.md"))
+    draw_distances(folder / "quality.png", report["extractors"])
+    print(f"{markdown(report)}\n{folder / 'quality.json'}, quality.md, quality.png")
     if skipped:
         raise DatasetError(
             f"{len(skipped)} files could not be read and are listed in {folder / 'quality.json'}; all others are done"
@@ -120,40 +119,18 @@ def draw_some(items: list[dict[str, str]], count: int, seed: int) -> list[dict[s
     return [items[i] for i in sorted(chosen)]
 
 
-def write_report(report: dict[str, Any], folder: Path) -> None:
-    """Write the three files, each whole or not at all, and print the table."""
-    table = markdown_table(report)
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    for name, content in {"quality.json": text + "\n", "quality.md": table}.items():
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    with atomic_path(folder / "quality.png") as temporary:
-        draw_distances(report["extractors"]).save(temporary, format="PNG")
-    print(f"{table}\n{folder / 'quality.json'}, quality.md, quality.png")
-
-
-def draw_distances(extractors: Mapping[str, Mapping[str, Any]]) -> Image.Image:
+def draw_distances(path: Path, extractors: Mapping[str, Mapping[str, Any]]) -> None:
     """One panel per extractor: Fréchet distances as bars from 0, the interval as a whisker."""
-    picture = Image.new("RGB", (PANEL[0] * len(extractors), PANEL[1]), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
-    for panel, (name, found) in enumerate(extractors.items()):
-        rows = dict(zip(COLOURS, (found, found["fake_at_floor_n"], found["real_real_floor"]), strict=True))
-        bars = {label: row for label, row in rows.items() if row is not None}
-        highest = max(found["fd_ci"][1], *(row["fd"] for row in bars.values()), 1e-12)
-        left, base = panel * PANEL[0] + MARGIN, PANEL[1] - MARGIN
-        draw.text((left, 8), f"Frechet distance, {name}", fill="black", font=font)
-        draw.line((left, base, left + PANEL[0] - 2 * MARGIN, base), fill="black")
-        pitch = (PANEL[0] - 2 * MARGIN) // len(COLOURS)
-        for place, (label, row) in enumerate(bars.items()):
-            x, top = left + place * pitch + pitch // 6, base - BARS * row["fd"] / highest * 0.9
-            draw.rectangle((x, top, x + pitch // 2, base), fill=COLOURS[label])
-            draw.text((x + pitch // 2 + 4, top), f"{row['fd']:.3g}", fill="black", font=font)
-            draw.text((x, base + 2), label, fill="black", font=font)
-            draw.text((x, base + 18), f"n = {row['num_real']}, {row['num_fake']}", fill="black", font=font)
-            if "fd_ci" in row:
-                low, high = (base - BARS * max(0.0, end) / highest * 0.9 for end in row["fd_ci"])
-                draw.line((x + pitch // 4, high, x + pitch // 4, low), fill="black", width=2)
-    return picture
+    with plot_file(path, panels=len(extractors), columns=len(extractors)) as panels:
+        for axes, (name, found) in zip(panels, extractors.items(), strict=True):
+            bars = {"real, fake": found, "half, fake": found["fake_at_floor_n"], "half, half": found["real_real_floor"]}
+            shown = {label: row for label, row in bars.items() if row is not None}
+            labels = [f"{label}\nn = {row['num_real']}, {row['num_fake']}" for label, row in shown.items()]
+            drawn = axes.bar(labels, [row["fd"] for row in shown.values()], color=COLOURS[: len(shown)])
+            axes.bar_label(drawn, fmt="%.3g", padding=12)
+            fd, (low, high) = found["fd"], found["fd_ci"]
+            axes.errorbar([0], [fd], [[max(0.0, fd - low)], [max(0.0, high - fd)]], color="black", capsize=4)
+            axes.set_title(f"Fréchet distance, {name}")
 
 
 if __name__ == "__main__":

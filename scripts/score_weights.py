@@ -213,8 +213,8 @@ def distances(
     return {
         f"fd_{extractor}": distance,
         f"fd_{extractor}_over_floor": distance / floor,
-        f"precision_{extractor}": near.precision,
-        f"recall_{extractor}": near.recall,
+        f"precision_{extractor}": near["precision"],
+        f"recall_{extractor}": near["recall"],
     }
 
 

@@ -21,18 +21,14 @@ def bicubic_down_up(image: Tensor, factor: int = 8) -> Tensor:
     Raises:
         ValueError: not [B, 1, H, W], or H or W is not a multiple of factor.
     """
-    _check(image)
-    height, width = image.shape[2:]
-    if height % factor or width % factor:
+    if image.ndim != 4 or image.shape[1] != 1 or image.shape[2] % factor or image.shape[3] % factor:
         raise ValueError(
-            f"bicubic_down_up: found {height}×{width} pixels; expected multiples of the factor {factor}, "
-            "as an autoencoder with that factor needs. Crop or resize the images first."
+            f"bicubic_down_up: found images {tuple(image.shape)}; expected [B, 1, H, W] with multiples of the factor "
+            f"{factor}, as an autoencoder with that factor needs. Crop or resize the images first."
         )
-    image = image.float()
-    small = F.interpolate(
-        image, size=(height // factor, width // factor), mode="bicubic", antialias=True, align_corners=False
-    )
-    return F.interpolate(small, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+    size = image.shape[2] // factor, image.shape[3] // factor
+    small = F.interpolate(image.float(), size=size, mode="bicubic", antialias=True, align_corners=False)
+    return F.interpolate(small, size=image.shape[2:], mode="bicubic", align_corners=False).clamp(0, 1)
 
 
 def jpeg_at_bytes(image: Tensor, max_bytes: int) -> tuple[Tensor, Tensor]:
@@ -52,11 +48,11 @@ def jpeg_at_bytes(image: Tensor, max_bytes: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: not [B, 1, H, W], not finite, or max_bytes below 1.
     """
-    _check(image)
-    if max_bytes < 1:
-        raise ValueError(f"jpeg_at_bytes: found max_bytes {max_bytes}; expected at least 1 byte for each image.")
-    if not bool(torch.isfinite(image).all()):
-        raise ValueError("jpeg_at_bytes: found NaN or infinity in the image; expected finite values in [0, 1].")
+    if image.ndim != 4 or image.shape[1] != 1 or not bool(torch.isfinite(image).all()) or max_bytes < 1:
+        raise ValueError(
+            f"jpeg_at_bytes: found images {tuple(image.shape)}, max_bytes {max_bytes}; expected finite values "
+            "[B, 1, H, W] in [0, 1], and at least 1 byte for each image."
+        )
     grey = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()[:, 0]
     files = [_best_jpeg(pixels, max_bytes) for pixels in grey]
     decoded = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
@@ -82,8 +78,3 @@ def _encode(pixels: np.ndarray, quality: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality, optimize=True)
     return buffer.getvalue()
-
-
-def _check(image: Tensor) -> None:
-    if image.ndim != 4 or image.shape[1] != 1:
-        raise ValueError(f"codec baseline: found image {tuple(image.shape)}; expected [B, 1, H, W] in [0, 1].")

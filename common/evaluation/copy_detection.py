@@ -17,17 +17,18 @@ patients, as in Dar et al. 2024, arXiv 2402.01054), and copies that are zoomed, 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from .copy_features import CopyDetectionError, CopyFeatures
-from .copy_verdict import CopyVerdict, judge
+from ..errors import DatasetError, SettingsError
 from .held_out_ratios import Floats, HeldOutRatios
-from .nearest_patients import SPACES, NearestPatients
+from .nearest_patients import SPACES, CopyFeatures, NearestPatients
+from .report import Row
 
 LEAK_P_VALUE = 0.01  # of any held-out image being taken for a copy of a training image by mistake
 
@@ -74,7 +75,7 @@ class CopyCheck:
             not asked: being near the source there is what a conditioned generator is for.
         comparison: space -> "distance" or "ratio" -> (probability that a sample is nearer to the training set than a
             held-out image, one-sided Mann-Whitney p). Above 0.5 by a little needs no copying: smooth images are nearer.
-        verdict: on the set; own sources play no part in it.
+        verdict: on the set, see `CopyReference.check`; own sources play no part in it.
     """
 
     spaces: dict[str, SpaceCheck]
@@ -82,7 +83,7 @@ class CopyCheck:
     is_copy: NDArray[np.bool_]
     copies_source: NDArray[np.bool_]
     comparison: dict[str, dict[str, tuple[float, float]]]
-    verdict: CopyVerdict
+    verdict: Row
 
 
 class CopyReference:
@@ -94,7 +95,9 @@ class CopyReference:
         max_shift: px of the small pictures, in each direction; 2 of 32 px finds copies shifted by up to 6 %.
         false_flag_rate: at most this share of images of new patients is flagged on average, half of it in each space.
         significance: of the verdict, half of it for the number of flags, half for single copies.
-        chunk_size: images compared at a time; changes memory, not results.
+
+    Raises:
+        SettingsError: one of them is out of range.
     """
 
     def __init__(
@@ -103,14 +106,13 @@ class CopyReference:
         max_shift: int = 2,
         false_flag_rate: float = 0.01,
         significance: float = 0.05,
-        chunk_size: int = 256,
     ) -> None:
         if not (0 < false_flag_rate < 1 and 0 < significance < 1 and num_neighbours > 1 and max_shift >= 0):
-            raise CopyDetectionError(
+            raise SettingsError(
                 f"copy detection: found false_flag_rate {false_flag_rate}, significance {significance}, num_neighbours "
                 f"{num_neighbours}, max_shift {max_shift}; expected two shares in (0, 1), 2 or more, 0 or more."
             )
-        self.num_neighbours, self.max_shift, self.chunk_size = num_neighbours, max_shift, chunk_size
+        self.num_neighbours, self.max_shift = num_neighbours, max_shift
         self.false_flag_rate, self.significance = false_flag_rate, significance
         self.held_out: dict[str, HeldOutRatios] = {}
         self.held_out_distance: dict[str, Floats] = {}
@@ -128,15 +130,14 @@ class CopyReference:
             train_patients: of the N; None if each is a patient of its own.
 
         Raises:
-            CopyDetectionError: too few images, or features of different sizes.
+            DatasetError: too few images, or features of different sizes.
         """
         if len(train) < 3 or not len(held_out):
-            raise CopyDetectionError(
+            raise DatasetError(
                 f"copy detection: found {len(train)} training and {len(held_out)} held-out images; expected 3 and 1 or "
                 "more. Give the training set, and images of patients that are not in it."
             )
-        options = self.num_neighbours, self.max_shift, self.chunk_size
-        self._patients = NearestPatients(train, held_out, train_patients, *options)
+        self._patients = NearestPatients(train, held_out, train_patients, self.num_neighbours, self.max_shift)
         found = {space: self._patients.nearest(space, held_out, [()] * len(held_out)) for space in SPACES}
         ratios = {space: distance / typical for space, (_, distance, typical) in found.items()}
         tail = np.stack([HeldOutRatios(ratio, self.false_flag_rate).tail_p_value(ratio) for ratio in ratios.values()])
@@ -164,32 +165,32 @@ class CopyReference:
                 neighbours: that a variation resembles its source is no news. The source is reported on its own.
             groups: samples of the same group are not independent (variations of one source); None if all are.
 
+        Returns:
+            The figures of all samples. The verdict's "level" is "copies", "more_near_copies", "no_sign", or "undecided"
+            where too few images were held out, its "text" a sentence; "num_groups" count as independent;
+            "expected_flagged": at most so many flags on average, were samples real images of new patients;
+            "count_p_value": of so many flags or more, given that; "copy_p_value": of the nearest sample, given that,
+            corrected for the number of samples and spaces (Bonferroni); "p_value": of both together.
+
         Raises:
-            CopyDetectionError: no samples, another size, or no training image left to compare with.
+            DatasetError: no samples, another size, no training image left to compare with, or `fit` was not called.
         """
-        if not self.held_out:
-            raise CopyDetectionError("copy detection: found no training images to compare with; call fit first.")
-        if not len(samples):
-            raise CopyDetectionError("copy detection: found no samples; expected one or more.")
-        self._patients.check_sizes(samples)
         own = [tuple(indices) for indices in sources] if sources is not None else [()] * len(samples)
         groups = list(range(len(samples)) if groups is None else groups)
-        if len(own) != len(samples) or len(groups) != len(samples):
-            raise CopyDetectionError(
+        if not self.held_out or not len(samples) or not len(own) == len(groups) == len(samples):
+            raise DatasetError(
                 f"copy detection: found {len(samples)} samples, {len(own)} sources, {len(groups)} groups; expected as "
-                "many of each."
+                "many of each, at least one, after fit."
             )
+        self._patients.check_sizes(samples)
         spaces = {space: self._check_space(space, samples, own) for space in SPACES}
         limit = self.significance / 2 / (len(SPACES) * len(samples))
         is_copy = np.any([space.tail_p_value <= limit for space in spaces.values()], axis=0)
         is_flagged = np.any([space.is_flagged for space in spaces.values()], axis=0) | is_copy
-        pixels = spaces["pixels"]
-        copies_source = pixels.source_p_value <= self.held_out["pixels"].rank / (self._num_held_out + 1)
+        copies_source = spaces["pixels"].source_p_value <= self.held_out["pixels"].rank / (self._num_held_out + 1)
         comparison = {space: self._compare(space, spaces[space], groups) for space in SPACES}
-        verdict = judge(self.held_out, spaces, is_flagged, is_copy, groups, self.false_flag_rate, self.significance)
-        return CopyCheck(spaces, is_flagged, is_copy, copies_source, comparison, verdict)
-
-    # ---- judgement -------------------------------------------------------------------------------------------------
+        counts = {"num_flagged": int(is_flagged.sum()), "num_copies": int(is_copy.sum())}
+        return CopyCheck(spaces, is_flagged, is_copy, copies_source, comparison, self._judge(spaces, counts, groups))
 
     def _check_space(self, space: str, samples: CopyFeatures, own: Sequence[tuple[int, ...]]) -> SpaceCheck:
         index, distance, typical = self._patients.nearest(space, samples, own)
@@ -214,3 +215,36 @@ class CopyReference:
             test = stats.mannwhitneyu(sample, held_out, alternative="less")
             result[name] = (1 - float(test.statistic) / (len(sample) * len(held_out)), float(test.pvalue))
         return result
+
+    def _judge(self, spaces: Mapping[str, SpaceCheck], counts: Mapping[str, int], groups: Sequence[Hashable]) -> Row:
+        """From flags and p-values of samples to one sentence; see `check`."""
+        total, num_groups, n = len(groups), len(set(groups)), self._num_held_out
+        count_p = min(self.held_out[name].count_p_value(space.is_flagged, groups) for name, space in spaces.items())
+        count_p = min(1.0, len(spaces) * count_p)
+        copy_p = min(1.0, len(spaces) * total * min(float(space.tail_p_value.min()) for space in spaces.values()))
+        expected = total * sum(reference.rank for reference in self.held_out.values()) / (n + 1)
+        figures = (
+            f"{counts['num_flagged']} of {total} samples are flagged as near-copies of a training image; among images "
+            f"of new patients at most {expected:.1f} would be, on average"
+        )
+        chance = f"p = {count_p:.2g}" + (f", by {num_groups} groups of the same source" if num_groups < total else "")
+        if counts["num_copies"]:
+            level, text = "copies", (
+                f"Copies: {counts['num_copies']} of {total} samples are nearer to a training image than chance "
+                f"explains (p = {copy_p:.2g} for the nearest, corrected for {total} samples). {figures}."
+            )
+        elif count_p <= self.significance / 2:
+            level = "more_near_copies"
+            text = f"More near-copies than among held-out real patients: {figures} ({chance})."
+        elif not self.held_out[SPACES[0]].rank:
+            level, text = "undecided", (
+                f"Undecided: no single copy stands out, but {n} held-out images are too few to flag near-copies, "
+                f"{math.ceil(len(SPACES) / self.false_flag_rate) - 1} are needed."
+            )
+        else:
+            level, text = "no_sign", f"No sign of copying: {figures} ({chance})."
+        return {
+            **{"level": level, "text": text, "num_samples": total, "num_groups": num_groups, **counts},
+            **{"expected_flagged": expected, "count_p_value": count_p, "copy_p_value": copy_p},
+            "p_value": min(1.0, 2 * min(count_p, copy_p)),
+        }

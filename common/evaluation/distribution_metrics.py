@@ -7,7 +7,7 @@ images that are treated alike on both sides are the caller's business.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,26 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 Array: TypeAlias = NDArray[np.float64]
-Features: TypeAlias = "np.ndarray | Tensor"
+Features: TypeAlias = "np.ndarray | Tensor"  # [N, D]
 
 CHUNK = 1024  # rows of a distance matrix computed at once
 KID_SUBSET_SIZE = 1000  # Bińkowski et al. 2018
-
-
-class KernelDistance(NamedTuple):
-    """Mean and standard deviation of the squared maximum mean discrepancy over subsets."""
-
-    mean: float
-    sd: float
-
-
-class NeighbourMetrics(NamedTuple):
-    """Shares in [0, 1]; density alone may exceed 1."""
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
 
 
 def frechet_distance(a: Features, b: Features) -> float:
@@ -46,10 +30,6 @@ def frechet_distance(a: Features, b: Features) -> float:
 
     It is biased upwards at small N: two halves of one distribution are apart by about c / N, with c growing with the
     effective dimension. Compare only figures of the same N, and see `frechet_distance_extrapolated`.
-
-    Args:
-        a: [N, D], N at least 2.
-        b: [M, D], M at least 2.
 
     Returns:
         The distance, in squared units of the features; 0 for a set and itself (to 1e-13 of the variance).
@@ -75,8 +55,8 @@ def frechet_distance_extrapolated(a: Features, b: Features, seed: int = 0, num_s
     noisier than that: it may be negative where both distributions agree.
 
     Args:
-        a: [N, D], N at least 8.
-        b: [M, D], M at least 8.
+        a: [N, D], N at least 8; so is b.
+        b: [M, D].
         seed: of the subsets.
         num_sizes: points on the line.
 
@@ -95,11 +75,11 @@ def frechet_distance_extrapolated(a: Features, b: Features, seed: int = 0, num_s
 
 def kernel_distance(
     a: Features, b: Features, num_subsets: int = 100, subset_size: int | None = None, seed: int = 0
-) -> KernelDistance:
+) -> tuple[float, float]:
     """Kernel inception distance (Bińkowski et al. 2018, arXiv:1801.01401): unbiased MMD² with kernel (x·y / D + 1)³.
 
     Unbiased at any N: its mean over draws is 0 where both distributions agree, so single figures may be negative. The
-    standard deviation is that of one subset's figure. Subsets overlap, so it must not be divided by √num_subsets.
+    kernel was made for features of about unit size per column, such as Inception's.
 
     Args:
         a: [N, D], N at least 2.
@@ -108,6 +88,10 @@ def kernel_distance(
         subset_size: rows drawn from each set without replacement; None for 1,000, or half of the smaller set where
             that is less (subsets of a whole set would all be the same one).
         seed: of the subsets.
+
+    Returns:
+        Mean over the subsets, and the standard deviation of one subset's figure. Subsets overlap, so it must not be
+        divided by √num_subsets.
 
     Raises:
         ValueError: as `frechet_distance`, or a subset larger than a set or below 2.
@@ -122,10 +106,10 @@ def kernel_distance(
         _unbiased_mmd2(rng.choice(x, size, replace=False), rng.choice(y, size, replace=False))
         for _ in range(num_subsets)
     ]
-    return KernelDistance(float(np.mean(values)), float(np.std(values)))
+    return float(np.mean(values)), float(np.std(values))
 
 
-def precision_recall_density_coverage(real: Features, fake: Features, k: int = 5) -> NeighbourMetrics:
+def precision_recall_density_coverage(real: Features, fake: Features, k: int = 5) -> dict[str, float]:
     """Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), density and coverage (Naeem et al. 2020).
 
     Around each point lies a closed ball that reaches to its k-th nearest neighbour in its own set. Precision: fakes
@@ -140,6 +124,9 @@ def precision_recall_density_coverage(real: Features, fake: Features, k: int = 5
         real: [N, D], N at least k + 1.
         fake: [M, D], M at least k + 1.
         k: which neighbour; 5 in Naeem et al., 3 in Kynkäänniemi et al.
+
+    Returns:
+        "precision", "recall", "density", "coverage": shares in [0, 1]; density alone may exceed 1.
 
     Raises:
         ValueError: as `frechet_distance`, k below 1 or too few rows for it.
@@ -157,12 +144,12 @@ def precision_recall_density_coverage(real: Features, fake: Features, k: int = 5
         num_balls += inside.sum(0)
         num_covered += int(inside.any(1).sum())
         num_recalled += int((distances <= fake_radii).any(1).sum())
-    return NeighbourMetrics(
-        precision=float((num_balls > 0).mean()),
-        recall=num_recalled / len(x),
-        density=float(num_balls.mean()) / k,
-        coverage=num_covered / len(x),
-    )
+    return {
+        "precision": float((num_balls > 0).mean()),
+        "recall": num_recalled / len(x),
+        "density": float(num_balls.mean()) / k,
+        "coverage": num_covered / len(x),
+    }
 
 
 def bootstrap_interval(
@@ -198,8 +185,7 @@ def bootstrap_interval(
     """
     if num_resamples < 2 or not 0 < level < 1:
         raise ValueError(
-            f"bootstrap_interval: found num_resamples {num_resamples} and level {level}; expected 2 or more and a "
-            "share between 0 and 1."
+            f"bootstrap_interval: found {num_resamples} resamples, level {level}; expected 2 or more, a share in (0, 1)"
         )
     x, y = _check("bootstrap_interval", a, b)
     rng = np.random.default_rng(seed)

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..data.transforms import center_square
-from ..errors import UserError, WeightsError
+from ..errors import DatasetError, SettingsError, UserError, WeightsError
 from ..files import atomic_path
 from ..fingerprint import file_sha256, network_sha256
-from ..io import UnreadableRadiographError, read_radiograph
+from ..io import read_radiograph
 from ..networks.dino import DinoEncoder
 from ..networks.inception import EXPECTED_WEIGHTS, FidInception
 
@@ -35,10 +35,6 @@ XRV_WEIGHTS = "densenet121-res224-all"
 XRV_SIZE = 224  # pixels
 
 FloatArray = NDArray[np.float32]
-
-
-class ExtractorError(UserError, ValueError):
-    """A feature extractor that cannot be built or used; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,8 @@ class ImageFeatures:
         """Features of all files that can be read, in their order; the others are reported and logged.
 
         Raises:
-            ExtractorError: no file can be read, or the network gives features that are not [B, D] and finite.
+            DatasetError: no file can be read.
+            WeightsError: the network gives features that are not [B, D] and finite.
         """
         features: dict[int, FloatArray] = {}
         problems: list[tuple[str, str]] = []
@@ -124,55 +121,50 @@ class ImageFeatures:
         ):
             for start in range(0, len(paths), self.batch_size):
                 loaded = list(pool.map(self._load, paths[start : start + self.batch_size]))
-                new = {item.digest: item.pixels for item in loaded if item.pixels is not None}
+                new = {digest: found for digest, found in loaded if isinstance(found, Tensor)}
                 encoded = dict(zip(new, self._encode_and_keep(new), strict=True))
-                for i, item in enumerate(loaded, start):
-                    if item.problem:
-                        problems.append((str(paths[i]), item.problem))
+                for i, (digest, found) in enumerate(loaded, start):
+                    if isinstance(found, str):
+                        problems.append((str(paths[i]), found))
                     else:
-                        features[i] = encoded[item.digest] if item.features is None else item.features
+                        features[i] = encoded[digest] if isinstance(found, Tensor) else found
                 bar.update(len(loaded))
         for path, problem in problems:
             logger.warning("skipped: %s", problem if path in problem else f"{path}: {problem}")
         if not features:
             first = problems[0][1] if problems else "no file was given"
-            raise ExtractorError(f"found no readable radiograph among {len(paths)} files ({first}); expected some")
+            raise DatasetError(f"found no readable radiograph among {len(paths)} files ({first}); expected some")
         return FileFeatures(np.stack(list(features.values())), list(features), problems)
 
     def of_batches(self, batches: Iterable[Tensor]) -> FloatArray:
-        """Features [N, D] of images in memory, batches of [B, 1, H, W] in [0, 1]; nothing is kept on disk.
+        """Features [N, D] of images in memory, one or more batches of [B, 1, H, W] in [0, 1]; nothing is kept on disk.
 
         Raises:
-            ExtractorError: a batch of another shape or range, or no batch at all.
+            DatasetError: a batch of another shape or range.
         """
         features = []
         for batch in tqdm(batches, desc=f"{self.extractor.name} features", unit="batch", disable=not self.progress):
-            if batch.ndim != 4 or batch.shape[1] != 1:
-                raise ExtractorError(f"image features: found images {tuple(batch.shape)}; expected [B, 1, H, W]")
             low, high = float(batch.min()), float(batch.max())
-            if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # NaN fails too
-                raise ExtractorError(f"image features: found values from {low:.3f} to {high:.3f}; expected [0, 1]")
+            is_shaped, is_ranged = batch.ndim == 4 and batch.shape[1] == 1, low >= -TOLERANCE and high <= 1 + TOLERANCE
+            if not (is_shaped and is_ranged):  # NaN fails too
+                raise DatasetError(
+                    f"image features: found images {tuple(batch.shape)} from {low:.3f} to {high:.3f}; expected "
+                    "[B, 1, H, W] in [0, 1]"
+                )
             images = batch.detach().as_subclass(Tensor).float().clamp(0, 1)
-            features.append(self._encode([self._square(image) for image in images]))
-        if not features:
-            raise ExtractorError("image features: found no batch; expected one or more")
+            features.append(self._encode([center_square(image, self.image_size) for image in images]))
         return np.concatenate(features)
 
-    def _square(self, image: Tensor) -> Tensor:
-        return center_square(image, self.image_size)
-
-    def _load(self, path: str | Path) -> _Loaded:
-        """Features of a file from disk, else its pixels, else why there are none."""
+    def _load(self, path: str | Path) -> tuple[str, FloatArray | Tensor | str]:
+        """A file's digest, and its features from disk, else its pixels, else why there are none."""
         try:
             digest = file_sha256(path)
             known = self._kept(digest)
-            if known is not None:
-                return _Loaded(digest, features=known)
-            return _Loaded(digest, pixels=self._square(read_radiograph(path).pixels))
-        except UnreadableRadiographError as error:
-            return _Loaded(problem=str(error))
+            return digest, center_square(read_radiograph(path).pixels, self.image_size) if known is None else known
+        except UserError as error:
+            return "", str(error)
         except Exception as error:  # whatever a decoder does with a damaged file, the other files are done
-            return _Loaded(problem=f"{type(error).__name__}: {error}")
+            return "", f"{type(error).__name__}: {error}"
 
     def _kept(self, digest: str) -> FloatArray | None:
         if self.folder is None:
@@ -182,14 +174,13 @@ class ImageFeatures:
         except (OSError, ValueError, EOFError):  # not there, or damaged: encode it
             return None
 
-    def _encode_and_keep(self, pixels: dict[str, Tensor]) -> FloatArray | list[FloatArray]:
-        if not pixels:
-            return []
-        features = self._encode(list(pixels.values()))
-        if self.folder is not None:
-            for digest, row in zip(pixels, features, strict=True):
-                with atomic_path(self.folder / f"{digest}.npy") as temporary, temporary.open("wb") as file:
-                    np.save(file, row)
+    def _encode_and_keep(self, pixels: dict[str, Tensor]) -> Sequence[FloatArray]:
+        features = list(self._encode(list(pixels.values()))) if pixels else []
+        for digest, row in zip(pixels, features, strict=True):
+            if self.folder is None:
+                break
+            with atomic_path(self.folder / f"{digest}.npy") as temporary, temporary.open("wb") as file:
+                np.save(file, row)
         return features
 
     @torch.inference_mode()
@@ -197,21 +188,11 @@ class ImageFeatures:
         """Features [B, D] of square images."""
         features = self.network(torch.stack(images).to(self.device)).float().cpu().numpy()
         if features.ndim != 2 or not np.isfinite(features).all():
-            raise ExtractorError(
+            raise WeightsError(
                 f"extractor {self.extractor.name}: found features {features.shape}, finite: "
                 f"{bool(np.isfinite(features).all())}; expected finite [B, D]. Check its weights."
             )
         return features
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """One file: its features, or its pixels, or a problem."""
-
-    digest: str = ""
-    features: FloatArray | None = None
-    pixels: Tensor | None = None
-    problem: str = ""
 
 
 # ---- the extractors ------------------------------------------------------------------------------------------------
@@ -229,7 +210,7 @@ def build_extractor(
         dino_source: Hugging Face folder or hub id for "dino".
 
     Raises:
-        ExtractorError: an unknown name, no usable DINO encoder, or the package of "xrv" is missing.
+        SettingsError: an unknown name, or the package of "xrv" is missing.
         WeightsError: the weights were not given, are not there, or are others.
     """
     if name == "inception":
@@ -245,11 +226,11 @@ def build_extractor(
         try:
             encoder = DinoEncoder(dino_source)
         except (OSError, ValueError, RuntimeError) as error:  # its messages say what to do
-            raise ExtractorError(f"extractor dino: {error}") from error
+            raise WeightsError(f"extractor dino: {error}") from error
         return FeatureExtractor(name, ClsToken(encoder), f"cls_token, {encoder.model.config.model_type}, 224")
     if name == "xrv":
         return FeatureExtractor(name, _xrv_network(), XRV_WEIGHTS)
-    raise ExtractorError(f"found extractor {name!r}; expected one of {', '.join(EXTRACTORS)}")
+    raise SettingsError(f"found extractor {name!r}; expected one of {', '.join(EXTRACTORS)}")
 
 
 class ClsToken(nn.Module):
@@ -281,7 +262,7 @@ def _xrv_network() -> XrvFeatures:
     try:
         import torchxrayvision as xrv
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
-        raise ExtractorError(
+        raise SettingsError(
             f"extractor xrv: the package torchxrayvision cannot be imported ({error}); install it with a torchvision "
             "that fits your torch, or leave xrv out"
         ) from error

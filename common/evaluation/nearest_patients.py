@@ -8,19 +8,76 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.alignment import evened_out
-from .copy_features import CopyDetectionError, CopyFeatures
+from ..errors import DatasetError
 from .held_out_ratios import Floats
 
 SPACES = ("embedding", "pixels")
 MIN_DISTANCE = 1e-6  # of cosine or correlation; float32 cannot tell less from 0
+CHUNK = 256  # images compared at a time; changes memory, not results
+
+
+@dataclass(frozen=True)
+class CopyFeatures:
+    """What is compared of N images.
+
+    Args:
+        embeddings: [N, D], any scale.
+        pictures: [N, 1, h, w], grey, any scale; sides of 32 to 64 px.
+
+    Raises:
+        DatasetError: other shapes, different N, values that are not finite.
+    """
+
+    embeddings: Tensor
+    pictures: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = tuple(self.embeddings.shape), tuple(self.pictures.shape)
+        if len(shapes[0]) != 2 or len(shapes[1]) != 4 or shapes[1][1] != 1 or shapes[0][0] != shapes[1][0]:
+            raise DatasetError(
+                f"copy detection: found embeddings {shapes[0]} and pictures {shapes[1]}; expected [N, D] and "
+                "[N, 1, h, w] of the same N images."
+            )
+        if not (self.embeddings.isfinite().all() and self.pictures.isfinite().all()):
+            raise DatasetError("copy detection: found NaN or infinity; leave images without finite features out.")
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> CopyFeatures:
+        return CopyFeatures(self.embeddings[rows], self.pictures[rows])
+
+
+class CopyFeatureNetwork(nn.Module):
+    """What is compared of an image, in one vector: [B, 1, H, W] in [0, 1] -> [B, D + s²].
+
+    Args:
+        encoder: gives an object with `cls_token` [B, D].
+        picture_size: s, px of the small picture (mean over areas).
+    """
+
+    def __init__(self, encoder: nn.Module, picture_size: int) -> None:
+        super().__init__()
+        self.encoder, self.picture_size = encoder, picture_size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode a batch."""
+        pictures = F.adaptive_avg_pool2d(image.float(), self.picture_size)
+        return torch.cat([self.encoder(image).cls_token.float(), pictures.flatten(1)], dim=1)
+
+    def unpack(self, features: Floats) -> CopyFeatures:
+        """The two parts of features [N, D + s²]."""
+        size, values = self.picture_size, torch.from_numpy(features)
+        return CopyFeatures(values[:, : -(size**2)], values[:, -(size**2) :].reshape(-1, 1, size, size))
 
 
 class NearestPatients:
@@ -32,10 +89,9 @@ class NearestPatients:
         train_patients: of the N; None if each is a patient of its own.
         num_neighbours: patients that the mean distance is taken over.
         max_shift: px of the small pictures, in each direction.
-        chunk_size: images compared at a time; changes memory, not results.
 
     Raises:
-        CopyDetectionError: features of different sizes, or pictures too small for the shifts.
+        DatasetError: features of different sizes, or pictures too small for the shifts.
     """
 
     def __init__(
@@ -45,13 +101,12 @@ class NearestPatients:
         train_patients: Sequence[Hashable] | None,
         num_neighbours: int,
         max_shift: int,
-        chunk_size: int,
     ) -> None:
         self._train = train
-        self.num_neighbours, self.max_shift, self.chunk_size = num_neighbours, max_shift, chunk_size
+        self.num_neighbours, self.max_shift = num_neighbours, max_shift
         self.check_sizes(held_out)
         if min(train.pictures.shape[2:]) <= 2 * max_shift + 1:
-            raise CopyDetectionError(
+            raise DatasetError(
                 f"copy detection: found pictures {tuple(train.pictures.shape[2:])} and max_shift {max_shift}; "
                 "expected larger pictures or smaller shifts."
             )
@@ -68,12 +123,12 @@ class NearestPatients:
         """Refuse what was prepared in another way than the training images.
 
         Raises:
-            CopyDetectionError: embeddings or pictures of another size.
+            DatasetError: embeddings or pictures of another size.
         """
         for name in ("embeddings", "pictures"):
             expected, found = (tuple(getattr(each, name).shape[1:]) for each in (self._train, features))
             if expected != found:
-                raise CopyDetectionError(
+                raise DatasetError(
                     f"copy detection: found {name} of size {found}; expected {expected}, as the training images have. "
                     "Prepare all images in the same way."
                 )
@@ -89,16 +144,16 @@ class NearestPatients:
             own: of each, indices of images whose patients are left out, as for `source_distance`.
 
         Raises:
-            CopyDetectionError: a query to whose comparison no training image is left.
+            DatasetError: a query to whose comparison no training image is left.
         """
         num_patients = int(self._patients.max()) + 1
         keys, found = self._keys[space][: len(self._train)], []
-        for start in range(0, len(queries), self.chunk_size):
-            chunk = self._vectors(space, queries[start : start + self.chunk_size], self.max_shift)
+        for start in range(0, len(queries), CHUNK):
+            chunk = self._vectors(space, queries[start : start + CHUNK], self.max_shift)
             similarity = chunk[0] @ keys.T
             for shifted in chunk[1:]:
                 torch.maximum(similarity, shifted @ keys.T, out=similarity)
-            for row, indices in enumerate(own[start : start + self.chunk_size]):
+            for row, indices in enumerate(own[start : start + CHUNK]):
                 for code in {int(self._patients[i]) for i in indices if i < len(self._train)}:
                     similarity[row, self._patients == code] = -math.inf
             by_patient = torch.full((len(similarity), num_patients), -math.inf)
@@ -110,7 +165,7 @@ class NearestPatients:
             found.append((similarity.argmax(1), distance[:, 0], typical))
         columns = [torch.cat(column).numpy() for column in zip(*found, strict=True)]
         if not np.isfinite(columns[1]).all():
-            raise CopyDetectionError(
+            raise DatasetError(
                 "copy detection: found a sample whose sources' patients are the whole training set; expected training "
                 "images of other patients too."
             )

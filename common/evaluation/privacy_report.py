@@ -10,38 +10,40 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from ..data.datalist_sources import MANIFEST_NAME
 from ..data.datalists import assert_disjoint_patients
 from ..data.transforms import load_square
-from ..errors import UserError
-from ..files import atomic_path, write_json
+from ..errors import DatasetError
+from ..files import write_json
+from ..io.contact_sheet import save_contact_sheet
 from ..pipelines.manifest import several
 from ..provenance import provenance
 from ..seeding import derive_seed
-from .altered_copy import altered_copy
 from .copy_detection import CopyCheck, CopyReference
-from .copy_features import CopyFeatureNetwork, CopyFeatures
 from .image_features import FeatureExtractor, ImageFeatures
-from .nearest_patients import SPACES
-from .privacy_pictures import draw_distances, draw_suspects
-from .privacy_summary import write_summary
+from .nearest_patients import SPACES, CopyFeatureNetwork, CopyFeatures
+from .report import COLOURS, Row, markdown_table, plot_file, write_report, write_rows
 
 logger = logging.getLogger(__name__)
 
 REPORT_NAME, TABLE_NAME, FLAGGED_NAME = "privacy.json", "privacy_per_image.csv", "flagged.csv"
 SHEET_NAME, PLOT_NAME, CACHE_NAME = "flagged.png", "distances.png", "features"
-
-
-class PrivacyCheckError(UserError, ValueError):
-    """A generated folder or a report that cannot be used."""
+SUMMARY_NAMES = ("privacy_summary.json", "privacy_summary.md")
+PRIVATE_SETTINGS = ("generated_dir",)  # a path of one machine
+SHEET_CELL = 256  # px: larger images are reduced to this on the contact sheet
+# Of the altered copies that the check has to find:
+MAX_CONTROL_SHIFT = 0.03  # of the side
+CONTROL_BLUR = 0.004  # of the side, sd of a Gaussian
+CONTROL_NOISE = 0.02  # sd, white is 1
+CONTROL_CONTRAST = (0.9, 1.1)
 
 
 class PrivacyCheck:
@@ -73,7 +75,6 @@ class PrivacyCheck:
         num_examples: rows of flagged.png at most; free ones show the nearest samples that are not flagged.
         batch_size: images at a time.
         seed: of the controls.
-        progress: show progress bars.
     """
 
     def __init__(
@@ -96,16 +97,15 @@ class PrivacyCheck:
         num_examples: int = 24,
         batch_size: int = 16,
         seed: int = 0,
-        progress: bool = True,
     ) -> None:
         self.generated_dir, self.output_dir = Path(generated_dir), Path(output_dir)
-        self.summary_dir = self.output_dir if summary_dir is None else Path(summary_dir)
+        self.summary_dir = Path(summary_dir or output_dir)
         self.train_items, self.held_out_items = list(train_items), list(held_out_items)
         self.reference = CopyReference(num_neighbours, max_shift, false_flag_rate, significance)
         self.network = CopyFeatureNetwork(encoder, picture_size)
         extractor = FeatureExtractor("copy", self.network, f"{getattr(encoder, 'image_size', None)}, {picture_size}")
         cache_dir = self.output_dir / CACHE_NAME if cache_dir is None else cache_dir
-        self.features = ImageFeatures(extractor, cache_dir, image_size, batch_size, device, progress)
+        self.features = ImageFeatures(extractor, cache_dir, image_size, batch_size, device)
         self.image_size, self.batch_size = image_size, batch_size
         self.num_controls, self.num_examples, self.seed = num_controls, num_examples, seed
         self.settings = {
@@ -120,14 +120,12 @@ class PrivacyCheck:
             "seed": seed,
         }
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Row:
         """Check, write the report, log the verdict; returns what privacy.json holds.
 
         Raises:
-            PrivacyCheckError: no manifest of generated images.
-            DatasetError: a patient is in training and held out.
-            ExtractorError: none of the training, held-out or generated images can be read.
-            CopyDetectionError: too few images to compare.
+            DatasetError: no manifest of generated images, a patient in training and held out, none of the images of a
+                kind readable, or too few images to compare.
         """
         rows = _manifest_rows(self.generated_dir)
         assert_disjoint_patients(training=self.train_items, held_out=self.held_out_items)
@@ -138,16 +136,27 @@ class PrivacyCheck:
         self.reference.fit(train_features, held_out_features, [item["patient_id"] for item in train])
         real = [str(item["image"]) for item in (*train, *held_out)]
         number = {os.path.abspath(path): i for i, path in enumerate(real)}
-        own = [[number[path] for path in self._sources(row) if path in number] for row in samples]
+        sources = [[os.path.abspath(self.generated_dir / s) for s in several(row.get("sources") or "")] for row in samples]
+        own = [[number[path] for path in paths if path in number] for paths in sources]
         # Samples without source are independent of each other.
         groups = [row.get("sources") or f"\0{i}" for i, row in enumerate(samples)]
         check = self.reference.check(sample_features, own, groups)
-        table = [self._table_row(i, row, check, real) for i, row in enumerate(samples)]
+        table = [_line(i, row, check, real) for i, row in enumerate(samples)]
         report = {
-            "verdict": asdict(check.verdict),
+            "verdict": check.verdict,
             "sensitivity": self._sensitivity(train),
             "spaces": {space: self._describe(space, check) for space in SPACES},
-            "own_sources": _describe_sources(check, samples, own),
+            # Play no part in the verdict.
+            "own_sources": {
+                "samples_with_known_source": sum(map(bool, own)),
+                "samples_with_unknown_source": sum(
+                    bool(paths) and not found for paths, found in zip(sources, own, strict=True)
+                ),
+                "nearest_is_own_source": {
+                    name: int(space.nearest_is_own_source.sum()) for name, space in check.spaces.items()
+                },
+                "copies_source": int(check.copies_source.sum()),
+            },
             "images": {"generated": len(samples), "training": len(train), "held_out": len(held_out)},
             "held_out_copies_of_training": [[real[len(train) + i], real[j]] for i, j in self.reference.leaks],
             "unreadable": unreadable,
@@ -156,18 +165,16 @@ class PrivacyCheck:
         }
         order = np.argsort(np.min([check.spaces[space].tail_p_value for space in SPACES], axis=0), kind="stable")
         order = order[np.argsort(~check.is_flagged[order], kind="stable")]  # flagged first
-        _write_csv(self.output_dir / TABLE_NAME, table)
-        _write_csv(self.output_dir / FLAGGED_NAME, [table[i] for i in order if check.is_flagged[i]], list(table[0]))
+        write_rows(self.output_dir / TABLE_NAME, table)
+        write_rows(self.output_dir / FLAGGED_NAME, [table[i] for i in order if check.is_flagged[i]], list(table[0]))
         draw_distances(self.summary_dir / PLOT_NAME, self.reference, check)
         shown = order[: self.num_examples]
-        paths, lines = [samples[i]["image"] for i in shown], [table[i] for i in shown]
-        draw_suspects(self.output_dir / SHEET_NAME, paths, lines, self.image_size)
+        self._draw_suspects([samples[i]["image"] for i in shown], [table[i] for i in shown])
         write_json(self.output_dir / REPORT_NAME, report)
-        write_summary(self.summary_dir, report)
+        found = summary(report)
+        write_report(self.summary_dir, found, markdown(found), SUMMARY_NAMES)
         self._log(report)
         return report
-
-    # ---- images ----------------------------------------------------------------------------------------------------
 
     def _read(
         self, name: str, items: Sequence[Mapping[str, Any]], unreadable: dict[str, list[tuple[str, str]]]
@@ -178,10 +185,6 @@ class PrivacyCheck:
         unreadable[name] = found.problems
         return [items[i] for i in found.indices], self.network.unpack(found.features)
 
-    def _sources(self, row: Mapping[str, str]) -> list[str]:
-        """Absolute paths of what a sample was made from."""
-        return [os.path.abspath(self.generated_dir / name) for name in several(row.get("sources") or "")]
-
     def _sensitivity(self, train: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
         """How many altered copies of training images are flagged and traced to the right image."""
         count = min(self.num_controls, len(train))
@@ -191,40 +194,17 @@ class PrivacyCheck:
 
         def batches() -> Iterator[Tensor]:
             for start in range(0, count, self.batch_size):
-                indices = chosen[start : start + self.batch_size]
-                images = [
-                    altered_copy(load_square(train[i]["image"], self.image_size), derive_seed(self.seed, i))
-                    for i in indices
-                ]
-                yield torch.stack(images)
+                numbers = chosen[start : start + self.batch_size]
+                images = [load_square(train[i]["image"], self.image_size) for i in numbers]
+                seeds = [derive_seed(self.seed, i) for i in numbers]
+                yield torch.stack([altered_copy(image, seed) for image, seed in zip(images, seeds, strict=True)])
 
         logger.info("altered copies of training images, to see whether they are found: %d", count)
         check = self.reference.check(self.network.unpack(self.features.of_batches(batches())))
         is_right = np.any([check.spaces[space].nearest == np.array(chosen) for space in SPACES], axis=0)
         return {"copies": count, "found": int((check.is_flagged & is_right).sum())}
 
-    # ---- report ----------------------------------------------------------------------------------------------------
-
-    def _table_row(self, i: int, row: Mapping[str, str], check: CopyCheck, real: Sequence[str]) -> dict[str, Any]:
-        """One line of privacy_per_image.csv; paths of generated images are as in the manifest."""
-        line: dict[str, Any] = {
-            "image": row["name"],
-            "strategy": row.get("strategy", ""),
-            "sources": row.get("sources", ""),
-            "flagged": _yes(check.is_flagged[i]),
-            "copy": _yes(check.is_copy[i]),
-            "copies_source": _yes(check.copies_source[i]),
-        }
-        for name in SPACES:
-            space = check.spaces[name]
-            line[f"{name}_nearest"] = real[space.nearest[i]]
-            line[f"{name}_nearest_is_own_source"] = _yes(space.nearest_is_own_source[i])
-            for column in ("distance", "ratio", "p_value", "tail_p_value", "source_distance", "source_p_value"):
-                value = float(getattr(space, column)[i])
-                line[f"{name}_{column}"] = "" if math.isnan(value) else f"{value:.6g}"
-        return line
-
-    def _describe(self, space: str, check: CopyCheck) -> dict[str, Any]:
+    def _describe(self, space: str, check: CopyCheck) -> Row:
         held_out = self.reference.held_out[space]
         nearer = {
             name: {"probability_sample_is_nearer": probability, "p_value": p}
@@ -238,7 +218,20 @@ class PrivacyCheck:
             "compared_with_held_out": nearer,
         }
 
-    def _log(self, report: Mapping[str, Any]) -> None:
+    def _draw_suspects(self, samples: Sequence[str], lines: Sequence[Row]) -> None:
+        """Samples beside the training images that they may have copied, pictures of patients; the worst first."""
+        rows, captions = [], []
+        for sample, line in zip(samples, lines, strict=True):
+            neighbours = (line[f"{space}_nearest"] for space in SPACES)
+            rows.append([load_square(path, self.image_size) for path in (sample, *neighbours)])
+            state = "COPY" if line["copy"] == "yes" else "flagged" if line["flagged"] == "yes" else "not flagged"
+            figures = (f"{s} {float(line[f'{s}_distance']):.3g} (p {float(line[f'{s}_p_value']):.2g})" for s in SPACES)
+            captions.append(f"{state}: {', '.join(figures)}; {line['image']}")
+        titles = ["generated", *(f"nearest by {space}" for space in SPACES)]
+        scale = min(1.0, SHEET_CELL / self.image_size)
+        save_contact_sheet(rows, self.output_dir / SHEET_NAME, titles, captions, scale)
+
+    def _log(self, report: Row) -> None:
         for first, second in report["held_out_copies_of_training"]:
             logger.warning("held out, yet (nearly) the same picture as a training image: %s, %s", first, second)
         verdict, own, sensitivity = report["verdict"], report["own_sources"], report["sensitivity"]
@@ -256,17 +249,91 @@ class PrivacyCheck:
         logger.info("%s shows real patients: do not share %s with the generated images", SHEET_NAME, self.output_dir)
 
 
-def _describe_sources(
-    check: CopyCheck, samples: Sequence[Mapping[str, str]], own: Sequence[Sequence[int]]
-) -> dict[str, Any]:
-    """What privacy.json says of the images that samples were made from; these play no part in the verdict."""
-    has_source = [bool(row.get("sources")) for row in samples]
+def altered_copy(image: Tensor, seed: int) -> Tensor:
+    """Move an image [1, H, W] in [0, 1] a little, blur it, change its contrast, add noise, as a generator might."""
+    generator = np.random.default_rng(seed)
+    height, width = image.shape[1:]
+    margin = round(MAX_CONTROL_SHIFT * min(height, width))
+    top, left = generator.integers(2 * margin + 1, size=2)
+    pixels = np.pad(image[0].numpy(), margin, mode="edge")[top : top + height, left : left + width]
+    pixels = gaussian_filter(pixels, CONTROL_BLUR * min(height, width), mode="nearest")
+    pixels = (pixels - 0.5) * generator.uniform(*CONTROL_CONTRAST) + 0.5
+    pixels = pixels + CONTROL_NOISE * generator.standard_normal(pixels.shape)
+    return torch.from_numpy(pixels.clip(0, 1).astype(np.float32))[None]
+
+
+# ---- what may be shared ----------------------------------------------------------------------------------------------
+
+
+def draw_distances(path: str | Path, reference: CopyReference, check: CopyCheck) -> None:
+    """Histograms of distances and ratios of samples and held-out images, which show nobody."""
+    with plot_file(path, panels=2 * len(SPACES), columns=2) as panels:
+        for space, left, right in zip(SPACES, panels[::2], panels[1::2], strict=True):
+            held_out, mine = reference.held_out[space], check.spaces[space]
+            pairs = [(reference.held_out_distance[space], mine.distance), (held_out.sorted, mine.ratio)]
+            for axes, (real, generated) in zip((left, right), pairs, strict=True):
+                edges = np.histogram_bin_edges(np.concatenate([real, generated]), 40)
+                shares = [np.full(len(values), 1 / len(values)) for values in (real, generated)]
+                axes.hist(real, edges, weights=shares[0], color="#bbbbbb", label=f"{len(real)} held out")
+                label = f"{len(generated)} generated"
+                axes.hist(generated, edges, weights=shares[1], color=COLOURS[0], histtype="step", label=label)
+            left.set_title(f"{space}: distance to the nearest training image")
+            right.set_title(f"{space}: ratio, flagged below the line")
+            if held_out.threshold is not None:
+                right.axvline(held_out.threshold, color=COLOURS[1])
+            left.legend()
+
+
+def summary(report: Row) -> Row:
+    """The figures of a report of `PrivacyCheck` without a name or picture of anybody; lists of files become lengths."""
     return {
-        "samples_with_known_source": sum(map(bool, own)),
-        "samples_with_unknown_source": sum(has and not found for has, found in zip(has_source, own, strict=True)),
-        "nearest_is_own_source": {name: int(check.spaces[name].nearest_is_own_source.sum()) for name in SPACES},
-        "copies_source": int(check.copies_source.sum()),
+        "settings": {key: value for key, value in report["settings"].items() if key not in PRIVATE_SETTINGS},
+        "provenance": report["provenance"],
+        **{key: report[key] for key in ("verdict", "sensitivity", "images", "spaces", "own_sources")},
+        "num_held_out_copies_of_training": len(report["held_out_copies_of_training"]),
+        "num_unreadable": {name: len(problems) for name, problems in report["unreadable"].items()},
     }
+
+
+def markdown(report: Row) -> str:
+    """A summary's verdict as a sentence and a table: a row per space that images were compared in."""
+    images, sensitivity, lines = report["images"], report["sensitivity"], []
+    for name, space in report["spaces"].items():
+        compared = (
+            f"{measure}: {100 * found['probability_sample_is_nearer']:.0f} % (p = {found['p_value']:.2g})"
+            for measure, found in space["compared_with_held_out"].items()
+        )
+        threshold = "none" if space["ratio_threshold"] is None else f"{space['ratio_threshold']:.3f}"
+        lines.append([name, str(space["flagged"]), threshold, "; ".join(compared)])
+    headings = ["space", "flagged", "ratio below which it is flagged"]
+    table = markdown_table([*headings, "sample nearer to training than a held-out image (p)"], lines)
+    found = f"{sensitivity['found']} of {sensitivity['copies']} altered copies of training images are found.\n"
+    return (
+        f"{report['verdict']['text']}\n\n{table}\n"
+        f"{images['generated']} generated images against {images['training']} training images, calibrated on "
+        f"{images['held_out']} held-out ones; 50 % is what new patients have.\n"
+        f"{found if sensitivity else ''}"
+        f"Held-out images that are training images: {report['num_held_out_copies_of_training']}.\n"
+    )
+
+
+def _line(i: int, row: Mapping[str, str], check: CopyCheck, real: Sequence[str]) -> Row:
+    """One line of privacy_per_image.csv; paths of generated images are as in the manifest."""
+    line: Row = {
+        "image": row["name"],
+        "strategy": row.get("strategy", ""),
+        "sources": row.get("sources", ""),
+        "flagged": _yes(check.is_flagged[i]),
+        "copy": _yes(check.is_copy[i]),
+        "copies_source": _yes(check.copies_source[i]),
+    }
+    for name, space in check.spaces.items():
+        line[f"{name}_nearest"] = real[space.nearest[i]]
+        line[f"{name}_nearest_is_own_source"] = _yes(space.nearest_is_own_source[i])
+        for column in ("distance", "ratio", "p_value", "tail_p_value", "source_distance", "source_p_value"):
+            value = float(getattr(space, column)[i])
+            line[f"{name}_{column}"] = "" if math.isnan(value) else f"{value:.6g}"
+    return line
 
 
 def _yes(value: Any) -> str:
@@ -280,16 +347,9 @@ def _manifest_rows(folder: Path) -> list[dict[str, str]]:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except OSError as error:
-        raise PrivacyCheckError(
+        raise DatasetError(
             f"{path} cannot be read ({error.strerror}); generate images first, or correct generated_dir"
         ) from error
     if not rows or not all(row.get("image") for row in rows):
-        raise PrivacyCheckError(f"{path}: found {len(rows)} rows; expected some, each with an image. Generate first.")
+        raise DatasetError(f"{path}: found {len(rows)} rows; expected some, each with an image. Generate first.")
     return [{**row, "name": row["image"], "image": str(folder / row["image"])} for row in rows]
-
-
-def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns or list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)

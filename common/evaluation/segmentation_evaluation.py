@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +17,6 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data.mask_transforms import GEOMETRY_KEY, label_map
-from ..files import atomic_path
 from ..fingerprint import network_sha256
 from ..io import read_radiograph
 from ..io.contact_sheet import save_contact_sheet
@@ -26,12 +24,10 @@ from ..io.segmentation_classes import ClassTable
 from ..metrics import plain
 from ..pipelines.segmenter import mask_tiles
 from ..provenance import provenance
+from .report import Row, best_median_worst, cell, markdown_table, write_report, write_rows
 from .segmentation_metrics import SegmentationScore, score_mask, summarise_scores
-from .segmentation_report import choose_examples, image_mean, image_row, markdown_table, write_image_rows
 
 logger = logging.getLogger(__name__)
-
-SHEET_TITLES = ["image", "reference", "prediction"]
 
 Transform = Callable[[dict[str, Any]], Mapping[str, Any]]
 
@@ -97,13 +93,14 @@ def segment(
     return labels.reshape(labels.shape[-2:]).cpu().numpy()
 
 
+@dataclass
 class SegmentationEvaluator:
     """Measure a segmenter on labelled images, class by class.
 
     Writes into output_dir, each file atomically: per_image.csv, evaluation.json (`summarise_scores` and provenance),
     table.md, and contact_sheet.png with the images of best, median and worst mean Dice.
 
-    Args:
+    Attributes:
         network: gives logits.
         inferer: runs it, see `segmentation_inferer`.
         dataset: labelled images, each also with its "image_path".
@@ -113,72 +110,81 @@ class SegmentationEvaluator:
         postprocessing: as of `segment_and_score`; that of inference.yaml, so that what it gives is what is measured.
         num_examples: images each of best, median and worst on the contact sheet; 0 leaves it out.
         columns: of the manifest that per_image.csv repeats, where an item has them.
-        provenance: added to the provenance in evaluation.json (checkpoint, data version, ...).
-        progress: show a progress bar.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        inferer: Inferer,
-        dataset: LabelledImages,
-        classes: ClassTable,
-        device: torch.device | str,
-        output_dir: str | Path,
-        postprocessing: Transform | None = None,
-        num_examples: int = 3,
-        columns: Sequence[str] = ("patient_id", "group", "set"),
-        provenance: Mapping[str, Any] | None = None,
-        progress: bool = True,
-    ) -> None:
-        self.network, self.inferer, self.dataset, self.classes = network, inferer, dataset, classes
-        self.device, self.output_dir = torch.device(device), Path(output_dir)
-        self.postprocessing, self.num_examples, self.columns = postprocessing, num_examples, tuple(columns)
-        self.provenance, self.progress = dict(provenance or {}), progress
+    network: nn.Module
+    inferer: Inferer
+    dataset: LabelledImages
+    classes: ClassTable
+    device: torch.device
+    output_dir: str
+    postprocessing: Transform | None = None
+    num_examples: int = 3
+    columns: Sequence[str] = ("patient_id", "group", "set")
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Row:
         """Evaluate all images, write the files, log the table; returns what evaluation.json holds.
 
         Raises:
             ValueError: no images, or as `segment_and_score`.
         """
-        arguments = self.network, self.inferer, self.dataset, self.classes, self.device, True, self.postprocessing
         scores, rows = [], []
-        for item, score in _scored(*arguments, progress=self.progress):
+        arguments = self.network, self.inferer, self.dataset, self.classes, self.device, True, self.postprocessing
+        for item, score in _scored(*arguments):
             columns = {name: str(item[name]) for name in self.columns if name in item}
-            rows.append(image_row(item["image_path"], columns, score, self.classes))
+            rows.append({"path": item["image_path"], **columns, **image_row(score, self.classes)})
             scores.append(score)
+        source = {**provenance(self.device), "weights_sha256": network_sha256(self.network)}
         report = {
             **summarise_scores(scores, self.classes),
             "class_table": self.classes.name,
-            "provenance": {
-                **provenance(self.device),
-                "weights_sha256": network_sha256(self.network),
-                **self.provenance,
-            },
+            "provenance": source,
         }
-        write_image_rows(rows, self.output_dir / "per_image.csv")
-        table = markdown_table(report)
-        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=str)
-        for name, content in {"evaluation.json": text + "\n", "table.md": table}.items():
-            with atomic_path(self.output_dir / name) as temporary:
-                temporary.write_text(content, encoding="utf-8")
+        write_rows(Path(self.output_dir) / "per_image.csv", rows)
+        write_report(self.output_dir, report, markdown(report), ("evaluation.json", "table.md"))
         self._write_examples(scores)
-        logger.info("segmentation of %d images, files in %s\n%s", len(scores), self.output_dir, table)
+        logger.info("segmentation of %d images, files in %s\n%s", len(scores), self.output_dir, markdown(report))
         return report
 
     def _write_examples(self, scores: Sequence[SegmentationScore]) -> None:
         """Segment the chosen ones again: keeping the masks of all images could take more memory than there is."""
         rows, captions = [], []
-        for label, index in choose_examples(scores, self.num_examples):
+        dice = [_mean(score.dice) for score in scores]
+        for label, index in best_median_worst(dice, self.num_examples):
             item = self.dataset[index]
             with _evaluating(self.network, self.device):
                 prediction = segment(self.network, self.inferer, item, self.device, self.postprocessing)
             pixels = read_radiograph(item["image_path"]).pixels
             rows.append(mask_tiles(pixels, [_labels(item), prediction], self.classes))
-            captions.append(f"{label}: mean Dice {image_mean(scores[index].dice):.3f}, {Path(item['image_path']).name}")
+            captions.append(f"{label}: mean Dice {dice[index]:.3f}, {Path(item['image_path']).name}")
         if rows:
-            save_contact_sheet(rows, self.output_dir / "contact_sheet.png", SHEET_TITLES, captions)
+            titles = ["image", "reference", "prediction"]
+            save_contact_sheet(rows, Path(self.output_dir) / "contact_sheet.png", titles, captions)
+
+
+def image_row(score: SegmentationScore, classes: ClassTable) -> Row:
+    """What per_image.csv says of one image's score; None where a class does not count."""
+    row: Row = {"mean_dice": _counted(_mean(score.dice)), "mean_iou": _counted(_mean(score.iou))}
+    for index, entry in enumerate(classes.classes):
+        row |= {f"{entry.key}_{name}": _counted(getattr(score, name)[index]) for name in ("dice", "iou", "hd95")}
+    return {**row, "hd95_unit": score.hd95_unit}
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The table of evaluation.json: a row for each class and their mean; HD95 in the units that occur."""
+    units = [unit for unit in ("mm", "px") if any(row[f"hd95_{unit}"]["n"] for row in report["classes"].values())]
+    lines = []
+    for name, row in report["classes"].items():
+        agreement = (cell(row[key], 3, missing="–") for key in ("dice", "iou", "pooled_iou"))
+        distances = (cell(row[f"hd95_{unit}"], 1, missing="–") for unit in units)
+        lines.append([name, str(row["dice"]["n"]), *agreement, *distances])
+    means = (cell(report[name], 3, missing="–") for name in ("mean_dice", "mean_iou", "mean_pooled_iou"))
+    lines.append(["mean", str(report["n"]), *means, *("" for _ in units)])
+    headings = ["class", "images", "Dice ↑", "IoU ↑", "pooled IoU ↑", *(f"HD95 ({unit}) ↓" for unit in units)]
+    return markdown_table(headings, lines) + (
+        "\nMean ± sd over the images where the class is in prediction or reference, at their own size; pooled: over "
+        "all pixels of all images. HD95 only where the class is in both.\n"
+    )
 
 
 def _scored(
@@ -189,13 +195,14 @@ def _scored(
     device: torch.device | str,
     with_hd95: bool,
     postprocessing: Transform | None,
-    progress: bool = False,
 ) -> Iterator[tuple[Mapping[str, Any], SegmentationScore]]:
     with _evaluating(network, device):
-        for index in tqdm(range(len(dataset)), desc="evaluate", unit="image", disable=not progress):
+        for index in tqdm(range(len(dataset)), desc="evaluate", unit="image"):
             item = dataset[index]
             prediction = segment(network, inferer, item, device, postprocessing)
-            yield item, score_mask(prediction, _labels(item), classes.num_labels, _spacing_mm(item), with_hd95)
+            row, column = (float(number) for number in item.get("image_spacing_mm", (np.nan, np.nan)))
+            spacing = None if np.isnan(row + column) else (row, column)
+            yield item, score_mask(prediction, _labels(item), classes.num_labels, spacing, with_hd95)
 
 
 @contextmanager
@@ -212,6 +219,10 @@ def _labels(item: Mapping[str, Any]) -> NDArray[np.integer]:
     return item["label"].as_subclass(torch.Tensor)[0].numpy()
 
 
-def _spacing_mm(item: Mapping[str, Any]) -> tuple[float, float] | None:
-    row, column = (float(number) for number in item.get("image_spacing_mm", (math.nan, math.nan)))
-    return None if math.isnan(row) or math.isnan(column) else (row, column)
+def _mean(values: NDArray[np.float64]) -> float:
+    """Over the classes that count; NaN where none does."""
+    return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else float("nan")
+
+
+def _counted(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -5,11 +5,9 @@ Everything is measured at the image's original size; label 0, the background, is
 
 from __future__ import annotations
 
-import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +15,7 @@ from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from numpy.typing import NDArray
 
 from ..io.segmentation_classes import ClassTable
-
-_PERCENTILE = 95
+from .report import Row, mean_sd
 
 
 @dataclass(frozen=True)
@@ -65,23 +62,23 @@ def score_mask(
     confusion = _confusion(prediction, reference, num_labels)
     common = np.diag(confusion)[1:].astype(np.float64)
     total = (confusion.sum(0) + confusion.sum(1))[1:]
-    hd95 = [float("nan")] * (num_labels - 1)
+    hd95 = np.full(num_labels - 1, np.nan)
     if with_hd95:
-        hd95 = [_hd95(prediction == label, reference == label, spacing_mm) for label in range(1, num_labels)]
+        hd95[:] = [_hd95(prediction == label, reference == label, spacing_mm) for label in range(1, num_labels)]
     with np.errstate(invalid="ignore"):  # 0 / 0 where the class is in neither
         dice, iou = 2 * common / total, common / (total - common)
-    return SegmentationScore(dice, iou, np.array(hd95), "px" if spacing_mm is None else "mm", confusion)
+    return SegmentationScore(dice, iou, hd95, "px" if spacing_mm is None else "mm", confusion)
 
 
-def summarise_scores(scores: Sequence[SegmentationScore], classes: ClassTable) -> dict[str, Any]:
-    """Means over images and classes, as plain numbers for JSON; sd is the sample's, None for fewer than two values.
+def summarise_scores(scores: Sequence[SegmentationScore], classes: ClassTable) -> Row:
+    """Means over images and classes, as plain numbers for JSON, each `mean_sd` over what counts.
 
     Returns:
-        "classes": for each class Dice, IoU and HD95, each {"mean", "sd", "n"} over the n images where it counts, HD95
-        under "hd95_mm" and "hd95_px" so that units never mix, and "pooled_iou" over all pixels of all images (None
-        where the class never occurs); "mean_dice", "mean_iou": mean over classes of these means (images count the
-        same within a class, classes the same in the mean); "mean_pooled_iou": mIoU as the semantic segmentation
-        literature has it; "images": mean and sd over images of the image's own mean over classes.
+        "classes": for each class Dice, IoU and HD95, the latter under "hd95_mm" and "hd95_px" so that units never mix,
+        and "pooled_iou" over all pixels of all images (None where the class never occurs); "mean_dice", "mean_iou":
+        mean over classes of these means (images count the same within a class, classes the same in the mean);
+        "mean_pooled_iou": mIoU as the semantic segmentation literature has it; "images": mean and sd over images of
+        the image's own mean over classes.
 
     Raises:
         ValueError: no scores.
@@ -89,21 +86,20 @@ def summarise_scores(scores: Sequence[SegmentationScore], classes: ClassTable) -
     if not scores:
         raise ValueError("summary of segmentation scores: found no scores; expected one image or more.")
     confusion = np.sum([score.confusion for score in scores], axis=0)
-    by_class: dict[str, dict[str, Any]] = {}
+    by_class: dict[str, Row] = {}
     for index, entry in enumerate(classes.classes):
-        row: dict[str, Any] = {name: _mean_sd([getattr(s, name)[index] for s in scores]) for name in ("dice", "iou")}
+        row: Row = {name: mean_sd(getattr(score, name)[index] for score in scores) for name in ("dice", "iou")}
         for unit in ("mm", "px"):
-            row[f"hd95_{unit}"] = _mean_sd([s.hd95[index] for s in scores if s.hd95_unit == unit])
+            row[f"hd95_{unit}"] = mean_sd(score.hd95[index] for score in scores if score.hd95_unit == unit)
         label = index + 1
         union = confusion[label].sum() + confusion[:, label].sum() - confusion[label, label]
         by_class[entry.name] = {**row, "pooled_iou": float(confusion[label, label] / union) if union else None}
-    images = {name: _mean_sd([_mean(getattr(s, name).tolist()) for s in scores]) for name in ("dice", "iou")}
     return {
         "n": len(scores),
-        "mean_dice": _mean([row["dice"]["mean"] for row in by_class.values()]),
-        "mean_iou": _mean([row["iou"]["mean"] for row in by_class.values()]),
-        "mean_pooled_iou": _mean([row["pooled_iou"] for row in by_class.values()]),
-        "images": images,
+        "mean_dice": mean_sd(row["dice"]["mean"] for row in by_class.values())["mean"],
+        "mean_iou": mean_sd(row["iou"]["mean"] for row in by_class.values())["mean"],
+        "mean_pooled_iou": mean_sd(row["pooled_iou"] for row in by_class.values())["mean"],
+        "images": {name: mean_sd(mean_sd(getattr(s, name))["mean"] for s in scores) for name in ("dice", "iou")},
         "classes": by_class,
     }
 
@@ -132,18 +128,7 @@ def _hd95(one: NDArray[np.bool_], other: NDArray[np.bool_], spacing_mm: tuple[fl
             torch.from_numpy(one)[None, None].float(),
             torch.from_numpy(other)[None, None].float(),
             include_background=True,  # the one channel is the class
-            percentile=_PERCENTILE,
+            percentile=95,
             spacing=list(spacing_mm) if spacing_mm else None,
         )
     return float(distance)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    counted = [value for value in values if value is not None and value == value]  # NaN does not count
-    return statistics.fmean(counted) if counted else None
-
-
-def _mean_sd(values: Sequence[float | None]) -> dict[str, Any]:
-    counted = [float(value) for value in values if value is not None and value == value]
-    sd = statistics.stdev(counted) if len(counted) > 1 else None
-    return {"mean": _mean(counted), "sd": sd, "n": len(counted)}
