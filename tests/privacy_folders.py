@@ -97,7 +97,7 @@ def make_check(tmp_path, real, encoder=None, **options):
         encoder or Pooling(),
         "cpu",
         tmp_path / "report",
-        **{**OPTIONS, "progress": False, **options},
+        **{**OPTIONS, **options},
     )
 
 

@@ -55,11 +55,11 @@ def test_jpeg_budget_is_for_each_image():
 
 
 def test_jpeg_refuses_what_it_cannot_encode():
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="finite"):
         jpeg_at_bytes(torch.full((1, 1, 16, 16), torch.nan), 1000)
     with pytest.raises(ValueError, match="max_bytes 0"):
         jpeg_at_bytes(torch.zeros(1, 1, 16, 16), 0)
-    with pytest.raises(ValueError, match=r"expected \[B, 1, H, W\]"):
+    with pytest.raises(ValueError, match=r"1, 3, 16, 16"):
         jpeg_at_bytes(torch.zeros(1, 3, 16, 16), 100)
 
 
@@ -80,5 +80,5 @@ def test_bicubic_factor_and_range():
 
 
 def test_bicubic_refuses_sizes_that_do_not_divide():
-    with pytest.raises(ValueError, match=r"60×64.*factor 8"):
+    with pytest.raises(ValueError, match=r"60, 64.*factor 8"):
         bicubic_down_up(torch.zeros(1, 1, 60, 64))

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from common.errors import SettingsError
 from common.evaluation.distribution_metrics import (
     bootstrap_interval,
     frechet_distance,
@@ -14,7 +15,7 @@ from common.evaluation.distribution_metrics import (
     kernel_distance,
     precision_recall_density_coverage,
 )
-from common.evaluation.image_quality import ImageQuality, ImageQualityError, markdown_table, split_halves
+from common.evaluation.image_quality import ImageQuality, markdown, split_halves
 
 QUALITY = ImageQuality(num_resamples=12, kid_subsets=5, nearest_k=3, seed=4, progress=False)
 
@@ -30,8 +31,8 @@ def test_figures_are_those_of_the_metrics():
     assert tuple(found["fd_ci"]) == bootstrap_interval(frechet_distance, real, fake, 12, 4, 0.95)
     assert found["fd_infinity"] == frechet_distance_extrapolated(real, fake, 4)
     assert (found["kid"], found["kid_sd"]) == kernel_distance(real, fake, 5, seed=4)
-    names = ("precision", "recall", "density", "coverage")
-    assert tuple(found[name] for name in names) == precision_recall_density_coverage(real, fake, 3)
+    shares = precision_recall_density_coverage(real, fake, 3)
+    assert {name: found[name] for name in shares} == shares
     assert (found["num_real"], found["num_fake"]) == (50, 40)
 
 
@@ -55,7 +56,7 @@ def test_floor_keeps_patients_apart():
     mixed = precision_recall_density_coverage(
         *(real[half] for half in split_halves([str(i) for i in range(60)], 4)), k=3
     )
-    assert found["real_real_floor"]["coverage"] == apart.coverage < mixed.coverage
+    assert found["real_real_floor"]["coverage"] == apart["coverage"] < mixed["coverage"]
     assert "share no patient" in found["real_real_floor"]["note"]
 
 
@@ -76,7 +77,7 @@ def test_without_enough_patients_there_is_no_floor():
     report = QUALITY.report({"tiny": (normal(30, 0), normal(30, 1))}, ["one"] * 30)
     assert report["extractors"]["tiny"]["real_real_floor"] is None
     assert report["extractors"]["tiny"]["fake_at_floor_n"] is None
-    table = markdown_table(report)
+    table = markdown(report)
     assert "tiny: too few real images or patients" in table and "real half" not in table
 
 
@@ -84,7 +85,7 @@ def test_table_holds_every_comparison_and_is_plain_json():
     report = QUALITY.report({"a": (normal(40, 0), normal(40, 1)), "b": (normal(40, 2), normal(40, 3))})
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["settings"] == {"num_resamples": 12, "level": 0.95, "nearest_k": 3, "kid_subsets": 5, "seed": 4}
-    table = markdown_table(report)
+    table = markdown(report)
     lines = [line for line in table.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 2 * 3 and len({line.count("|") for line in lines}) == 1
     row = report["extractors"]["b"]
@@ -98,12 +99,19 @@ def test_same_seed_same_report():
     assert QUALITY.compare(*pair) == QUALITY.compare(*pair)
 
 
+def test_kid_is_tabulated_for_the_features_that_it_was_made_for():
+    pair = normal(40, 0), normal(40, 1)
+    report = QUALITY.report({"dino": pair, "inception": pair})
+    kid = [line.split("|")[6].strip() for line in markdown(report).splitlines() if line.startswith("| ")][1:]
+    assert kid[:3] == ["", "", ""] and all("±" in cell for cell in kid[3:]) and len(kid) == 6
+    assert "KID ×" not in markdown(QUALITY.report({"dino": pair}))
+
+
 def test_impossible_requests_are_refused():
-    with pytest.raises(ImageQualityError, match="found 5 real and 30 fake images; expected at least 8"):
+    with pytest.raises(SettingsError, match="5 real and 30 fake images"):
         QUALITY.compare(normal(5, 0), normal(30, 1))
-    with pytest.raises(ImageQualityError, match="found 29 patient ids for 30"):
+    with pytest.raises(SettingsError, match="29 patient ids"):
         QUALITY.compare(normal(30, 0), normal(30, 1), ["p"] * 29)
-    with pytest.raises(ImageQualityError, match="num_resamples = 1; expected at least 2"):
-        ImageQuality(num_resamples=1)
-    with pytest.raises(ImageQualityError, match="level = 95"):
-        ImageQuality(level=95)
+    for options in ({"num_resamples": 1}, {"level": 95}, {"nearest_k": 0}, {"kid_subsets": 0}, {"seed": -1}):
+        with pytest.raises(SettingsError, match=next(iter(options))):
+            ImageQuality(**options)

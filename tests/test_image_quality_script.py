@@ -13,9 +13,8 @@ from PIL import Image
 from script_module import load_script
 from transformers import Dinov2Config, Dinov2Model
 
-from common.errors import DatasetError
+from common.errors import DatasetError, SettingsError
 from common.evaluation.image_features import ImageFeatures
-from common.evaluation.image_quality import ImageQualityError
 
 SCRIPT = REPOSITORY / "scripts" / "image_quality.py"
 
@@ -113,7 +112,7 @@ def test_impossible_requests_leave_nothing(script, folder, tmp_path):
         ({"fake": tmp_path / "none"}, DatasetError, "does not exist"),
         ({"fake": empty}, DatasetError, "no paths"),
         ({"real_split": "test"}, DatasetError, "no rows with split test"),
-        ({"num_resamples": 1}, ImageQualityError, "num_resamples = 1"),
+        ({"num_resamples": 1}, SettingsError, "num_resamples = 1"),
     ]:
         with pytest.raises(error, match=message):
             run(script, folder, tmp_path / "out", **options)

@@ -6,14 +6,13 @@ import torch
 from test_copy_detection import SIZE, draw, join, noisy
 
 from common.data.alignment import evened_out
-from common.evaluation.copy_features import CopyDetectionError
 from common.evaluation.nearest_patients import SPACES, NearestPatients
 
 TRAIN, HELD_OUT = draw(30, 0), draw(5, 1)
 
 
 def nearest_patients(patients=None, num_neighbours=3, max_shift=1):
-    return NearestPatients(TRAIN, HELD_OUT, patients, num_neighbours, max_shift, chunk_size=4)
+    return NearestPatients(TRAIN, HELD_OUT, patients, num_neighbours, max_shift)
 
 
 def test_brightness_and_contrast_do_not_matter():
@@ -38,12 +37,3 @@ def test_sources_are_training_images_then_held_out_ones(space):
     distance = nearest_patients().source_distance(space, samples, [(7, 3), (30 + 1,), ()])
     assert (distance[:2] < 0.05).all() and np.isnan(distance[2])
     assert (nearest_patients().source_distance(space, samples, [(7,), (3,), (30,)]) > 0.05).all()
-
-
-def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(CopyDetectionError, match="larger pictures"):
-        nearest_patients(max_shift=SIZE // 2)
-    with pytest.raises(CopyDetectionError, match="same way"):
-        nearest_patients().check_sizes(draw(1, 2, 24))
-    with pytest.raises(CopyDetectionError, match="whole training set"):
-        nearest_patients(patients=["a"] * 30).nearest("pixels", TRAIN[:1], [(0,)])

@@ -2,22 +2,27 @@ import json
 import logging
 import shutil
 
+import numpy as np
 import pytest
+import torch
 from monai.bundle import ConfigParser
+from PIL import Image
 from privacy_folders import (
     NUM_HELD_OUT,
     NUM_TRAIN,
     OPTIONS,
+    SIZE,
     Pooling,
     copy_of,
     fresh,
     generate,
+    phantom,
     read_csv,
 )
 
 from common.errors import DatasetError
 from common.evaluation.nearest_patients import SPACES
-from common.evaluation.privacy_report import PrivacyCheckError
+from common.evaluation.privacy_report import altered_copy, markdown, summary
 
 
 def test_copies_are_reported_with_their_originals(tmp_path, real_phantoms, privacy_check):
@@ -126,13 +131,13 @@ def test_held_out_images_that_are_training_images_are_named(tmp_path, real_phant
 
 def test_patients_on_both_sides_and_folders_without_manifest_are_refused(tmp_path, real_phantoms, privacy_check):
     train, held_out = real_phantoms
-    with pytest.raises(PrivacyCheckError, match="generate images first"):
+    with pytest.raises(DatasetError, match=r"manifest\.csv"):
         privacy_check(real_phantoms).run()
     generate(tmp_path / "generated", fresh(1))
-    with pytest.raises(DatasetError, match="more than one split: P0"):
+    with pytest.raises(DatasetError, match="P0"):
         privacy_check((train, [*held_out, train[0]])).run()
     (tmp_path / "generated" / "manifest.csv").write_text("file\na.png\n")
-    with pytest.raises(PrivacyCheckError, match="each with an image"):
+    with pytest.raises(DatasetError, match="1 rows"):
         privacy_check(real_phantoms).run()
     assert not (tmp_path / "report").exists()
 
@@ -150,7 +155,6 @@ def test_runs_from_a_bundle_config(tmp_path, real_phantoms, caplog):
                 "device": "$torch.device('cpu')",
                 "output_dir": str(tmp_path / "report"),
                 "cache_dir": str(tmp_path / "cache"),
-                "progress": False,
                 **OPTIONS,
             },
             "train": real_phantoms[0],
@@ -163,3 +167,52 @@ def test_runs_from_a_bundle_config(tmp_path, real_phantoms, caplog):
     assert any(record.message.startswith("Copies: 1 of 2") for record in caplog.records)
     assert any("shows real patients" in record.message for record in caplog.records)
     assert (tmp_path / "cache").is_dir() and not (tmp_path / "report" / "features").exists()
+
+
+def test_sheet_shows_samples_beside_their_neighbours_the_worst_first(tmp_path, real_phantoms, privacy_check):
+    generate(tmp_path / "generated", [*fresh(3), copy_of(3)])
+    privacy_check(real_phantoms, num_examples=2).run()
+    with Image.open(tmp_path / "report" / "flagged.png") as sheet:
+        assert sheet.width == 4 + 3 * (SIZE + 4) and sheet.height == 24 + 2 * (SIZE + 4 + 20)
+        cells = [np.asarray(sheet)[44 : 44 + SIZE, 4 + i * (SIZE + 4) :][:, :SIZE] for i in range(3)]
+    expected = [(phantom(3)[0] * 255).numpy()] * 3
+    assert np.abs(cells[0] - expected[0]).mean() < 5  # the copy has noise
+    for cell, image in zip(cells[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(cell, image, atol=1)
+
+
+def test_the_summary_has_the_figures_and_names_nobody(tmp_path, real_phantoms, privacy_check):
+    generate(tmp_path / "generated", [*fresh(4), copy_of(3)])
+    train, held_out = real_phantoms
+    twin = {"image": train[9]["image"], "patient_id": "someone else"}
+    report = privacy_check((train, [*held_out, twin])).run()
+    text = (tmp_path / "report" / "privacy_summary.json").read_text()
+    found = json.loads(text)
+    assert found == summary(report)
+    assert found["verdict"]["num_copies"] == 1 and found["images"]["training"] == NUM_TRAIN
+    assert found["num_held_out_copies_of_training"] == 1
+    table = (tmp_path / "report" / "privacy_summary.md").read_text()
+    assert table == markdown(found) and found["verdict"]["text"] in table
+    assert f"calibrated on {NUM_HELD_OUT + 1} held-out" in table
+    sensitivity = found["sensitivity"]
+    assert f"{sensitivity['found']} of {sensitivity['copies']} altered copies" in table
+    for private in (str(tmp_path), train[3]["image"], "generated_dir", ".png"):
+        assert private not in text.replace(json.dumps(found["provenance"]["command"]), "") and private not in table
+
+
+def test_what_may_be_shared_can_go_to_a_folder_of_its_own(tmp_path, real_phantoms, privacy_check):
+    generate(tmp_path / "generated", fresh(4))
+    privacy_check(real_phantoms, summary_dir=tmp_path / "shared").run()
+    shared = {"privacy_summary.json", "privacy_summary.md", "distances.png"}
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == shared
+    assert Image.open(tmp_path / "shared" / "distances.png").format == "PNG"
+    assert not shared & {path.name for path in (tmp_path / "report").iterdir()}
+
+
+def test_altered_copies_are_near_but_not_the_same():
+    image = phantom(0)
+    first, again, other = (altered_copy(image, seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.shape == image.shape and first.dtype == torch.float32
+    assert first.min() >= 0 and first.max() <= 1
+    assert 0.9 < np.corrcoef(first.flatten(), image.flatten())[0, 1] < 0.9999

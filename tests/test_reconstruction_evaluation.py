@@ -4,18 +4,19 @@ import logging
 import math
 import statistics
 
+import monai
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.data import DataLoader, Dataset, MetaTensor
+from monai.data import Dataset, MetaTensor
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from transformers import Dinov2Config, Dinov2Model
 
 from common import metrics
 from common.evaluation.codec_baselines import bicubic_down_up, jpeg_at_bytes
-from common.evaluation.evaluation_report import ImageRecord, choose_examples
 from common.evaluation.reconstruction_evaluation import ReconstructionEvaluator
 from common.networks.dino import DinoEncoder
 from common.networks.lpips import LPIPS
@@ -44,21 +45,15 @@ def images(count=5, size=64):
     return (F.interpolate(coarse, size=(size, size), mode="bilinear") * 0.6 + 0.2 + noise).clamp(0, 1)
 
 
-def batches(image=None, size=2):
+def items(image=None):
     image = images() if image is None else image
-    for start in range(0, len(image), size):
-        chosen = range(start, min(start + size, len(image)))
-        yield {
-            "image": image[start : start + size],
-            "image_path": [f"images/{i}.png" for i in chosen],
-            "source": [SOURCES[i] for i in chosen],
-            "quality": [QUALITIES[i] for i in chosen],
-        }
+    columns = [{"image_path": f"images/{i}.png", "source": SOURCES[i], "quality": QUALITIES[i]} for i in range(5)]
+    return [{"image": single, **own} for single, own in zip(image, columns, strict=False)]
 
 
 def evaluator(tmp_path, network=None, data=None, **options):
-    options = {"latent_bytes_per_image": 512, "progress": False, **options}
-    return ReconstructionEvaluator(network or Blur(), data or batches(), "cpu", tmp_path, **options)
+    loader = DataLoader(items() if data is None else data, batch_size=2)
+    return ReconstructionEvaluator(network or Blur(), loader, "cpu", str(tmp_path), **{"latent_channels": 4, **options})
 
 
 def read_csv(folder):
@@ -110,7 +105,7 @@ def test_headline_and_groups_partition_the_images(tmp_path):
 
 def test_files_agree_and_are_whole(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="common.evaluation.reconstruction_evaluation"):
-        report = evaluator(tmp_path, headline_filter={"quality": "A"}, provenance={"checkpoint": "model.pt"}).run()
+        report = evaluator(tmp_path, headline_filter={"quality": "A"}).run()
     assert {p.name for p in tmp_path.iterdir()} == {"per_image.csv", "metrics.json", "table.md", "contact_sheet.png"}
     assert json.loads((tmp_path / "metrics.json").read_text()) == report
     table = (tmp_path / "table.md").read_text()
@@ -118,7 +113,6 @@ def test_files_agree_and_are_whole(tmp_path, caplog):
     overall = report["headline"]["overall"]["methods"]["jpeg"]["psnr"]
     assert f"| overall | 4 | JPEG ≤ 512 B | {overall['mean']:.2f} ± {overall['sd']:.2f} |" in table
     assert "| a (not quality = A) | 1 | autoencoder |" in table
-    assert report["provenance"]["checkpoint"] == "model.pt"
     assert report["provenance"]["versions"]["torch"] == torch.__version__
 
 
@@ -133,7 +127,7 @@ def test_lpips_dino_and_ms_ssim_are_those_of_the_metrics(tmp_path):
     Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "dino")
     lpips, dino = LPIPS(tmp_path / "lpips.pt"), DinoEncoder(tmp_path / "dino", image_size=28)
     image, network = images(2, 176), Blur().eval()
-    report = evaluator(tmp_path / "out", network, batches(image), lpips=lpips, dino=dino).run()
+    report = evaluator(tmp_path / "out", network, items(image), lpips=lpips, dino=dino).run()
     found = report["headline"]["overall"]["methods"]["autoencoder"]
     with torch.no_grad():
         output = network(image)
@@ -179,51 +173,42 @@ def test_non_finite_images_are_reported_and_left_out(tmp_path, caplog):
 def test_a_broken_input_is_reported_for_all_methods(tmp_path):
     image = images()
     image[1, 0, 5, 5] = torch.nan
-    report = evaluator(tmp_path, network=lambda x: x, data=batches(image)).run()
+    report = evaluator(tmp_path, network=lambda x: x, data=items(image)).run()
     broken = {(e["path"], e["method"]) for e in report["non_finite"]}
     assert broken == {("images/1.png", method) for method in ("autoencoder", "bicubic", "jpeg")}
 
 
 def test_network_stays_trainable_and_gets_its_mode_back(tmp_path):
     network = Blur().train()
-    cached = list(batches())
+    cached = items()
     report = evaluator(tmp_path, network, cached).run()
     assert report["headline"]["overall"]["methods"]["autoencoder"]["psnr"]["mean"] > 15  # it ran in evaluation mode
     assert network.training
-    F.conv2d(cached[0]["image"], network.weight).sum().backward()
+    F.conv2d(cached[0]["image"][None], network.weight).sum().backward()
     assert network.weight.grad is not None
 
 
 def test_data_of_the_loader_is_not_made_in_inference_mode(tmp_path):
     seen = []
 
-    def data():
-        for batch in batches():
+    class Watched(Dataset):
+        def __getitem__(self, index):
             seen.append(torch.is_inference_mode_enabled())
-            yield batch
+            return super().__getitem__(index)
 
-    evaluator(tmp_path, data=data()).run()
+    evaluator(tmp_path, data=Watched(items())).run()
     assert seen and not any(seen)
 
 
-def test_latent_channels_give_the_budget(tmp_path):
-    report = evaluator(tmp_path, latent_bytes_per_image=None, latent_channels=4, factor=8).run()
-    assert report["jpeg"]["budget_bytes"] == {"min": 2 * 4 * 8 * 8, "max": 2 * 4 * 8 * 8}
-    for options in ({"latent_bytes_per_image": None}, {"latent_channels": 4}):
-        with pytest.raises(ValueError, match="exactly one"):
-            evaluator(tmp_path, **options)
-
-
-def test_images_over_the_jpeg_budget_are_named(tmp_path):
-    report = evaluator(tmp_path, latent_bytes_per_image=20).run()
-    assert report["jpeg"]["over_budget"] == [f"images/{i}.png" for i in range(5)]
+def test_latents_at_half_precision_give_the_budget_and_images_above_it_are_named(tmp_path):
+    found = evaluator(tmp_path, latent_channels=4, factor=8).run()["jpeg"]
+    assert found["budget_bytes"] == {"min": 2 * 4 * 8 * 8, "max": 2 * 4 * 8 * 8} and found["over_budget"] == []
+    found = evaluator(tmp_path, latent_channels=2, factor=32).run()["jpeg"]
+    assert found["budget_bytes"]["max"] == 16 and found["over_budget"] == [f"images/{i}.png" for i in range(5)]
 
 
 def test_runs_from_a_bundle_config_with_monai_batches(tmp_path):
-    items = [
-        {"image": MetaTensor(image), "image_path": f"{i}.png", "source": SOURCES[i], "label": i}
-        for i, image in enumerate(images())
-    ]
+    data = [{**item, "image": MetaTensor(item["image"]), "label": i} for i, item in enumerate(items())]
     parser = ConfigParser(
         {
             "network": {"_target_": "torch.nn.Identity"},
@@ -234,9 +219,8 @@ def test_runs_from_a_bundle_config_with_monai_batches(tmp_path):
                 "device": "$torch.device('cpu')",
                 "output_dir": str(tmp_path),
                 "latent_channels": 4,
-                "progress": False,
             },
-            "loader": DataLoader(Dataset(items), batch_size=2),
+            "loader": monai.data.DataLoader(Dataset(data), batch_size=2),
         }
     )
     parser.get_parsed_content("evaluator").run()
@@ -244,22 +228,11 @@ def test_runs_from_a_bundle_config_with_monai_batches(tmp_path):
     assert [row["label"] for row in rows if row["method"] == "jpeg"] == ["0", "1", "2", "3", "4"]
 
 
-def record(psnr, headline=True):
-    return ImageRecord("p", {}, headline, 0, 0, {"autoencoder": {"psnr": psnr}})
-
-
-def test_examples_are_worst_median_and_best_of_the_headline():
-    values = [30.0, 10.0, 50.0, 20.0, 40.0, math.nan]
-    records = [record(v) for v in values] + [record(0.0, headline=False)]
-    assert choose_examples(records, 1) == [("worst", 1), ("median", 0), ("best", 2)]
-    few = choose_examples(records, 3)
-    assert [i for _, i in few] == [1, 3, 0, 4, 2]  # none twice
-
-
-def test_sheet_shows_the_hardest_image_first(tmp_path):
-    evaluator(tmp_path, num_examples=1).run()
+@pytest.mark.parametrize(("headline", "shown"), [(None, range(5)), ({"source": "b"}, (0, 3))])
+def test_sheet_shows_the_hardest_image_of_the_headline_first(tmp_path, headline, shown):
+    evaluator(tmp_path, num_examples=1, headline_filter=headline).run()
     rows = [row for row in read_csv(tmp_path) if row["method"] == "autoencoder"]
-    worst = min(range(5), key=lambda i: float(rows[i]["psnr"]))
+    worst = min(shown, key=lambda i: float(rows[i]["psnr"]))
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         pixels = torch.tensor(list(sheet.crop((4, 44, 68, 108)).tobytes())).view(64, 64)
     assert torch.equal(pixels, (images()[worst, 0] * 255).round().long())
@@ -267,7 +240,7 @@ def test_sheet_shows_the_hardest_image_first(tmp_path):
 
 @pytest.mark.parametrize("network", [lambda x: x * 2 - 1, lambda x: x * 255])
 def test_reconstructions_of_another_range_are_refused(tmp_path, network):
-    with pytest.raises(ValueError, match=r"reconstruction values.*expected \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"reconstruction values"):
         evaluator(tmp_path, network=network).run()
 
 
@@ -277,9 +250,9 @@ def test_wrong_shapes_and_columns_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no column 'hospital'"):
         evaluator(tmp_path, group_by="hospital").run()
     with pytest.raises(ValueError, match="no column 'image_path'"):
-        evaluator(tmp_path, data=[{"image": images(), "source": SOURCES}]).run()
+        evaluator(tmp_path, data=[{"image": images()[0], "source": "a"}]).run()
     with pytest.raises(ValueError, match="no batch"):
-        evaluator(tmp_path, data=iter([])).run()
+        evaluator(tmp_path, data=[]).run()
 
 
 def test_a_filter_that_matches_nothing_keeps_the_csv(tmp_path):

@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from PIL import Image
 from torch import nn
 
 from common.data.mask_transforms import CleanUpd, LoadMaskd, LoadSpacedRadiographd, PadResized, ToOriginald
-from common.evaluation.segmentation_evaluation import SegmentationEvaluator, segment_and_score
-from common.io.segmentation_classes import CARIES
+from common.evaluation.segmentation_evaluation import SegmentationEvaluator, image_row, markdown, segment_and_score
+from common.evaluation.segmentation_metrics import score_mask, summarise_scores
+from common.io.segmentation_classes import CARIES, GROUPED
 
 SIZES = [(40, 60), (60, 40), (33, 47)]
 
@@ -98,16 +100,14 @@ def test_the_evaluation_writes_figures_table_rows_and_pictures(tmp_path):
         SimpleInferer(),
         Items(tmp_path, shift=5),
         CARIES,
-        "cpu",
-        out,
+        torch.device("cpu"),
+        str(out),
         num_examples=1,
-        provenance={"weights": "none"},
-        progress=False,
     ).run()
     assert json.loads((out / "evaluation.json").read_text()) == report
     assert report["n"] == 3 and report["class_table"] == "caries"
     assert report["mean_dice"] == pytest.approx(0.75, abs=0.03)
-    assert {"command", "date", "versions", "git", "device", "weights"} <= report["provenance"].keys()
+    assert {"command", "date", "versions", "git", "device", "weights_sha256"} <= report["provenance"].keys()
     with (out / "per_image.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["group"] for row in rows] == ["g0", "g1", "g2"]
@@ -119,5 +119,32 @@ def test_the_evaluation_writes_figures_table_rows_and_pictures(tmp_path):
 
 
 def test_no_images_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="found no scores"):
-        SegmentationEvaluator(Threshold(), SimpleInferer(), [], CARIES, "cpu", tmp_path, progress=False).run()
+    with pytest.raises(ValueError, match="no scores"):
+        SegmentationEvaluator(Threshold(), SimpleInferer(), [], CARIES, torch.device("cpu"), str(tmp_path)).run()
+
+
+def overlap(columns, spacing=None, label=1):
+    """Score of two squares of 10 × 10 px with so many common columns: Dice is a tenth of them."""
+    masks = np.zeros((2, 20, 40), np.uint8)
+    masks[0, 5:15, 5:15] = masks[1, 5:15, 15 - columns : 25 - columns] = label
+    return score_mask(masks[0], masks[1], 6, spacing)
+
+
+def test_a_row_leaves_empty_what_does_not_count():
+    row = image_row(overlap(5), GROUPED)
+    assert row["mean_dice"] == row["root_dice"] == pytest.approx(0.5)
+    assert row["root_hd95"] == 5 and row["hd95_unit"] == "px"
+    assert row["decay_dice"] is None and row["decay_hd95"] is None
+    empty = image_row(score_mask(np.zeros((4, 4), int), np.zeros((4, 4), int), 6), GROUPED)
+    assert empty["mean_dice"] is None, "an image without any class is neither good nor bad"
+
+
+def test_the_table_has_a_row_for_each_class_and_only_units_that_occur():
+    lines = markdown(summarise_scores([overlap(10), overlap(5)], GROUPED)).splitlines()
+    assert lines[0] == "| class | images | Dice ↑ | IoU ↑ | pooled IoU ↑ | HD95 (px) ↓ |"
+    assert lines[2].startswith(f"| root | 2 | 0.750 ± {math.sqrt(0.125):.3f} | ")
+    assert "| decay | 0 | – | – | – | – |" in lines
+    assert lines[7].startswith("| mean | 2 | 0.750 | ")
+    assert {line.count("|") for line in lines[:8]} == {7}
+    both = markdown(summarise_scores([overlap(10), overlap(5, (0.1, 0.2))], GROUPED)).splitlines()
+    assert "HD95 (mm) ↓ | HD95 (px) ↓" in both[0] and both[2].endswith("| 1.0 | 0.0 |")

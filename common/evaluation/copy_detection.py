@@ -229,17 +229,23 @@ class CopyReference:
         )
         chance = f"p = {count_p:.2g}" + (f", by {num_groups} groups of the same source" if num_groups < total else "")
         if counts["num_copies"]:
-            level, text = "copies", (
-                f"Copies: {counts['num_copies']} of {total} samples are nearer to a training image than chance "
-                f"explains (p = {copy_p:.2g} for the nearest, corrected for {total} samples). {figures}."
+            level, text = (
+                "copies",
+                (
+                    f"Copies: {counts['num_copies']} of {total} samples are nearer to a training image than chance "
+                    f"explains (p = {copy_p:.2g} for the nearest, corrected for {total} samples). {figures}."
+                ),
             )
         elif count_p <= self.significance / 2:
             level = "more_near_copies"
             text = f"More near-copies than among held-out real patients: {figures} ({chance})."
         elif not self.held_out[SPACES[0]].rank:
-            level, text = "undecided", (
-                f"Undecided: no single copy stands out, but {n} held-out images are too few to flag near-copies, "
-                f"{math.ceil(len(SPACES) / self.false_flag_rate) - 1} are needed."
+            level, text = (
+                "undecided",
+                (
+                    f"Undecided: no single copy stands out, but {n} held-out images are too few to flag near-copies, "
+                    f"{math.ceil(len(SPACES) / self.false_flag_rate) - 1} are needed."
+                ),
             )
         else:
             level, text = "no_sign", f"No sign of copying: {figures} ({chance})."

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.datalist_sources import manifest_rows
+from ..errors import DatasetError
 from ..pipelines.manifest import generation_settings, revise_generation
-from .privacy_report import REPORT_NAME, TABLE_NAME, PrivacyCheckError
+from .privacy_report import REPORT_NAME, TABLE_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +36,12 @@ def drop_flagged(generated_dir: str | Path, report_dir: str | Path, drop_source_
         The images dropped now, as the manifest named them.
 
     Raises:
-        PrivacyCheckError: no report there, or one of another folder.
-        DatasetError: no folder that a generation wrote.
+        DatasetError: no report there, one of another folder, or no folder that a generation wrote.
     """
     folder, report_dir = Path(generated_dir), Path(report_dir)
     report, table = _read_report(report_dir)
     if report["settings"]["generated_dir"] != str(folder.resolve()):
-        raise PrivacyCheckError(
+        raise DatasetError(
             f"{report_dir}: found the report of {report['settings']['generated_dir']}; expected that of {folder}. Give "
             "the output_dir of its check."
         )
@@ -70,4 +70,4 @@ def _read_report(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
         with (folder / TABLE_NAME).open(encoding="utf-8", newline="") as file:
             return report, list(csv.DictReader(file))
     except (OSError, ValueError) as error:
-        raise PrivacyCheckError(f"{folder}: no report of a privacy check there ({error}); run it first") from error
+        raise DatasetError(f"{folder}: no report of a privacy check there ({error}); run it first") from error

@@ -136,7 +136,9 @@ class PrivacyCheck:
         self.reference.fit(train_features, held_out_features, [item["patient_id"] for item in train])
         real = [str(item["image"]) for item in (*train, *held_out)]
         number = {os.path.abspath(path): i for i, path in enumerate(real)}
-        sources = [[os.path.abspath(self.generated_dir / s) for s in several(row.get("sources") or "")] for row in samples]
+        sources = [
+            [os.path.abspath(self.generated_dir / s) for s in several(row.get("sources") or "")] for row in samples
+        ]
         own = [[number[path] for path in paths if path in number] for paths in sources]
         # Samples without source are independent of each other.
         groups = [row.get("sources") or f"\0{i}" for i, row in enumerate(samples)]
@@ -272,7 +274,7 @@ def draw_distances(path: str | Path, reference: CopyReference, check: CopyCheck)
             held_out, mine = reference.held_out[space], check.spaces[space]
             pairs = [(reference.held_out_distance[space], mine.distance), (held_out.sorted, mine.ratio)]
             for axes, (real, generated) in zip((left, right), pairs, strict=True):
-                edges = np.histogram_bin_edges(np.concatenate([real, generated]), 40)
+                edges = np.histogram_bin_edges(np.concatenate([real, generated]), 40).tolist()
                 shares = [np.full(len(values), 1 / len(values)) for values in (real, generated)]
                 axes.hist(real, edges, weights=shares[0], color="#bbbbbb", label=f"{len(real)} held out")
                 label = f"{len(generated)} generated"
