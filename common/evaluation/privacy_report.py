@@ -309,12 +309,12 @@ def markdown(report: Row) -> str:
         lines.append([name, str(space["flagged"]), threshold, "; ".join(compared)])
     headings = ["space", "flagged", "ratio below which it is flagged"]
     table = markdown_table([*headings, "sample nearer to training than a held-out image (p)"], lines)
-    found = f"{sensitivity['found']} of {sensitivity['copies']} altered copies of training images are found.\n"
+    found = "%(found)d of %(copies)d altered copies of training images are found.\n"
     return (
         f"{report['verdict']['text']}\n\n{table}\n"
         f"{images['generated']} generated images against {images['training']} training images, calibrated on "
         f"{images['held_out']} held-out ones; 50 % is what new patients have.\n"
-        f"{found if sensitivity else ''}"
+        f"{found % sensitivity if sensitivity else ''}"
         f"Held-out images that are training images: {report['num_held_out_copies_of_training']}.\n"
     )
 
