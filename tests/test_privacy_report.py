@@ -136,8 +136,8 @@ def test_patients_on_both_sides_and_folders_without_manifest_are_refused(tmp_pat
     generate(tmp_path / "generated", fresh(1))
     with pytest.raises(DatasetError, match="P0"):
         privacy_check((train, [*held_out, train[0]])).run()
-    (tmp_path / "generated" / "manifest.csv").write_text("file\na.png\n")
-    with pytest.raises(DatasetError, match="1 rows"):
+    (tmp_path / "generated" / "manifest.csv").write_text("name\na.png\n")
+    with pytest.raises(DatasetError, match="image"):
         privacy_check(real_phantoms).run()
     assert not (tmp_path / "report").exists()
 

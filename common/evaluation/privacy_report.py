@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from ..data.datalist_sources import MANIFEST_NAME
+from ..data.datalist_sources import MANIFEST_NAME, manifest_rows
 from ..data.datalists import assert_disjoint_patients
 from ..data.transforms import load_square
 from ..errors import DatasetError
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 REPORT_NAME, TABLE_NAME, FLAGGED_NAME = "privacy.json", "privacy_per_image.csv", "flagged.csv"
 SHEET_NAME, PLOT_NAME, CACHE_NAME = "flagged.png", "distances.png", "features"
 SUMMARY_NAMES = ("privacy_summary.json", "privacy_summary.md")
+SETTINGS = ("image_size", "picture_size", "max_shift", "num_neighbours", "false_flag_rate", "significance")
 PRIVATE_SETTINGS = ("generated_dir",)  # a path of one machine
 SHEET_CELL = 256  # px: larger images are reduced to this on the contact sheet
 # Of the altered copies that the check has to find:
@@ -46,6 +47,7 @@ CONTROL_NOISE = 0.02  # sd, white is 1
 CONTROL_CONTRAST = (0.9, 1.1)
 
 
+@dataclass
 class PrivacyCheck:
     """Compare generated images with the training set, against held-out images of other patients.
 
@@ -55,7 +57,7 @@ class PrivacyCheck:
     output_dir must not be shared with the generated images. What may be, because it names and shows nobody, are
     privacy_summary.json, privacy_summary.md and distances.png; these go to summary_dir.
 
-    Args:
+    Attributes:
         generated_dir: folder with the manifest.csv of a generation run (columns image, strategy, sources).
         train_items: dicts with "image" (path) and "patient_id": all that the generator was trained on.
         held_out_items: the same of patients who are not in training, of the same kinds of images; at least 199 with the
@@ -77,47 +79,38 @@ class PrivacyCheck:
         seed: of the controls.
     """
 
-    def __init__(
-        self,
-        generated_dir: str | Path,
-        train_items: Sequence[Mapping[str, Any]],
-        held_out_items: Sequence[Mapping[str, Any]],
-        encoder: nn.Module,
-        device: torch.device | str,
-        output_dir: str | Path,
-        summary_dir: str | Path | None = None,
-        cache_dir: str | Path | None = None,
-        image_size: int = 256,
-        picture_size: int = 32,
-        max_shift: int = 2,
-        num_neighbours: int = 5,
-        false_flag_rate: float = 0.01,
-        significance: float = 0.05,
-        num_controls: int = 100,
-        num_examples: int = 24,
-        batch_size: int = 16,
-        seed: int = 0,
-    ) -> None:
-        self.generated_dir, self.output_dir = Path(generated_dir), Path(output_dir)
-        self.summary_dir = Path(summary_dir or output_dir)
-        self.train_items, self.held_out_items = list(train_items), list(held_out_items)
-        self.reference = CopyReference(num_neighbours, max_shift, false_flag_rate, significance)
-        self.network = CopyFeatureNetwork(encoder, picture_size)
-        extractor = FeatureExtractor("copy", self.network, f"{getattr(encoder, 'image_size', None)}, {picture_size}")
-        cache_dir = self.output_dir / CACHE_NAME if cache_dir is None else cache_dir
-        self.features = ImageFeatures(extractor, cache_dir, image_size, batch_size, device)
-        self.image_size, self.batch_size = image_size, batch_size
-        self.num_controls, self.num_examples, self.seed = num_controls, num_examples, seed
+    generated_dir: str | Path
+    train_items: Sequence[Mapping[str, Any]]
+    held_out_items: Sequence[Mapping[str, Any]]
+    encoder: nn.Module
+    device: torch.device | str
+    output_dir: str | Path
+    summary_dir: str | Path | None = None
+    cache_dir: str | Path | None = None
+    image_size: int = 256
+    picture_size: int = 32
+    max_shift: int = 2
+    num_neighbours: int = 5
+    false_flag_rate: float = 0.01
+    significance: float = 0.05
+    num_controls: int = 100
+    num_examples: int = 24
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.folder, self.shared_folder = Path(self.output_dir), Path(self.summary_dir or self.output_dir)
+        self.reference = CopyReference(self.num_neighbours, self.max_shift, self.false_flag_rate, self.significance)
+        self.network = CopyFeatureNetwork(self.encoder, self.picture_size)
+        looks_at = f"{getattr(self.encoder, 'image_size', None)}, {self.picture_size}"
+        extractor = FeatureExtractor("copy", self.network, looks_at)
+        cache_dir = self.folder / CACHE_NAME if self.cache_dir is None else self.cache_dir
+        self.features = ImageFeatures(extractor, cache_dir, self.image_size, self.batch_size, self.device)
         self.settings = {
-            "generated_dir": str(self.generated_dir.resolve()),
-            "image_size": image_size,
-            "picture_size": picture_size,
-            "max_shift": max_shift,
-            "num_neighbours": num_neighbours,
-            "false_flag_rate": false_flag_rate,
-            "significance": significance,
+            "generated_dir": str(Path(self.generated_dir).resolve()),
+            **{name: getattr(self, name) for name in SETTINGS},
             "encoder_and_picture": extractor.fingerprint,
-            "seed": seed,
+            "seed": self.seed,
         }
 
     def run(self) -> Row:
@@ -127,7 +120,8 @@ class PrivacyCheck:
             DatasetError: no manifest of generated images, a patient in training and held out, none of the images of a
                 kind readable, or too few images to compare.
         """
-        rows = _manifest_rows(self.generated_dir)
+        generated = Path(os.path.abspath(self.generated_dir))
+        rows = _generated_rows(generated)
         assert_disjoint_patients(training=self.train_items, held_out=self.held_out_items)
         unreadable: dict[str, list[tuple[str, str]]] = {}
         train, train_features = self._read("training", self.train_items, unreadable)
@@ -136,9 +130,7 @@ class PrivacyCheck:
         self.reference.fit(train_features, held_out_features, [item["patient_id"] for item in train])
         real = [str(item["image"]) for item in (*train, *held_out)]
         number = {os.path.abspath(path): i for i, path in enumerate(real)}
-        sources = [
-            [os.path.abspath(self.generated_dir / s) for s in several(row.get("sources") or "")] for row in samples
-        ]
+        sources = [[os.path.abspath(generated / s) for s in several(row.get("sources", ""))] for row in samples]
         own = [[number[path] for path in paths if path in number] for paths in sources]
         # Samples without source are independent of each other.
         groups = [row.get("sources") or f"\0{i}" for i, row in enumerate(samples)]
@@ -165,18 +157,21 @@ class PrivacyCheck:
             "settings": self.settings,
             "provenance": provenance(self.features.device),
         }
-        order = np.argsort(np.min([check.spaces[space].tail_p_value for space in SPACES], axis=0), kind="stable")
-        order = order[np.argsort(~check.is_flagged[order], kind="stable")]  # flagged first
-        write_rows(self.output_dir / TABLE_NAME, table)
-        write_rows(self.output_dir / FLAGGED_NAME, [table[i] for i in order if check.is_flagged[i]], list(table[0]))
-        draw_distances(self.summary_dir / PLOT_NAME, self.reference, check)
-        shown = order[: self.num_examples]
-        self._draw_suspects([samples[i]["image"] for i in shown], [table[i] for i in shown])
-        write_json(self.output_dir / REPORT_NAME, report)
-        found = summary(report)
-        write_report(self.summary_dir, found, markdown(found), SUMMARY_NAMES)
+        self._write(report, check, table, [row["image"] for row in samples])
         self._log(report)
         return report
+
+    def _write(self, report: Row, check: CopyCheck, table: Sequence[Row], images: Sequence[str]) -> None:
+        order = np.argsort(np.min([check.spaces[space].tail_p_value for space in SPACES], axis=0), kind="stable")
+        order = order[np.argsort(~check.is_flagged[order], kind="stable")]  # flagged first
+        write_rows(self.folder / TABLE_NAME, table)
+        write_rows(self.folder / FLAGGED_NAME, [table[i] for i in order if check.is_flagged[i]], list(table[0]))
+        draw_distances(self.shared_folder / PLOT_NAME, self.reference, check)
+        shown = order[: self.num_examples]
+        self._draw_suspects([images[i] for i in shown], [table[i] for i in shown])
+        write_json(self.folder / REPORT_NAME, report)
+        found = summary(report)
+        write_report(self.shared_folder, found, markdown(found), SUMMARY_NAMES)
 
     def _read(
         self, name: str, items: Sequence[Mapping[str, Any]], unreadable: dict[str, list[tuple[str, str]]]
@@ -231,7 +226,7 @@ class PrivacyCheck:
             captions.append(f"{state}: {', '.join(figures)}; {line['image']}")
         titles = ["generated", *(f"nearest by {space}" for space in SPACES)]
         scale = min(1.0, SHEET_CELL / self.image_size)
-        save_contact_sheet(rows, self.output_dir / SHEET_NAME, titles, captions, scale)
+        save_contact_sheet(rows, self.folder / SHEET_NAME, titles, captions, scale)
 
     def _log(self, report: Row) -> None:
         for first, second in report["held_out_copies_of_training"]:
@@ -248,7 +243,7 @@ class PrivacyCheck:
                 "compared",
                 own,
             )
-        logger.info("%s shows real patients: do not share %s with the generated images", SHEET_NAME, self.output_dir)
+        logger.info("%s shows real patients: do not share %s with the generated images", SHEET_NAME, self.folder)
 
 
 def altered_copy(image: Tensor, seed: int) -> Tensor:
@@ -342,16 +337,8 @@ def _yes(value: Any) -> str:
     return "yes" if value else "no"
 
 
-def _manifest_rows(folder: Path) -> list[dict[str, str]]:
-    """The manifest's rows, with "name" as listed and "image" as a path from here."""
-    path = folder / MANIFEST_NAME
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise DatasetError(
-            f"{path} cannot be read ({error.strerror}); generate images first, or correct generated_dir"
-        ) from error
-    if not rows or not all(row.get("image") for row in rows):
-        raise DatasetError(f"{path}: found {len(rows)} rows; expected some, each with an image. Generate first.")
-    return [{**row, "name": row["image"], "image": str(folder / row["image"])} for row in rows]
+def _generated_rows(folder: Path) -> list[dict[str, str]]:
+    """The manifest's rows, with "name" as listed and "image" as an absolute path."""
+    if not (folder / MANIFEST_NAME).is_file():
+        raise DatasetError(f"{folder / MANIFEST_NAME}: found no such file; generate first, or correct generated_dir")
+    return [{**row.item, "name": row.name} for row in manifest_rows(folder)]
