@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from common.config_graph import load_file
-from common.evaluation.evaluation_report import markdown_table
 from common.evaluation.generator_evaluation import markdown
-from common.evaluation.privacy_summary import markdown as privacy_tables
-from common.evaluation.segmentation_report import markdown_table as segmentation_table
+from common.evaluation.privacy_report import markdown as privacy_tables
+from common.evaluation.reconstruction_evaluation import markdown as markdown_table
+from common.evaluation.segmentation_evaluation import markdown as segmentation_table
 from common.experiments import (
     benefit_regimes,
     benefit_report,
