@@ -12,7 +12,14 @@ import common
 from common.command_line import run_command
 from common.errors import SettingsError
 
-PATTERNS = ("common/__init__.py", "pyproject.toml", "README.md", "bundles/*/configs/*", "bundles/*/docs/*.md")
+PATTERNS = (
+    "common/__init__.py",
+    "pyproject.toml",
+    "README.md",
+    "CITATION.cff",
+    "bundles/*/configs/*",
+    "bundles/*/docs/*.md",
+)
 DENTAL = "bundles/dental_radiograph_segmentation"
 OLD = common.__version__
 
