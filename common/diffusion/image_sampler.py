@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from ..amp import autocast
 from ..fingerprint import network_sha256
 from ..networks.latent_codec import LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser
-from .samplers import Sampler
+from .samplers import Known, Sampler
 
 
 class ImageSampler:
@@ -60,11 +61,27 @@ class ImageSampler:
         }
 
     @torch.inference_mode()
-    def sample(self, tokens: Tensor, seeds: Sequence[int], progress: bool = False) -> Tensor:
+    def inpaint(self, image: Tensor, hole: Tensor, tokens: Tensor, seeds: Sequence[int]) -> Tensor:
+        """What a radiograph could show in a hole, [B, 1, S, S] in [0, 1] on the CPU; outside it, nearly the radiograph.
+
+        Args:
+            image: [1, 1, S, S] in [0, 1]; what it shows in the hole reaches the latents around it, so fill it before.
+            hole: bool [1, 1, S, S].
+            tokens: [B, N, D].
+            seeds: one per row.
+        """
+        known = self.codec.eval().encode(image.to(self.device)).float()
+        cells = max_pool2d(hole.float(), self.codec.downsampling_factor).bool().to(self.device)
+        return self.sample(tokens, seeds, known=Known(known, cells))
+
+    @torch.inference_mode()
+    def sample(
+        self, tokens: Tensor, seeds: Sequence[int], progress: bool = False, known: Known | None = None
+    ) -> Tensor:
         """Images [B, 1, H, W] in [0, 1], on the CPU: one per row of tokens [B, N, D] and seed.
 
         A sample depends on its tokens and seed, not on the batch it is in (to float tolerance; with amp to that of
-        bfloat16).
+        bfloat16). Latents of it may be `known`.
         """
         self.denoiser.eval()
         self.codec.eval()
@@ -77,6 +94,7 @@ class ImageSampler:
             null_context=self.denoiser.null_context,
             device=self.device,
             progress=progress,
+            known=known,
         )
         return self.codec.decode(latents).float().cpu()
 

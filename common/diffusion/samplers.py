@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,6 +27,32 @@ Predict = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (noisy, step) to (x0
 
 SMALLEST_EPSILON_ALPHA = 1e-3  # x0 = (z - σε)/α: below it an error of 1 % in ε is an error of 10 in x0
 LOG_SNR_LIMIT = 8.0  # of the spacing `lambda`: beyond it is too little to see, or too little noise to be seen
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is given of samples, put back at every noise level (Blended Latent Diffusion, arXiv 2206.02779).
+
+    Attributes:
+        x0: [B, ...] what is given.
+        hole: bool, broadcastable to it: True where it is to be drawn.
+        repeats: times that a step at the middle levels is made, so that what is drawn learns of what is given (RePaint,
+            arXiv 2201.09865, section 4.2).
+        levels: those middle levels, shares of the schedule's last timestep.
+    """
+
+    x0: Tensor
+    hole: Tensor
+    repeats: int = 2
+    levels: tuple[float, float] = (0.3, 0.8)
+
+    def attempts(self, share: float) -> int:
+        """How often the step from a level is made."""
+        return self.repeats if self.levels[0] <= share <= self.levels[1] else 1
+
+    def put_back(self, noisy: Tensor, noise: Tensor, alpha: float, sigma: float) -> Tensor:
+        """What is given at a noise level, always with the same noise, and what was drawn elsewhere."""
+        return torch.where(self.hole, noisy, alpha * self.x0 + sigma * noise)
 
 
 class Sampler:
@@ -90,7 +117,8 @@ class Sampler:
         # (α, σ) at each timestep, and x0 itself as the last; double precision from here on
         self._levels = [*zip(alpha.tolist(), sigma.tolist(), strict=True), (1.0, 0.0)]
         share = self.timesteps.double() / schedule.last_timestep
-        self._is_guided = [low <= each <= high for each in share.tolist()]
+        self._share = share.tolist()
+        self._is_guided = [low <= each <= high for each in self._share]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -108,6 +136,7 @@ class Sampler:
         null_context: Tensor | None = None,
         device: torch.device | str = "cpu",
         progress: bool = False,
+        known: Known | None = None,
     ) -> Tensor:
         """Draw one sample per seed.
 
@@ -122,6 +151,7 @@ class Sampler:
                 scale is 1.
             device: where the network is.
             progress: show a progress bar.
+            known: what is given of the samples.
 
         Returns:
             Samples of x0, float32 [B, *shape] on `device`, not clipped.
@@ -137,17 +167,30 @@ class Sampler:
             output = guided_output(network, noisy, timesteps, context, null_context, scale)
             return self.schedule.to_x0_and_noise(output, noisy, timesteps)
 
-        noisy = seeded_normal(list(seeds), tuple(shape)).to(device)
+        first_noise = noisy = seeded_normal(list(seeds), tuple(shape)).to(device)
         previous_x0: Tensor | None = None
         for step in tqdm(range(len(self.timesteps)), desc="sampling", disable=not progress):
-            x0, noise = predict(noisy, step)
-            if self.method == "dpm_solver++_2m":
-                noisy, previous_x0 = self._multistep(noisy, x0, previous_x0, step), x0
-            elif self.method == "heun":
-                noisy = self._heun_step(noisy, x0, noise, step, predict)
-            else:
-                noisy = self._ddim_step(x0, noise, step, seeds)
-        return noisy
+            before = previous_x0
+            for attempt in range(1 if known is None else known.attempts(self._share[step])):
+                if attempt:
+                    noisy = self._back(noisy, step, [derive_seed(seed, 1000 * attempt + step) for seed in seeds])
+                if known is not None:
+                    noisy = known.put_back(noisy, first_noise, *self._levels[step])
+                x0, noise = predict(noisy, step)
+                if self.method == "dpm_solver++_2m":
+                    noisy, previous_x0 = self._multistep(noisy, x0, before, step), x0
+                elif self.method == "heun":
+                    noisy = self._heun_step(noisy, x0, noise, step, predict)
+                else:
+                    noisy = self._ddim_step(x0, noise, step, seeds)
+        return noisy if known is None else known.put_back(noisy, first_noise, *self._levels[-1])
+
+    def _back(self, noisy: Tensor, step: int, seeds: Sequence[int]) -> Tensor:
+        """From the level after a step to that before it, q(z | z') (Lugmayr et al. 2022, Algorithm 1, line 9)."""
+        (alpha, sigma), (next_alpha, next_sigma) = self._levels[step : step + 2]
+        ratio = alpha / next_alpha
+        added = math.sqrt(max(0.0, sigma**2 - (ratio * next_sigma) ** 2))
+        return ratio * noisy + added * seeded_normal(list(seeds), tuple(noisy.shape[1:])).to(noisy)
 
     def _ddim_step(self, x0: Tensor, noise: Tensor, step: int, seeds: Sequence[int]) -> Tensor:
         """Step z' = α'·x̂0 + √(σ'² - s²)·ε̂ + s·n, s² = η²·σ'²·(1 - SNR/SNR') (Song et al. 2021, eq. 12 and 16).

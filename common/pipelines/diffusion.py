@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.dataset import RadiographDataset
@@ -24,12 +25,13 @@ from ..networks.latent_codec import LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser
 from ..networks.weights import described, load_described
 from ..seeding import sample_seed
+from .inpainting import Hole, Inpainting, mask_of, open_hole
 from .inputs import Image, OpenBundle, as_list, as_radiograph, pick_device
 from .interpolation import Interpolation, InterpolationMode
 from .source_table import SourceTable, encode_sources
 from .strategies import Neighbourhood, Prior, SampleRequest, Strategy, Variation, at_least_one
 
-StrategyName = Literal["variation", "interpolation", "neighbourhood", "prior"]
+StrategyName = Literal["variation", "interpolation", "neighbourhood", "inpainting", "prior"]
 
 
 class DinoDiffusion:
@@ -187,6 +189,31 @@ class DinoDiffusion:
         mixes = torch.linspace(0.0, 1.0, num_samples).tolist()
         return self._images(between, [SampleRequest("", sample_seed(seed, 0), (0, 1), mix) for mix in mixes])
 
+    def inpaint(
+        self, image: Image, mask: str | os.PathLike[str] | NDArray | Tensor, num_samples: int = 1, seed: int = 0
+    ) -> Tensor:
+        """Draw what a mask covers anew, [num_samples, 1, H, W] in [0, 1] on the CPU, of the radiograph's own size.
+
+        Outside the mask the radiograph comes back bit by bit.
+
+        Args:
+            image: the radiograph.
+            mask: [H, W], not 0 where to draw; or a PNG or NIfTI.
+            num_samples: images.
+            seed: of the noise.
+
+        Raises:
+            UnreadableRadiographError: image or mask cannot be read, or no such pixels.
+            SettingsError: the mask has another size, covers nothing or all, or is longer than the shorter side.
+        """
+        return self._images(self._inpainting([open_hole(image, mask)], ["0"], ["0"], [""], num_samples, seed))
+
+    def _inpainting(
+        self, holes: list[Hole], names: list[str], patients: list[str], labels: list[str], count: int, seed: int
+    ) -> Inpainting:
+        squares = [hole.square(self.image_size)[0][0] for hole in holes]
+        return Inpainting(holes, SourceTable(names, patients, labels, self.encode(squares)), count, seed)
+
     @torch.inference_mode()
     def encode(self, images: Image | Sequence[Image]) -> Tensor:
         """Tokens [B, N, D] that condition the denoiser, as the encoder gives them, on the CPU."""
@@ -217,6 +244,8 @@ def choose_strategy(
     mix_range: tuple[float, float],
     num_neighbours: int,
     noise_scale: float,
+    dataset_dir: str = "",
+    masks: str | None = None,
 ) -> Strategy:
     """The strategy of a run of inference.yaml; sources are encoded, or the prior loaded, only where they are needed.
 
@@ -233,6 +262,8 @@ def choose_strategy(
         mix_range: likewise.
         num_neighbours: see `Neighbourhood`.
         noise_scale: likewise.
+        dataset_dir: of the sources.
+        masks: of `inpainting`, see `mask_of`.
 
     Raises:
         SettingsError: unknown strategy, or settings and sources that do not allow it.
@@ -246,6 +277,16 @@ def choose_strategy(
         return Prior(pipeline.token_sampler, num_samples, label, seed)
     if name not in get_args(StrategyName):
         raise SettingsError(f"strategy: expected one of {', '.join(get_args(StrategyName))}, found '{name}'")
+    if name == "inpainting":
+        if masks is None:
+            raise SettingsError(
+                "masks: expected a mask, or a folder of masks, with the strategy inpainting; found null"
+            )
+        items = dataset.data
+        holes = [open_hole(item["image"], mask_of(item["image"], dataset_dir, masks)) for item in items]
+        names, patients = [item["image"] for item in items], [str(item["patient_id"]) for item in items]
+        labels = [str(item.get("label", "")) for item in items]
+        return pipeline._inpainting(holes, names, patients, labels, num_per_source, seed)
     parts = pipeline.encoder, pipeline.selection, pipeline.patch_grid, pipeline.batch_size, pipeline.device
     table = encode_sources(dataset, *parts, cache_dir)
     if name == "variation":

@@ -1,0 +1,178 @@
+"""Holes in radiographs, filled by the generator at the radiograph's own size."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.linalg import cg
+from torch import Tensor
+
+from ..data.transforms import resize_shorter_side
+from ..diffusion.image_sampler import ImageSampler
+from ..errors import SettingsError
+from ..io.mask_files import read_mask
+from .inputs import Image, as_radiograph
+from .source_table import SourceTable
+from .strategies import SampleRequest, Variation
+
+MASK_SUFFIXES = (".png", ".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A radiograph with a hole, and the square of it that the generator sees.
+
+    Attributes:
+        pixels: [1, H, W] in [0, 1].
+        mask: bool [H, W], True where the radiograph is to be drawn.
+        top: first row of the square; its side is the shorter one of the radiograph.
+        left: its first column.
+    """
+
+    pixels: Tensor
+    mask: NDArray[np.bool_]
+    top: int
+    left: int
+
+    @property
+    def side(self) -> int:
+        """Px of the square."""
+        return min(self.mask.shape)
+
+    def square(self, size: int) -> tuple[Tensor, Tensor]:
+        """Image with the hole filled smoothly, and hole, both [1, 1, size, size]."""
+        filled = self.pixels.clone()
+        filled[0] = torch.from_numpy(membrane(self.pixels[0].numpy(), self.mask))
+        image = resize_shorter_side(self._cut(filled), size)[None]
+        hole = resize_shorter_side(self._cut(torch.from_numpy(self.mask)[None].float()), size)[None] > 0.01
+        return image, hole
+
+    def paste(self, drawn: Tensor) -> Tensor:
+        """A drawn square [1, S, S] into the hole: [1, H, W], equal to the radiograph bit for bit outside it.
+
+        What is drawn is raised and lowered by the smoothest field that makes it meet the radiograph around the hole
+        (Perez et al. 2003, Poisson Image Editing, eq. 4), so that no step of grey is left.
+        """
+        fitted = torch.nn.functional.interpolate(drawn[None], (self.side, self.side), mode="bicubic", antialias=True)
+        square = self.pixels.new_zeros(self.pixels.shape)
+        self._cut(square)[:] = fitted[0]
+        offset = membrane((self.pixels - square)[0].numpy(), self.mask)
+        result = self.pixels.clone()
+        hole = torch.from_numpy(self.mask)
+        result[0][hole] = (square[0] + torch.from_numpy(offset))[hole].clamp(0.0, 1.0)
+        return result
+
+    def _cut(self, image: Tensor) -> Tensor:
+        return image[:, self.top : self.top + self.side, self.left : self.left + self.side]
+
+
+def open_hole(image: Image, mask: str | os.PathLike[str] | NDArray | Tensor) -> Hole:
+    """A radiograph and what is to be drawn of it.
+
+    Args:
+        image: in any form, see `as_radiograph`.
+        mask: of the radiograph's own rows and columns, [H, W] or [1, H, W], or a file that `read_mask` reads; all that
+            is not 0 is drawn.
+
+    Raises:
+        UnreadableRadiographError: the radiograph or the mask cannot be read.
+        SettingsError: the mask has another size, is empty, leaves nothing, or does not fit in one square.
+    """
+    pixels = as_radiograph(image).pixels
+    values = read_mask(mask) if isinstance(mask, str | os.PathLike) else np.asarray(mask)
+    hole = values.reshape(values.shape[-2:]) != 0 if values.ndim == 3 and len(values) == 1 else values != 0
+    if hole.shape != tuple(pixels.shape[1:]):
+        raise SettingsError(f"mask: expected the radiograph's {tuple(pixels.shape[1:])}, found {hole.shape}")
+    if not hole.any() or hole.all():
+        raise SettingsError(f"mask: expected some pixels to draw and some to keep, found {hole.sum()} of {hole.size}")
+    starts = []
+    side = min(hole.shape)
+    for axis, length in enumerate(hole.shape):
+        inside = np.flatnonzero(hole.any(axis=1 - axis))
+        first, last = int(inside[0]), int(inside[-1]) + 1
+        if last - first > side:
+            raise SettingsError(f"mask: {last - first} px of {hole.shape}; expected at most the shorter side's {side}")
+        # The central square, as everywhere, unless the hole reaches out of it.
+        starts.append(min(max((length - side) // 2, last - side), first))
+    return Hole(pixels, hole, *starts)
+
+
+def membrane(values: NDArray, hole: NDArray[np.bool_]) -> NDArray:
+    """Values [H, W] with the hole filled by the solution of Laplace's equation; at borders of the image it is level."""
+    number = np.full(hole.shape, -1)
+    number[hole] = np.arange(hole.sum())
+    rows, columns, right = [], [], np.zeros(hole.sum())
+    neighbours = np.zeros(hole.sum())
+    for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
+        other = np.roll(number, -step, axis)
+        beside = np.roll(values, -step, axis)
+        inside = np.ones(hole.shape, bool)
+        edge: list[slice | int] = [slice(None), slice(None)]
+        edge[axis] = -1 if step == 1 else 0
+        inside[tuple(edge)] = False
+        neighbours += inside[hole]
+        unknown, given = hole & inside & (other >= 0), hole & inside & (other < 0)
+        rows.append(number[unknown])
+        columns.append(other[unknown])
+        right[number[given]] += beside[given]
+    off = (np.concatenate(rows), np.concatenate(columns))
+    diagonal = np.arange(len(right))
+    entries = np.concatenate([neighbours, -np.ones(len(off[0]))])
+    where = (np.concatenate([diagonal, off[0]]), np.concatenate([diagonal, off[1]]))
+    matrix = coo_array((entries, where), shape=(len(right), len(right))).tocsr()
+    start = np.full(len(right), values[~hole].mean())
+    solved, _ = cg(matrix, right, x0=start, rtol=1e-5, maxiter=20 * max(hole.shape))
+    result = values.copy()
+    result[hole] = solved
+    return result
+
+
+class Inpainting(Variation):
+    """The sources themselves, with holes drawn by the generator.
+
+    Args:
+        holes: one per source.
+        table: the sources, with tokens of the squares with the holes filled.
+        num_per_source: images of each.
+        seed: of the run.
+    """
+
+    name = "inpainting"
+
+    def __init__(self, holes: Sequence[Hole], table: SourceTable, num_per_source: int, seed: int) -> None:
+        digest = hashlib.sha256(b"".join(np.packbits(hole.mask).tobytes() for hole in holes)).hexdigest()
+        super().__init__(table, num_per_source, seed, masks_sha256=digest)
+        self.holes = holes
+
+    def images(self, sampler: ImageSampler, requests: Sequence[SampleRequest]) -> Sequence[Tensor]:
+        """Each of its source's own size."""
+        drawn = []
+        for request in requests:
+            hole = self.holes[request.sources[0]]
+            squares = sampler.inpaint(*hole.square(sampler.image_size), self.tokens([request]), [request.seed])
+            drawn.append(hole.paste(squares[0]))
+        return drawn
+
+
+def mask_of(source: str | Path, dataset_dir: str | Path, masks: str | Path) -> Path:
+    """The mask of a source: `masks` itself, or the file in it that has the source's place and name.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    folder = Path(masks)
+    if folder.is_file():
+        return folder
+    stem = folder / Path(os.path.relpath(source, dataset_dir)).with_suffix("")
+    found = [path for suffix in MASK_SUFFIXES if (path := stem.with_name(stem.name + suffix)).is_file()]
+    if not found:
+        raise SettingsError(f"masks: expected {stem} with one of {', '.join(MASK_SUFFIXES)} for {source}, found none")
+    return found[0]
