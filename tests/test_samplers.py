@@ -31,7 +31,7 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler
 
 from common.diffusion.noise_schedule import NoiseSchedule
-from common.diffusion.samplers import Sampler, guided_output, spaced_timesteps
+from common.diffusion.samplers import Known, Sampler, guided_output, spaced_timesteps
 from common.errors import UserError
 from common.seeding import derive_seed, seeded_normal
 
@@ -369,3 +369,24 @@ def test_an_output_of_another_shape_is_refused():
     noisy = torch.zeros(1, 2)
     with pytest.raises(ValueError, match=r"expected shape \(1, 2\), found \(1, 1\)"):
         guided_output(lambda *_, context: noisy[:, :1], noisy, torch.zeros(1), None, None, 1.0)
+
+
+class Twins(ExactDenoiser):
+    """Two numbers that are always the same: the best guess of both is that for their mean, which has half the noise."""
+
+    def expected_x0(self, noisy, alpha, sigma):
+        return super().expected_x0(noisy.mean(1, keepdim=True), alpha, sigma / 2**0.5).expand_as(noisy)
+
+
+@pytest.mark.parametrize("method", ["ddim", "heun", "dpm_solver++_2m"])
+def test_what_is_drawn_follows_what_is_given(method):
+    schedule = make("flow")
+    given = torch.linspace(0.0, 2.0, 32)[:, None].expand(32, 2)
+    errors = []
+    for repeats in (1, 3):
+        known = Known(given, torch.tensor([[False, True]]), repeats)
+        drawn = Sampler(schedule, method, 20).sample(Twins(schedule), (2,), range(32), known=known)
+        assert torch.equal(drawn[:, 0], given[:, 0])
+        errors.append((drawn - given)[:, 1].abs().mean().item())
+    free = Sampler(schedule, method, 20).sample(Twins(schedule), (2,), range(32))
+    assert max(errors) < 0.3 * (free - given)[:, 1].abs().mean().item()

@@ -211,7 +211,7 @@ class DinoDiffusion:
     def _inpainting(
         self, holes: list[Hole], names: list[str], patients: list[str], labels: list[str], count: int, seed: int
     ) -> Inpainting:
-        squares = [hole.square(self.image_size)[0][0] for hole in holes]
+        squares = [hole.square(self.image_size) for hole in holes]
         return Inpainting(holes, SourceTable(names, patients, labels, self.encode(squares)), count, seed)
 
     @torch.inference_mode()

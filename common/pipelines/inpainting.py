@@ -47,13 +47,15 @@ class Hole:
         """Px of the square."""
         return min(self.mask.shape)
 
-    def square(self, size: int) -> tuple[Tensor, Tensor]:
+    def square(self, size: int) -> Tensor:
+        """The radiograph as it is, [1, size, size]."""
+        return resize_shorter_side(self._cut(self.pixels), size)
+
+    def filled_square(self, size: int) -> tuple[Tensor, Tensor]:
         """Image with the hole filled smoothly, and hole, both [1, 1, size, size]."""
-        filled = self.pixels.clone()
-        filled[0] = torch.from_numpy(membrane(self.pixels[0].numpy(), self.mask))
-        image = resize_shorter_side(self._cut(filled), size)[None]
-        hole = resize_shorter_side(self._cut(torch.from_numpy(self.mask)[None].float()), size)[None] > 0.01
-        return image, hole
+        filled = torch.from_numpy(membrane(self.pixels[0].numpy(), self.mask))[None]
+        hole = resize_shorter_side(self._cut(torch.from_numpy(self.mask)[None].float()), size)
+        return resize_shorter_side(self._cut(filled), size)[None], hole[None] > 0.01
 
     def paste(self, drawn: Tensor) -> Tensor:
         """A drawn square [1, S, S] into the hole: [1, H, W], equal to the radiograph bit for bit outside it.
@@ -140,7 +142,7 @@ class Inpainting(Variation):
 
     Args:
         holes: one per source.
-        table: the sources, with tokens of the squares with the holes filled.
+        table: the sources, with tokens of the squares.
         num_per_source: images of each.
         seed: of the run.
     """
@@ -157,7 +159,7 @@ class Inpainting(Variation):
         drawn = []
         for request in requests:
             hole = self.holes[request.sources[0]]
-            squares = sampler.inpaint(*hole.square(sampler.image_size), self.tokens([request]), [request.seed])
+            squares = sampler.inpaint(*hole.filled_square(sampler.image_size), self.tokens([request]), [request.seed])
             drawn.append(hole.paste(squares[0]))
         return drawn
 
