@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from types import TracebackType
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR)
+WORKER_DIED = "DataLoader worker (pid"  # how torch's message begins
 
 
 class UserError(Exception):
@@ -52,8 +56,25 @@ def end_with_user_errors() -> None:
 def _report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     if isinstance(error, KeyboardInterrupt):
         return  # who pressed Ctrl-C knows; the trainer has said how to go on
-    cause = root_user_error(error)
+    cause: BaseException | None = root_user_error(error) or _of_the_machine(error)
     if cause is None:
         sys.__excepthook__(kind, error, traceback)
     else:
         sys.stderr.write(f"{type(cause).__name__}: {cause}\n")
+
+
+def _of_the_machine(error: BaseException | None) -> RunError | None:
+    """A full disk, a folder that is not to be written to, too little shared memory: one sentence, too."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            return RunError(
+                f"{error.filename or 'a file'} cannot be opened or written ({error.strerror}); what was whole is still "
+                "there. Make room, or give another folder, and run the same command again"
+            )
+        if isinstance(error, RuntimeError) and str(error).startswith(WORKER_DIED):
+            return RunError(
+                f"{' '.join(str(error).split())[:200]}; a process that loads data died, of too little memory or shared "
+                "memory (/dev/shm): give --num_workers 0, or more of it"
+            )
+        error = error.__cause__ or error.__context__
+    return None

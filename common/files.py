@@ -48,9 +48,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what killed processes left of `atomic_path`; only for who holds the folder."""
+    """Remove what killed processes left of `atomic_path`; for who holds the folder."""
     for path in folder.rglob(".*.partial"):
-        path.unlink(missing_ok=True)
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 # ---- folders of results ----------------------------------------------------------------------------------------------
@@ -63,7 +64,9 @@ def is_of_the_product(folder: Path) -> bool:
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Make a folder, and hold it against other processes; the system drops the lock of a process that dies.
+    """Make a folder, hold it against other processes, and clear away what killed ones have half written.
+
+    The system drops the lock of a process that dies.
 
     Raises:
         RunError: another process holds the folder (says which), or it cannot be made or written to.
@@ -72,6 +75,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
+        remove_partial_files(folder)
         write_json(holder, {"process": os.getpid(), "host": socket.gethostname(), "command": shlex.join(sys.argv)})
     except Timeout:
         found = read_json(holder) if holder.is_file() else {}

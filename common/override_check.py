@@ -1,4 +1,7 @@
-"""A mistyped config key stops the run; MONAI alone takes `--max_epoch 5` and trains with the old `max_epochs`."""
+"""Mistyped config keys and values out of range stop the run before any work.
+
+MONAI alone takes `--max_epoch 5` and trains with the old `max_epochs`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 from monai.bundle.utils import ID_SEP_KEY
 
+from .checks import FOLDERS, LEAST, POSITIVE, check_device, check_folder, check_numbers
 from .config_graph import (
     declared_ids,
     find_workflow,
@@ -26,7 +30,7 @@ MONAI_COMMAND = "monai.bundle.__main__"
 
 
 def check_overrides(config_name: str) -> None:
-    """Refuse keys that came in by override and that nothing reads; the first item of every run list.
+    """Refuse keys that nothing reads, and values that cannot be; the first item of every run list.
 
     A key is fine when the workflow's own file declares it, when an override file beside it that takes part in this run
     declares it, or when the executed run id reaches it, so that a file of your own may bring helpers for what it
@@ -41,8 +45,9 @@ def check_overrides(config_name: str) -> None:
     As the first of our components to run it also lets `python -m monai.bundle` end with our messages, see `errors`.
 
     Raises:
-        SettingsError: a key that nothing reads, with the nearest known names; or "true" or "false" as text, which would
-            count as true. MONAI wraps it as the cause of its own RuntimeError.
+        SettingsError: a key that nothing reads, with the nearest known names; "true" or "false" as text, which would
+            count as true; a number, device or folder that `checks` refuses. MONAI wraps it as the cause of its own
+            RuntimeError.
     """
     if _is_monai_command():
         end_with_user_errors()
@@ -51,6 +56,7 @@ def check_overrides(config_name: str) -> None:
         return
     config = workflow.parser.get()
     _check_booleans(config)
+    _check_values(config)
     known = _known_ids(Path(workflow.config_root_path), config_name, config)
     evaluated = reachable_ids(config, [workflow.init_id, workflow.run_id, workflow.final_id])
     if unused := unused_ids(config, evaluated, declared=known):
@@ -66,6 +72,20 @@ def _check_booleans(config: dict[str, Any]) -> None:
                 f"{config_id}: found the text {value!r}, which would count as true; expected {word}, as in "
                 f"--{config_id} {word}"
             )
+
+
+def _check_values(config: dict[str, Any]) -> None:
+    """Refuse what no setting of its name can be; expressions are left to those who get their value."""
+    for config_id, value in iter_items(config):
+        name = config_id.rpartition(ID_SEP_KEY)[2]
+        if value is None or isinstance(value, dict) or (isinstance(value, str) and value[:1] in ("$", "@", "%")):
+            continue
+        if name in LEAST or name in POSITIVE:
+            check_numbers(**{name: value})
+        elif name == "device":
+            check_device(value)
+        elif name in FOLDERS:
+            check_folder(name, value)
 
 
 def _known_ids(folder: Path, config_name: str, config: dict[str, Any]) -> set[str]:

@@ -29,8 +29,8 @@ def test_what_was_saved_comes_back(saved):
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     save_atomically({"value": torch.tensor(1)}, tmp_path / "file.pt")
 
-    def die_half_way(state, path):
-        path.write_bytes(b"half")
+    def die_half_way(state, stream):
+        stream.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", die_half_way)

@@ -41,5 +41,35 @@ except Exception as error:
         assert done.stderr == "UserError: mend this\n"
 
 
+@pytest.mark.parametrize(
+    ("act", "named"),
+    [
+        ("pathlib.Path('big').write_bytes(bytes(9000))", "File too large"),
+        ("save_weights(torch.nn.Linear(60, 60), 'big.pt')", "File too large"),
+        ("pathlib.Path('file/inside').write_text('')", "Not a directory"),
+        ("list(DataLoader(Dying(), num_workers=1))", "--num_workers 0"),
+    ],
+)
+def test_a_full_disk_and_other_faults_of_the_machine_are_one_sentence(tmp_path, act, named):
+    (tmp_path / "file").touch()
+    program = f"""
+import os, pathlib, resource, signal, torch
+from torch.utils.data import DataLoader
+from common.errors import end_with_user_errors
+from common.networks.weights import save_weights
+class Dying:
+    def __len__(self): return 1
+    def __getitem__(self, key): os.kill(os.getpid(), signal.SIGBUS)  # as the kernel does where shared memory is full
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+end_with_user_errors()
+{act}
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and named in done.stderr and len(done.stderr) < 700
+    assert [path.name for path in tmp_path.glob(".*.partial")] == []
+
+
 def test_our_errors_are_user_errors():
     assert issubclass(DatasetError, UserError) and issubclass(DatasetError, ValueError)

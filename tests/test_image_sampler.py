@@ -80,5 +80,5 @@ def test_the_latents_fit_the_image(tokens):
 
 @pytest.mark.parametrize("image_size", [31, 24, 40])  # 8 of the codec times 2 of the denoiser
 def test_a_size_that_the_networks_cannot_halve_is_refused(image_size):
-    with pytest.raises(ValueError, match=f"image_size: expected a multiple of 16, found {image_size}"):
+    with pytest.raises(ValueError, match=f"multiples of 16, found {image_size}"):
         make_sampler(image_size=image_size)

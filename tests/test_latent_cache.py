@@ -24,7 +24,8 @@ from common.data.phantom import draw_chest_phantom
 from common.data.readability import readable_radiographs
 from common.data.transforms import LoadRadiographd, ResizeCenterCropd
 from common.distributed import rank
-from common.errors import DatasetError, SettingsError
+from common.errors import DatasetError, RunError, SettingsError
+from common.files import locked_folder
 from common.networks.dino import DinoEncoder
 
 CPU = torch.device("cpu")
@@ -326,3 +327,12 @@ def test_a_damaged_description_is_not_overwritten(made, images, tiny_dino, tmp_p
 def test_no_views_are_refused(images, tiny_dino, tmp_path):
     with pytest.raises(SettingsError):
         make_cache(tmp_path, images, CountingEncoder(tiny_dino), num_views=0)
+
+
+def test_two_processes_that_know_nothing_of_each_other_do_not_make_one_store(images, tiny_dino, tmp_path):
+    cache = make_cache(tmp_path, images, CountingEncoder(tiny_dino))
+    with locked_folder(cache._folder()), pytest.raises(RunError):
+        cache.run()
+    assert cache.run().is_complete
+    with locked_folder(cache._folder()):  # whoever only reads needs no lock
+        assert cache.run().is_complete

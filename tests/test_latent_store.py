@@ -239,3 +239,24 @@ def test_training_goes_through_the_views_pass_by_pass_and_validation_takes_the_p
         assert sorted(indices[start : start + 3].tolist()) == [0, 1, 2]
     plain = LatentDataset(store, "val")[0]["cls_token"]
     assert torch.equal(plain, torch.from_numpy(store.arrays["cls_token"][3, 0].astype(np.float32)))
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "crc32.npy", "items.jsonl", "ends.npy", "splits.npy", "store.json"])
+def test_a_flipped_bit_is_told_or_changes_nothing(tmp_path, name):
+    store = make_tiny_store(tmp_path)
+    expected, told = [LatentDataset(store, "train")[index] for index in range(7)], 0
+    whole = (tmp_path / name).read_bytes()
+    for at in np.linspace(0, len(whole) - 1, 60).astype(int).tolist():
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << at % 8
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            dataset = LatentDataset(LatentStore(tmp_path), "train")
+            found = [dataset[index] for index in range(7)]
+            assert dataset.all_tokens()["cls_token"].shape == (7, 6)
+        except DatasetError:
+            told += 1
+            continue
+        for one, other in zip(found, expected, strict=True):
+            assert all(torch.equal(torch.as_tensor(one[key]), torch.as_tensor(other[key])) for key in other), at
+    assert told > (0 if name == "store.json" else 25)

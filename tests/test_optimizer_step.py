@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import NonFiniteLossError, UserError
+from common.errors import NonFiniteLossError, SettingsError, UserError
 from common.training.optimizer_step import optimizer_step
 
 
@@ -54,3 +54,11 @@ def test_a_gradient_that_is_not_finite_stops_too():
     with pytest.raises(NonFiniteLossError, match=r"'a': 0\.0.*gradient norm"):
         optimizer_step(line, optimizer, {"a": loss}, max_grad_norm=1.0, step=1)
     assert line.weight.item() == 0.0
+
+
+@pytest.mark.parametrize("max_grad_norm", [-1.0, 0, float("nan")])
+def test_a_norm_that_would_invert_or_stop_the_training_is_refused(max_grad_norm):
+    line, optimizer = make_line()
+    with pytest.raises(SettingsError, match="max_grad_norm"):
+        optimizer_step(line, optimizer, {"a": line(torch.ones(1, 1)).squeeze()}, max_grad_norm, step=1)
+    assert line.weight.item() == 2.0

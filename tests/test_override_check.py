@@ -94,6 +94,7 @@ def test_unknown_key_stops_the_run(
         ({"train#spare": 2}, "ran"),
         ({"_note": "free"}, "ran"),
         ({"learning_rate": "$@_rate / 2", "_rate": 1.0}, "ran 0.5"),
+        ({"_note": {"seed": 0, "num_workers": 0, "batch_size": "$1", "device": "cpu"}}, "ran"),
         ({"learning_rate": "$@my_rate / 2", "my_rate": 1.0}, "ran 0.5"),  # a helper that is reached
     ],
 )
@@ -102,6 +103,28 @@ def test_right_overrides_go_through(
 ) -> None:
     run(configs, **overrides)
     assert printed in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *({"max_epochs": value} for value in (0, -1, 1.5, "two")),
+        *({"_note": {"step": {"max_grad_norm": value}}} for value in (-1, 0, float("nan"))),
+        *({"_note": {name: -1}} for name in ("warmup_steps", "sheet_images", "sheet_rows", "seed", "num_workers")),
+        *({"_note": {name: 0}} for name in ("batch_size", "learning_rate", "image_size", "limit", "epoch_length")),
+        {"_note": {"image_size": [256, 0]}},
+        {"_note": {"device": "cuda:99"}},
+        {"_note": {"output_dir": __file__}},
+        {"_note": {"cache_dir": f"{__file__}/inside"}},
+    ],
+)
+def test_a_value_that_cannot_be_stops_the_run_before_any_work(
+    configs: Path, capsys: pytest.CaptureFixture[str], overrides: dict[str, object]
+) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        run(configs, **overrides)
+    assert isinstance(caught.value.__cause__, SettingsError)
+    assert "ran" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_failure_leaves_the_old_package(bundle, dist):
     with pytest.raises(RunError, match="gone"):
         package_bundle(bundle, dist)
     assert archive.read_bytes() == before and (dist / "cxr_autoencoder" / "LICENSE").is_file()
-    visible = sorted(path.name for path in dist.iterdir() if path.name != ".packaging.lock")
+    visible = sorted(path.name for path in dist.iterdir() if path.name != ".lock")
     assert visible == ["cxr_autoencoder", "cxr_autoencoder_v0.1.0.zip", "model_info.json"]
 
 
@@ -129,7 +129,7 @@ def test_a_package_whose_replacing_was_killed_comes_back(bundle, dist):
 
 def test_one_process_at_a_time(bundle, dist):
     dist.mkdir()
-    with FileLock(dist / ".packaging.lock"), pytest.raises(RunError, match="another process"):
+    with FileLock(dist / ".lock"), pytest.raises(RunError, match="another process"):
         package_bundle(bundle, dist)
 
 

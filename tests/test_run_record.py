@@ -9,9 +9,12 @@ import monai.bundle
 import pytest
 import torch
 import yaml
+from conftest import make_tiny_store
+from monai.bundle import ConfigWorkflow
 
 import common
-from common.training.run_record import write_run_record
+from common.data.latent_store import LatentDataset
+from common.training.run_record import data_digest, run_settings, write_run_record
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
 
@@ -109,3 +112,74 @@ def test_an_interrupted_write_leaves_the_old_record(
     with pytest.raises(RuntimeError):
         run(config, tmp_path)
     assert (tmp_path / "run_record.json").read_text() == before
+
+
+SETTINGS = """# what a training may depend on
+bundle_root: bundle
+label_budget: 10
+mask_values: periapical
+pretrained: none
+shipped: "$@bundle_root + '/model.pt'"
+prediction_type: epsilon
+image_size: [144, 192]
+network_def: {_target_: types.SimpleNamespace, channels: [8, 16]}
+max_epochs: 2
+num_workers: 0
+dataset_dir: somewhere
+loader: {_target_: types.SimpleNamespace, dataset: "$range(3)"}
+initialize: []
+run:
+  - _target_: common.training.run_record.run_settings
+    loader: "@loader"
+"""
+
+
+@pytest.fixture
+def settings_of(tmp_path: Path):
+    """The settings of a run with other values of some keys."""
+    (tmp_path / "train.yaml").write_text(SETTINGS)
+
+    def find(**overrides: object) -> dict[str, object]:
+        options = {"config_file": str(tmp_path / "train.yaml"), "logging_file": False, "workflow_type": "train"}
+        workflow = ConfigWorkflow(**options, **{"bundle_root": str(tmp_path), **overrides})
+        workflow.initialize()
+        return workflow.run()[0]
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("change", "is_another_run"),
+    [
+        ({"label_budget": 20}, True),
+        ({"mask_values": "labels"}, True),
+        ({"pretrained": "ddpm"}, True),
+        ({"prediction_type": "v"}, True),
+        ({"image_size": [144, 144]}, True),
+        ({"network_def#channels": [8, 32]}, True),
+        ({"loader#dataset": "$range(4)"}, True),
+        ({"max_epochs": 9, "num_workers": 2, "dataset_dir": "elsewhere"}, False),
+    ],
+)
+def test_what_makes_another_run_of_a_resumed_one(settings_of, change: dict, is_another_run: bool) -> None:
+    assert (settings_of(**change) != settings_of()) == is_another_run
+
+
+def test_weights_to_start_from_count_by_what_they_hold(settings_of, tmp_path: Path) -> None:
+    for folder, content in (("a/run", b"one"), ("b/run", b"two"), ("c/run", b"one")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "model.pt").write_bytes(content)
+    first, other, moved = (settings_of(pretrained=str(tmp_path / name / "run" / "model.pt")) for name in "abc")
+    assert first != other and first == moved
+    shipped = [settings_of(bundle_root=str(tmp_path / name / "run"))["shipped"] for name in "abc"]
+    assert shipped[0] != shipped[1] and shipped[0] == shipped[2]
+
+
+def test_a_store_of_other_images_is_other_data(tmp_path: Path) -> None:
+    digests = []
+    for name, made_with in (("a", {}), ("b", {"data_list_sha256": "other"}), ("c", {"dataset_dir": "/moved"})):
+        store = make_tiny_store(tmp_path / name)
+        store.made_with |= made_with
+        digests.append(data_digest(LatentDataset(store, "train")))
+    assert digests[0] != digests[1] and digests[0] == digests[2]
+    assert run_settings(torch.utils.data.DataLoader(LatentDataset(store, "train")))["data"] == digests[2]

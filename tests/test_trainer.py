@@ -202,6 +202,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
         ({"max_epochs": 0}, "max_epochs"),
         ({"checkpoint_every_steps": 0}, "checkpoint_every_steps"),
         ({"val_interval": 1.5}, "val_interval"),
+        *(({"parts": {"image_size": size}}, "image_size") for size in (101, 250 + 1, [32, 33])),
     ],
 )
 def test_numbers_out_of_range_are_named_before_any_work(tmp_path, changes, name):
@@ -224,9 +225,17 @@ def test_a_device_that_is_not_there_is_named(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(RunError) as caught:
         make_trainer(tmp_path / "file")[0].run()
     assert str(tmp_path / "file") in str(caught.value) and (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_a_kill_has_half_written_is_cleared_away(tmp_path):
+    (tmp_path / "milestones").mkdir()
+    for name in (".checkpoint_last.pt.1.partial", "milestones/.step_000008_ema.pt.1.partial"):
+        (tmp_path / name).write_bytes(b"half")
+    make_trainer(tmp_path, max_epochs=1)[0].run()
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_with_monais_loader_a_run_starts_from_what_that_loads(tmp_path):

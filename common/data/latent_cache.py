@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..amp import autocast
+from ..checks import check_numbers
 from ..distributed import is_rank_zero, rank, wait_for_all, world_size
-from ..errors import DatasetError, SettingsError
+from ..errors import DatasetError
+from ..files import locked_folder
 from ..fingerprint import json_sha256, network_sha256
 from ..networks.conditioning import named_tokens
 from ..networks.dino import DinoEncoder
@@ -70,8 +73,7 @@ class LatentCache:
         amp: bool,
         device: torch.device,
     ) -> None:
-        if num_views < 1:
-            raise SettingsError(f"num_views: expected at least 1, found {num_views}")
+        check_numbers(num_views=num_views, batch_size=batch_size, num_workers=num_workers)
         self.cache_dir, self.items, self.transform = Path(cache_dir), items, transform
         self.codec, self.encoder, self.patch_grid, self.num_views = codec, encoder, patch_grid, num_views
         self.seed, self.batch_size, self.num_workers, self.amp, self.device = seed, batch_size, num_workers, amp, device
@@ -95,10 +97,20 @@ class LatentCache:
 
         Raises:
             DatasetError: the data set cannot be listed, or, where it is not there, several stores may be of it.
+            RunError: another process makes this store.
         """
         folder = self._folder()
         begun = LatentStore.exists(folder)
+        is_done = begun and LatentStore(folder).is_complete
         wait_for_all()  # nobody begins before all have looked
+        with locked_folder(folder) if is_rank_zero() and not is_done else nullcontext():
+            store = self._completed(folder, begun)
+        if is_rank_zero():
+            counts = {split: int((store.splits == split.encode()).sum()) for split in ("train", "val")}
+            _logger.info("store %s: %s images, %d views each", folder, counts, store.num_views)
+        return store
+
+    def _completed(self, folder: Path, begun: bool) -> LatentStore:
         if not begun:
             self._begin(folder)
             wait_for_all()
@@ -109,9 +121,6 @@ class LatentCache:
             self._fill(LatentStore(folder, writable=True, dataset_dir=self.dataset_dir), missing)
             wait_for_all()
             store = LatentStore(folder, dataset_dir=self.dataset_dir)
-        if is_rank_zero():
-            counts = {split: int((store.splits == split.encode()).sum()) for split in ("train", "val")}
-            _logger.info("store %s: %s images, %d views each", folder, counts, store.num_views)
         return store
 
     def _folder(self) -> Path:
@@ -138,7 +147,7 @@ class LatentCache:
 
     def _begin(self, folder: Path) -> None:
         items = [{**item, "split": split} for split in ("train", "val") for item in self.items(split=split)]
-        if not is_rank_zero():
+        if not is_rank_zero() or LatentStore.exists(folder):  # another process made it just now
             return
         first = self.transform(dict(items[0]))["image"]
         shapes = {name: tuple(value.shape[1:]) for name, value in self._encode(first[None]).items()}

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DatasetError
-from ..files import atomic_path
+from ..files import write_json
+from ..fingerprint import file_sha256, json_sha256
 from .datalist_sources import PATH_COLUMNS
 
-DESCRIPTION_NAME, ITEMS_NAME = "store.json", "items.jsonl"
+DESCRIPTION_NAME, ITEMS_NAME, SUMS_NAME = "store.json", "items.jsonl", "crc32.npy"
 ARRAYS = ("latents_mean", "latents_std", "cls_token", "register_tokens", "patch_grid")
 TOKENS = ARRAYS[2:]
 VERSION = 2
@@ -33,7 +35,7 @@ class LatentStore:
       posterior, scaled by the codec's statistics, so that mean + std·noise is a draw of the latents that the diffusion
       model learns; `cls_token` [D], `register_tokens` [R, D], `patch_grid` [k, k, D] of the DINO encoder, as it gives
       them. A row lies in one piece in rows.npy, so that reading it at random is one access to the disk.
-    - `done` (uint8): 1 where a row was written.
+    - `done` (uint8): 1 where a row was written; `sums` its CRC-32, checked whenever the row is read.
     - `made_with`: what it is of; `items`: one dict per image, and `splits` of them as bytes. They are read from the
       disk as they are asked for: a million of them in every process would take a gigabyte.
 
@@ -58,6 +60,8 @@ class LatentStore:
             self.folder = inside[0]
         described = self.description(self.folder)
         self.made_with: dict[str, Any] = described["made_with"]
+        self.rows: NDArray[Any] | None = None
+        self.sums: NDArray[np.uint32] | None = None
         self.items: Sequence[dict[str, Any]]
         mode: Literal["r", "r+"] = "r+" if writable else "r"
         if described["version"] == 1:
@@ -68,9 +72,39 @@ class LatentStore:
             root = dataset_dir or self.made_with["dataset_dir"]
             self.items = _Items(self.folder / ITEMS_NAME, self._mapped("ends.npy", "r"), root)
             self.splits = self._mapped("splits.npy", "r")
-            rows = self._mapped("rows.npy", mode)
-            self.arrays = {name: rows[name] for name in ARRAYS}
+            self.rows = self._mapped("rows.npy", mode)
+            if self.rows.dtype.names != ARRAYS:
+                raise DatasetError(f"{self.folder}/rows.npy is damaged; delete the folder and make the store anew")
+            self.arrays = {name: self.rows[name] for name in ARRAYS}
+            self.kind = zlib.crc32(str(self.rows.dtype).encode())  # bytes mean nothing without it
+            self.sums = self._mapped(SUMS_NAME, mode) if "sha256" in described else None
+            self._check_list(described.get("sha256", {}))
         self.done = self._mapped("done.npy", mode)
+
+    def _check_list(self, digests: Mapping[str, str]) -> None:
+        files = {self.folder / name: digest for name, digest in digests.items()}
+        changed = [str(path) for path, digest in files.items() if not path.is_file() or file_sha256(path) != digest]
+        if changed:
+            raise DatasetError(f"{changed[0]} is damaged; delete the folder and make the store anew")
+
+    def check(self, rows: Iterable[tuple[int, int]]) -> None:
+        """See to it that finished rows (image, view) are as they were written; stores from before 1.0 cannot tell.
+
+        Raises:
+            DatasetError: one is not.
+        """
+        if self.sums is None:
+            return
+        for image, view in rows:
+            if self.done[image, view] and self._sum(image, view) != self.sums[image, view]:
+                raise DatasetError(
+                    f"{self.folder}: the row of {self.items[image]['image']} (view {view}) is damaged; delete the "
+                    "folder and make the store anew"
+                )
+
+    def _sum(self, image: int, view: int) -> int:
+        assert self.rows is not None
+        return zlib.crc32(self.rows[image, view].tobytes(), self.kind)
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
@@ -91,12 +125,14 @@ class LatentStore:
             raise DatasetError(f"{path} is damaged ({error}); delete the folder and make the store anew") from None
         if described.get("version") not in (1, VERSION):
             raise DatasetError(f"{path}: found version {described.get('version')}, expected {VERSION}; make it anew")
+        if "made_with" not in described or described.get("digest") not in (None, _digest(described)):
+            raise DatasetError(f"{path} is damaged; delete the folder and make the store anew")
         return described
 
     def _mapped(self, name: str, mode: Literal["r", "r+"]) -> np.ndarray:
         try:
             return np.load(self.folder / name, mmap_mode=mode)
-        except (FileNotFoundError, EOFError, ValueError) as error:
+        except Exception as error:  # a damaged header raises anything
             raise DatasetError(
                 f"{self.folder / name} is missing or damaged ({error}); delete the folder and make the store anew"
             ) from None
@@ -124,7 +160,7 @@ class LatentStore:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # The files are sparse: a disk that is full later on would end the run with a bus error and no message.
-        needed = len(items) * num_views * (1 + 2 * sum(math.prod(shapes[name]) for name in ARRAYS))
+        needed = len(items) * num_views * (5 + 2 * sum(math.prod(shapes[name]) for name in ARRAYS))
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise DatasetError(
@@ -132,16 +168,17 @@ class LatentStore:
                 f"{len(items)} images with {num_views} views; give another --cache_dir, or fewer views"
             )
         row = np.dtype([(name, np.float16, tuple(shapes[name])) for name in ARRAYS])
-        for name, dtype in (("rows", row), ("done", np.uint8)):
+        for name, dtype in (("rows.npy", row), ("done.npy", np.uint8), (SUMS_NAME, np.uint32)):
             shape = (len(items), num_views)
-            np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape).flush()
+            np.lib.format.open_memmap(folder / name, mode="w+", dtype=dtype, shape=shape).flush()
         root = made_with["dataset_dir"]
         lines = [json.dumps(_moved(item, root, _inside)).encode() + b"\n" for item in items]
         (folder / ITEMS_NAME).write_bytes(b"".join(lines))
         np.save(folder / "ends.npy", np.cumsum([len(line) for line in lines]))
         np.save(folder / "splits.npy", np.array([item["split"] for item in items], dtype="S5"))
-        with atomic_path(folder / DESCRIPTION_NAME) as temporary:
-            temporary.write_text(json.dumps({"version": VERSION, "made_with": dict(made_with)}, indent=1), "utf-8")
+        digests = {name: file_sha256(folder / name) for name in (ITEMS_NAME, "ends.npy", "splits.npy")}
+        description = {"version": VERSION, "made_with": dict(made_with), "sha256": digests}
+        write_json(folder / DESCRIPTION_NAME, {**description, "digest": _digest(description)})
 
     @property
     def num_views(self) -> int:
@@ -180,11 +217,13 @@ class LatentStore:
                     f"them out of the data set, and delete {self.folder} to make the store anew"
                 )
             self.arrays[name][images, views] = halves
+        if self.rows is not None and self.sums is not None:
+            self.sums[images, views] = [self._sum(*row) for row in rows]
         self.done[images, views] = 1
 
     def flush(self) -> None:
         """See to it that what was written is on the disk."""
-        for array in (*self.arrays.values(), self.done):
+        for array in (*self.arrays.values(), self.sums, self.done):
             if isinstance(array, np.memmap):  # not so where it holds nothing, such as no register tokens
                 array.flush()
 
@@ -200,9 +239,18 @@ class LatentStore:
         return found
 
     def tokens(self, indices: Sequence[int] | NDArray[np.integer], view: int = 0) -> dict[str, Tensor]:
-        """Tokens of one view of these images, float32, ready for `TokenSelection.select`."""
+        """Tokens of one view of these images, float32, ready for `TokenSelection.select`.
+
+        Raises:
+            DatasetError: damaged ones.
+        """
         rows = np.asarray(indices)
+        self.check((image, view) for image in rows.tolist())
         return {name: torch.from_numpy(self.arrays[name][rows, view].astype(np.float32)) for name in TOKENS}
+
+
+def _digest(described: Mapping[str, Any]) -> str:
+    return json_sha256([described["made_with"], described.get("sha256")])
 
 
 class _Items(Sequence):
@@ -262,5 +310,6 @@ class LatentDataset(Dataset):
         index, draw = key if isinstance(key, tuple) else (key, 0)
         view = (draw // len(self.rows)) % self.store.num_views
         row = self.rows[index]
+        self.store.check([(row, view)])
         values = {name: torch.from_numpy(self.store.arrays[name][row, view].astype(np.float32)) for name in ARRAYS}
         return {**values, "draw": draw, "index": index}

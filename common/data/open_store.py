@@ -52,14 +52,20 @@ def open_store(
         num_workers: loading processes.
         amp: bfloat16 where the hardware has it.
         device: of both networks.
+
+    Raises:
+        SettingsError: numbers out of range, or an image size that the autoencoder cannot divide.
+        WeightsError: of the autoencoder.
     """
+    codec = load_described(codec_path, device)
+    codec.check_size(image_size)
     split: dict[str, Any] = {"val_fraction": val_fraction, "patient_id_pattern": patient_id_pattern, "limit": limit}
     return LatentCache(
         cache_dir=cache_dir,
         items=functools.partial(readable_radiographs, dataset_dir, seed=seed, report_dir=cache_dir, **split),
         dataset_dir=dataset_dir,
         transform=LoadSquared(["image"], image_size),
-        codec=load_described(codec_path, device),
+        codec=codec,
         encoder=DinoEncoder(dino_source, dino_image_size).to(device),
         patch_grid=patch_grid,
         num_views=num_views,

@@ -47,9 +47,10 @@ def rounded_store(
         Arrays by the names of the store, and of each what rounding lost: root mean square over standard deviation.
 
     Raises:
-        DatasetError: rows are missing, or the store's grid cannot be pooled to this one.
+        DatasetError: rows are missing or damaged, or the store's grid cannot be pooled to this one.
     """
     LatentDataset(store, "train")  # refuses what is incomplete
+    store.check((image, 0) for image in range(len(store.items)))
     found: dict[str, Rounded] = {}
     lost: dict[str, float] = {}
     for name in (*(("latents_mean",) if latents else ()), *TOKENS):

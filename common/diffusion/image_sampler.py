@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from ..amp import autocast
+from ..checks import check_multiple
 from ..fingerprint import network_sha256
 from ..networks.latent_codec import LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser
@@ -26,6 +27,9 @@ class ImageSampler:
         image_size: px of the square images; a multiple of what codec and denoiser divide by.
         amp: bfloat16 autocast of the denoiser where the hardware has it; decoding stays float32.
         device: of both networks.
+
+    Raises:
+        SettingsError: an image size that the networks cannot divide.
     """
 
     def __init__(
@@ -37,9 +41,7 @@ class ImageSampler:
         amp: bool,
         device: torch.device,
     ) -> None:
-        factor = codec.downsampling_factor * denoiser.downsampling_factor
-        if image_size % factor:
-            raise ValueError(f"image_size: expected a multiple of {factor}, found {image_size}")
+        check_multiple(image_size, codec.downsampling_factor * denoiser.downsampling_factor)
         self.denoiser = denoiser
         self.codec = codec
         self.sampler = sampler

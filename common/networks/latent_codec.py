@@ -9,6 +9,7 @@ import torch
 from monai.networks.nets import AutoencoderKL
 from torch import Tensor, nn
 
+from ..checks import check_multiple
 from ..intensity import to_signed, to_unit
 from .weights import load_weights, recorded
 
@@ -158,6 +159,10 @@ class LatentCodec(nn.Module):
                 "the autoencoder's weights hold no latent statistics (latents_num_images is 0); "
                 "finish the training, which measures them over the training split at its end"
             )
+
+    def check_size(self, image_size: int) -> None:
+        """Refuse a size of images, px, that cannot be encoded: SettingsError."""
+        check_multiple(image_size, self.downsampling_factor)
 
     def _check_image(self, image: Tensor) -> None:
         factor = self.downsampling_factor

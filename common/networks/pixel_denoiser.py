@@ -14,6 +14,7 @@ from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_multiple
 from .weights import load_weights, recorded
 
 
@@ -109,6 +110,10 @@ class PixelDenoiser(nn.Module):
         self.unet = adm_unet(1, 1, *levels, norm_num_groups, dropout, use_flash_attention, patch_size)
         self.patch_size = patch_size
         self.downsampling_factor = patch_size * 2 ** (len(channels) - 1)
+
+    def check_size(self, image_size: int | Sequence[int]) -> None:
+        """Refuse a size of images, px, that the U-Net cannot halve often enough: SettingsError."""
+        check_multiple(image_size, self.downsampling_factor)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, context: None = None) -> Tensor:
         """Predict what the noise schedule's prediction type says.

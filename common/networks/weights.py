@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,7 +145,7 @@ def save_weights(
         return
     others = {name: describe(part) if hasattr(part, "arguments") else part for name, part in (parts or {}).items()}
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        _write(state, temporary)
         description = {"format": FORMAT, "sha256": file_sha256(temporary), NETWORK: describe(network), **others}
         if Path(path).is_file():
             description["replaces"] = file_sha256(path)  # until the new file is in its place
@@ -154,7 +155,14 @@ def save_weights(
 def save_atomically(state: Mapping[str, Any], path: str | Path) -> None:
     """Write `state` to `path` so that a kill at any moment leaves the old file or the new one, never half of one."""
     with atomic_path(path) as temporary:
-        torch.save(dict(state), temporary)
+        _write(state, temporary)
+
+
+def _write(state: Mapping[str, Any], path: Path) -> None:
+    """By way of memory: of a full disk torch itself says only that its writer failed."""
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    path.write_bytes(content.getbuffer())
 
 
 def half_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from filelock import FileLock, Timeout
 
 from ..errors import RunError
-from ..files import atomic_path, read_json, write_json
+from ..files import atomic_path, locked_folder, read_json, write_json
 from ..fingerprint import file_sha256
 from .bundle import Bundle
 from .torchscript import TORCHSCRIPT, trace_bundle
@@ -54,21 +53,17 @@ def package_bundle(
     if not isinstance(version, str):
         raise RunError(f"{bundle_dir}: found no version in configs/metadata.json; expected one such as 0.1.0")
     folder, archive = output_dir / name, output_dir / f"{name}_v{version}.zip"
-    output_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(output_dir / ".packaging.lock", timeout=0):
-            with _replacing(folder) as staging:
-                shutil.copytree(bundle_dir, staging, ignore=shutil.ignore_patterns(*OMITTED))
-                vendor(staging)
-                rewrite_configs(staging / "configs")
-                if torchscript:
-                    trace_bundle(Bundle(bundle_dir), staging / TORCHSCRIPT)
-                _write_zip(staging, archive, name)
-                if large_files_url is not None:
-                    _list_large_files(staging, large_files_url)
-            _add_to_model_info(output_dir / "model_info.json", archive, source_url)
-    except Timeout:
-        raise RunError(f"{output_dir}: another process packages there; wait for it") from None
+    with locked_folder(output_dir):
+        with _replacing(folder) as staging:
+            shutil.copytree(bundle_dir, staging, ignore=shutil.ignore_patterns(*OMITTED))
+            vendor(staging)
+            rewrite_configs(staging / "configs")
+            if torchscript:
+                trace_bundle(Bundle(bundle_dir), staging / TORCHSCRIPT)
+            _write_zip(staging, archive, name)
+            if large_files_url is not None:
+                _list_large_files(staging, large_files_url)
+        _add_to_model_info(output_dir / "model_info.json", archive, source_url)
     return archive
 
 

@@ -30,11 +30,15 @@ class RadiographAutoencoder:
         image_size: S, px; images are resized to it by their shorter side, and the central square is taken.
         device: such as "cpu"; "auto" takes a GPU where there is one.
         amp: bfloat16 where the hardware has it.
+
+    Raises:
+        SettingsError: no such device, or a size that the network cannot divide.
     """
 
     def __init__(
         self, network: LatentCodec, image_size: int, device: str | torch.device = "auto", amp: bool = False
     ) -> None:
+        network.check_size(image_size)
         self.device = pick_device(device)
         self.network = network.to(self.device).eval()
         self.image_size = image_size

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..checks import check_numbers
 from ..data.readability import fail_if_skipped
-from ..errors import CheckpointMismatchError, RunError, SettingsError, UserError
-from ..files import JOB_RECORD, locked_folder, read_json, remove_partial_files, result_names, write_json
+from ..errors import UNWRITABLE, CheckpointMismatchError, RunError, SettingsError, UserError
+from ..files import JOB_RECORD, locked_folder, read_json, result_names, write_json
 from ..io.contact_sheet import save_contact_sheet
 from ..progress import ProgressBar
 from ..provenance import command_line, git_state
@@ -33,7 +34,6 @@ from ..provenance import command_line, git_state
 LOG_NAME, SHEET_NAME = "job_items.jsonl", "contact_sheet.png"
 TABLE_SECONDS = 60.0  # between two writings of the tables
 NAMED_FAILURES = 5  # in the message at the end; job.json has all
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR)
 
 Row = dict[str, Any]  # of a table, in plain JSON types
 
@@ -66,7 +66,7 @@ class FolderJob:
         sheet_images: on the contact sheet at most.
 
     Raises:
-        SettingsError: a batch of less than one.
+        SettingsError: a batch of less than one, or less than no images on the sheet.
     """
 
     verb, unit = "made", "image"
@@ -76,8 +76,7 @@ class FolderJob:
     def __init__(
         self, output_dir: str | Path, settings: Mapping[str, Any], batch_size: int = 1, sheet_images: int = 0
     ) -> None:
-        if batch_size < 1:
-            raise SettingsError(f"batch_size: expected at least 1, found {batch_size}")
+        check_numbers(batch_size=batch_size, sheet_images=sheet_images)
         self.output_dir = Path(output_dir)
         self.settings = json.loads(json.dumps(settings))
         self.batch_size = batch_size
@@ -119,7 +118,6 @@ class FolderJob:
         failures: dict[str, str] = {}
         try:
             with locked_folder(self.output_dir):
-                remove_partial_files(self.output_dir)
                 log = JobLog(self.output_dir, self.settings, self.keeps_folder)
                 todo = {item.name for item in items if not log.has(item, self.output_dir / self.result(item))}
                 rows = self._make(items, todo, log, failures)

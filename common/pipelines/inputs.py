@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 from torch import Tensor
 
+from ..checks import check_device
 from ..errors import WeightsError
 from ..io import Radiograph, UnreadableRadiographError, read_radiograph
 from ..io.types import IN_MEMORY
@@ -63,10 +64,14 @@ def as_list(images: Any) -> list[Image]:
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """A device; "auto" takes a GPU where there is one."""
+    """A device; "auto" takes a GPU where there is one.
+
+    Raises:
+        SettingsError: no such device.
+    """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    return check_device(device)
 
 
 class OpenBundle:

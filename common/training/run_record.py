@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -17,11 +18,12 @@ from .. import __version__
 from ..config_graph import find_workflow, iter_items
 from ..distributed import is_rank_zero, world_size
 from ..files import atomic_path
-from ..fingerprint import json_sha256
+from ..fingerprint import file_sha256, json_sha256
 from ..provenance import command_line, git_state
 
 RECORD_NAME = "run_record.json"
 CONFIG_STEM = "resolved_config"
+IN_BUNDLE = "$@bundle_root + '"  # how configs name files that ship
 HARMLESS = frozenset(
     {"bundle_root", "dataset_dir", "output_dir", "cache_dir", "report_dir", "device", "use_flash_attention"}
     | {"is_compiled", "num_workers", "in_memory", "max_unreadable_share"}
@@ -92,12 +94,23 @@ def run_settings(loader: Any) -> dict[str, Any]:
         for config_id, value in iter_items({key: value for key, value in config.items() if key not in HARMLESS})
         if not isinstance(value, (dict, list)) and not _names_harmless(config_id)
     }
-    plain = {key: _without_place(_plain(value)) for key, value in settings.items()}
+    for key, value in settings.items():
+        if isinstance(value, str) and value.startswith(IN_BUNDLE) and workflow is not None:
+            settings[key] = workflow.parser.get_parsed_content(key)
+    plain = {key: _content(_plain(value)) for key, value in settings.items()}
     return {**plain, "data": data_digest(loader.dataset)}
 
 
 def data_digest(dataset: Any) -> str:
-    """A digest of a data set's list: file names with their folder, splits, masks and labels, in order."""
+    """A digest of a data set's list: file names with their folder, splits, masks and labels, in order.
+
+    Of a store it is what that was made with, of tokens in memory they and their labels.
+    """
+    if hasattr(dataset, "store"):
+        return json_sha256([len(dataset), {**dataset.store.made_with, "dataset_dir": None}])
+    if hasattr(dataset, "tokens"):
+        content = (dataset.tokens, dataset.labels)
+        return hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in content)).hexdigest()
     data = getattr(dataset, "dataset", dataset)
     items = getattr(getattr(data, "data", None), "items", getattr(data, "data", None))
     rows = items if isinstance(items, list) else [len(dataset)]
@@ -158,6 +171,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if value is None or type(value) in (bool, int, float, str) else str(value)
+
+
+def _content(value: Any) -> Any:
+    """A file, such as weights to start from, as the digest of what it holds."""
+    is_file = isinstance(value, str) and "/" in value and Path(value).is_file()
+    return file_sha256(value) if is_file else _without_place(value)
 
 
 def _without_place(value: Any) -> Any:

@@ -11,12 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from filelock import FileLock, Timeout
 from ignite.engine import Events
 from monai.engines import Evaluator, SupervisedTrainer
 from monai.handlers import CheckpointLoader
@@ -24,9 +22,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from ..checks import check_device, check_numbers
 from ..data.dataset import StepBatchSampler
 from ..distributed import is_rank_zero, wait_for_all
-from ..errors import RunError, SettingsError
+from ..files import locked_folder
 from ..networks.weights import save_weights
 from .checkpoint import Stateful, TrainingCheckpoint
 from .run_record import run_settings, write_run_record
@@ -97,6 +96,8 @@ class Trainer(SupervisedTrainer):
         self.folder = Path(output_dir)
         self.lr_scheduler, self.sampler, self.validator = lr_scheduler, sampler, validator
         self.ema = iteration_update.ema
+        if parts and "image_size" in parts and hasattr(self.ema.network, "check_size"):
+            self.ema.network.check_size(parts["image_size"])
         self.best_metric, self.sign = best_metric, -1.0 if higher_is_better else 1.0
         self.best = {"value": self.sign * float("inf"), "step": 0.0}
         self.parts, self.weights_path = parts, self.folder / weights_name
@@ -126,11 +127,11 @@ class Trainer(SupervisedTrainer):
         """Train to `max_epochs`, from the checkpoint if there is one; do nothing if that is already reached.
 
         Raises:
-            RunError: another process trains in this folder.
+            RunError: another process trains in this folder, or it cannot be written to.
             CheckpointMismatchError: the checkpoint there is of another run.
             SystemExit: with code 143, after SIGTERM.
         """
-        with self._locked(), self._asked_by_sigterm():
+        with locked_folder(self.folder) if is_rank_zero() else nullcontext(), self._asked_by_sigterm():
             self.checkpoint.settings = run_settings(self.data_loader)
             self._resume()
             if self.state.epoch >= self.state.max_epochs:
@@ -262,48 +263,3 @@ class Trainer(SupervisedTrainer):
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        if not is_rank_zero():
-            yield
-            return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".lock")
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(f"{self.folder}: another process trains there; wait, or give another output_dir") from None
-        except OSError as error:
-            raise SettingsError(
-                f"output_dir {self.folder}: {error.strerror or error}; expected a folder to write to"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-
-def check_numbers(**counts: int) -> None:
-    """Refuse counts below 1, before any work.
-
-    Raises:
-        SettingsError: names the setting.
-    """
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise SettingsError(f"{name}: expected a whole number of at least 1, found {count!r}")
-
-
-def check_device(device: torch.device | str) -> torch.device:
-    """The device, if it is there.
-
-    Raises:
-        SettingsError: no such device.
-    """
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"device: found {device}, which is not there ({str(error).splitlines()[0]})") from None
-    return chosen
