@@ -1,10 +1,16 @@
 import csv
 
+import numpy as np
 import pytest
+import torch
 from dental_data import write_labelled_folder
+from PIL import Image
 
 from common.data.label_budget import labelled_radiographs, within_budget
+from common.data.mask_transforms import LoadMaskd
 from common.errors import DatasetError
+from common.io.mask_files import write_mask_png, write_nifti_mask
+from common.io.segmentation_classes import ELEVEN, GROUPED
 
 
 def items_of(groups):
@@ -53,6 +59,46 @@ def test_what_the_mask_values_are_is_said_of_every_item_that_does_not_say_it(tmp
     manifest.write_text("\n".join([f"{header},mask_values", *map(",".join, zip(rows, values, strict=True))]))
     found = listed(tmp_path, mask_values="periapical")
     assert [item["mask_values"] for item in found] == ["labels", "periapical"]
+
+
+@pytest.mark.parametrize(
+    ("values", "table", "expected"),
+    [
+        ((0, 1, 11), "grouped", "periapical"),
+        ((0, 1, 5), "grouped", None),
+        ((0, 1, 12), "grouped", None),
+        ((0, 5, 11), "eleven", "labels"),
+        ((0, 1), "caries", "labels"),
+    ],
+)
+def test_what_mask_values_mean_is_recognised_or_asked_for(tmp_path, values, table, expected):
+    write_labelled_folder(tmp_path / "data", 4, num_val=1)
+    for path in sorted((tmp_path / "data" / "masks").iterdir()):
+        mask = np.resize(np.array(values, np.uint8), np.asarray(Image.open(path)).shape)
+        Image.fromarray(mask).save(path)
+    if expected is None:
+        with pytest.raises(DatasetError):
+            listed(tmp_path, class_table=table)
+    else:
+        assert {item["mask_values"] for item in listed(tmp_path, class_table=table)} == {expected}
+
+
+@pytest.mark.parametrize("form", ["png", "nii.gz"])
+def test_masks_that_this_bundle_wrote_are_read_as_what_they_are_whatever_is_said(tmp_path, form):
+    write_labelled_folder(tmp_path / "data", 4, num_val=1)
+    labels = np.zeros((45, 61), np.uint8)
+    labels[5:, 9:20], labels[20:, 30:] = 1, 5
+    for path in sorted((tmp_path / "data" / "masks").iterdir()):
+        write_mask_png(labels, path, GROUPED)
+        if form != "png":
+            write_nifti_mask(labels, path.with_suffix(".nii.gz"), None, table="grouped")
+            path.write_bytes(path.with_suffix(".nii.gz").read_bytes())
+    item = listed(tmp_path, class_table="grouped")[0]
+    for said in (item["mask_values"], "labels", "periapical"):
+        loaded = LoadMaskd(["label"], GROUPED, said)({"image": torch.zeros(1, 45, 61), "label": item["label"]})
+        assert np.array_equal(loaded["label"][0].numpy(), labels), said
+    with pytest.raises(DatasetError, match="grouped"):
+        LoadMaskd(["label"], ELEVEN, "periapical")({"image": torch.zeros(1, 45, 61), "label": item["label"]})
 
 
 def test_a_damaged_mask_is_skipped_and_reported_and_an_image_without_mask_left_out(tmp_path):

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import DatasetError
+from ..io.mask_files import read_mask, written_table
+from ..io.segmentation_classes import OWN_LABELS, ClassTable
+from ..io.segmentation_classes import class_table as find_table
 from ..seeding import Purpose, derive_seed
 from .datalists import radiograph_items
 from .readability import readable_items
@@ -27,6 +30,7 @@ def labelled_radiographs(
     label_budget: int | None = None,
     budget_seed: int = 0,
     mask_values: str | None = None,
+    class_table: str | None = None,
 ) -> list[dict[str, str]]:
     """List the radiographs of one split that have a mask, image and mask both readable.
 
@@ -45,12 +49,14 @@ def labelled_radiographs(
         label_budget: so many of them, see `within_budget`; None takes all.
         budget_seed: which ones.
         mask_values: said of every item that does not say it itself, for `LoadMaskd`.
+        class_table: without `mask_values`, the table of the labels, by which they are recognised in the masks.
 
     Returns:
         Items of `radiograph_items`, with the mask's path under "label" too, as transforms and MONAI Label name it.
 
     Raises:
-        DatasetError: no image has a mask, too many files are unreadable, or the budget is larger than what there is.
+        DatasetError: no image has a mask, too many files are unreadable, the budget is larger than what there is, or
+            nothing tells what the values of the masks mean.
     """
 
     def keep(items: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -75,9 +81,36 @@ def labelled_radiographs(
     )
     chosen = items if label_budget is None else within_budget(items, label_budget, budget_seed)
     labelled = [{**item, "label": item["mask"]} for item in chosen]
+    if mask_values is None and class_table is not None:
+        mask_values = recognised_values(items, find_table(class_table))
     if mask_values is None:
         return labelled
     return [{**item, "mask_values": item.get("mask_values") or mask_values} for item in labelled]
+
+
+def recognised_values(items: Sequence[Mapping[str, str]], classes: ClassTable) -> str:
+    """What the mask values of a data set mean, see `ClassTable.recognised`; masks that say it themselves do not count.
+
+    Raises:
+        DatasetError: all values may be labels of the table as well as those of a data set.
+    """
+    values: set[int] = set()
+    if classes.recognised(range(classes.num_labels)) == OWN_LABELS:  # whichever they are, they mean the same
+        return OWN_LABELS
+    for item in items:
+        if item.get("mask_values") or written_table(item["mask"]):
+            continue
+        values |= set(np.unique(read_mask(item["mask"])).tolist())
+        if (found := classes.recognised(values)) not in (None, OWN_LABELS):
+            return str(found)
+    found = classes.recognised(values) if values else OWN_LABELS
+    if found is None:
+        raise DatasetError(
+            f"masks such as {items[0]['mask']} have no values but {sorted(values)}: these may be labels of class table "
+            f"{classes.name}, as this bundle writes them, or values of {', '.join(classes.mask_values)}. Say which: "
+            f"--mask_values {OWN_LABELS}, or --mask_values {next(iter(classes.mask_values))}"
+        )
+    return found
 
 
 def within_budget(items: Sequence[dict[str, str]], label_budget: int, budget_seed: int) -> list[dict[str, str]]:

@@ -15,11 +15,10 @@ from torch.nn import functional as F
 
 from ..errors import DatasetError
 from ..io import Radiograph, UnreadableRadiographError, read_radiograph
-from ..io.mask_files import read_mask
-from ..io.segmentation_classes import ClassTable
+from ..io.mask_files import read_mask, written_table
+from ..io.segmentation_classes import OWN_LABELS, ClassTable, class_table
 
 GEOMETRY_KEY = "geometry"
-OWN_LABELS = "labels"  # not None, which MONAI's command line drops
 
 
 class LoadSpacedRadiographd(MapTransform):
@@ -43,7 +42,7 @@ class LoadSpacedRadiographd(MapTransform):
 class LoadMaskd(MapTransform):
     """Replace the path under each key by its labels, int64 [1, H, W], and keep the path under `<key>_path`.
 
-    An item's own "mask_values", where it has one, goes before the argument.
+    An item's own "mask_values", where it has one, goes before the argument; what the file itself says before both.
 
     Args:
         keys: of the masks.
@@ -64,7 +63,7 @@ class LoadMaskd(MapTransform):
 
         Raises:
             UnreadableRadiographError: a file that is no mask, or one of another size than its image.
-            DatasetError: a value without a label.
+            DatasetError: a value without a label, or the file says that it holds labels of another table.
         """
         item = dict(data)
         mask_values = item.get("mask_values") or self.mask_values
@@ -80,12 +79,27 @@ class LoadMaskd(MapTransform):
                     "Check that mask and image belong together and are not turned.",
                 )
             try:
-                labels = self.classes.map_mask(values, None if mask_values == OWN_LABELS else mask_values)
+                labels = self.classes.map_mask(values, self._dataset(path, mask_values))
             except DatasetError as error:
                 raise DatasetError(f"{path}: {error}") from error
             item[key] = torch.from_numpy(labels)[None]
             item[f"{key}_path"] = path
         return item
+
+    def _dataset(self, path: str, mask_values: str) -> str | None:
+        """What `ClassTable.map_mask` is to be told of a file."""
+        written = written_table(path)
+        if written is None:
+            return None if mask_values == OWN_LABELS else mask_values
+        if written != self.classes.name:
+            meant = class_table(written).mask_values.get(mask_values, {})
+            if not meant or any(value != label for value, label in meant.items()):
+                raise DatasetError(
+                    f"found a mask with the labels of class table {written}; expected those of {self.classes.name}. "
+                    "Choose the table that the masks were drawn for."
+                )
+            return mask_values
+        return None
 
 
 class PadGeometry(NamedTuple):

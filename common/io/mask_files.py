@@ -20,11 +20,12 @@ from .formats import detect_format
 from .nifti import display, linear_part, plane_axes, read_header, read_plane, undo_display
 from .raster import orientation_of, turned
 from .scaling import check_size
-from .segmentation_classes import ClassTable
+from .segmentation_classes import TABLES, ClassTable
 from .types import RefusalError, with_path
 
 _EXPECTED = "a mask as PNG of one channel or as NIfTI of one slice, its pixels whole numbers from 0"
 _SPATIAL_UNIT_MM = 2
+_LABELS_OF = "labels of class table "
 _GEOMETRY = (  # both affines of a NIfTI header with their codes, zooms and unit
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
@@ -53,6 +54,17 @@ def read_mask(path: str | os.PathLike[str]) -> NDArray[np.int64]:
         return _read_png(path) if kind == "raster" else _read_nifti(path)
     except Exception as error:
         raise with_path(error, path, _EXPECTED) from error
+
+
+def written_table(path: str | os.PathLike[str]) -> str | None:
+    """Name of the class table whose labels a mask holds, if this package wrote it: by its palette or description."""
+    path = Path(path)
+    if detect_format(path) == "raster":
+        with Image.open(path) as image:
+            found = (image.getpalette() or []) if image.mode == "P" else []
+        return next((table.name for table in TABLES if found and table.palette()[: len(found)] == found), None)
+    said = bytes(read_header(path)["descrip"]).rstrip(b"\0").decode("latin-1")
+    return next((table.name for table in TABLES if said == _LABELS_OF + table.name), None)
 
 
 def write_mask_png(mask: NDArray[np.integer], path: str | Path, classes: ClassTable) -> Path:
@@ -85,6 +97,7 @@ def write_nifti_mask(
     path: str | Path,
     spacing_mm: tuple[float, float] | None,
     source: str | os.PathLike[str] | None = None,
+    table: str | None = None,
 ) -> Path:
     """Write a mask as NIfTI of 8 bits, atomically, gzipped where the name ends so.
 
@@ -96,6 +109,7 @@ def write_nifti_mask(
         path: ends in .nii or .nii.gz.
         spacing_mm: of the image, (down the rows, along the columns), or None.
         source: the image's own file.
+        table: of the labels; the file says so, see `written_table`.
 
     Returns:
         The path.
@@ -118,6 +132,7 @@ def write_nifti_mask(
         row, column = spacing_mm or (1.0, 1.0)
         image = Nifti1Image(labels.T[..., None], np.diag([-column, -row, 1.0, 1.0]))
         image.header["xyzt_units"] = 0 if spacing_mm is None else _SPATIAL_UNIT_MM
+    image.header["descrip"] = b"" if table is None else (_LABELS_OF + table).encode()
     content = image.to_bytes()
     with atomic_path(path) as temporary:
         temporary.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)

@@ -109,7 +109,7 @@ class MaskWriter:
         if self.overlay:
             write_overlay_png(radiograph.pixels, mask, f"{stem}_overlay.png", self.classes)
         if self.nifti:
-            write_nifti_mask(mask, f"{stem}_mask.nii.gz", radiograph.spacing_mm, radiograph.path)
+            write_nifti_mask(mask, f"{stem}_mask.nii.gz", radiograph.spacing_mm, radiograph.path, self.classes.name)
         if self.dicom_seg and detect_format(radiograph.path) == "dicom":
             write_dicom_seg(mask, f"{stem}_seg.dcm", self.classes, radiograph.path, self.model)
         return area_row(name, mask, self.classes, radiograph.spacing_mm)

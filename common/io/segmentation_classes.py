@@ -6,7 +6,7 @@ columns of tables and segments of DICOM SEG.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +19,7 @@ Colour = tuple[int, int, int]
 Category = Literal["anatomical structure", "abnormality", "material"]
 
 BACKGROUND = "background"
+OWN_LABELS = "labels"  # of masks that hold a table's labels; not None, which MONAI's command line drops
 MAX_LABELS = 256  # masks are files of 8 bits
 
 
@@ -108,6 +109,23 @@ class ClassTable:
             labels[one], labels[other] = other, one
         return labels
 
+    def recognised(self, values: Iterable[int]) -> str | None:
+        """Data set whose masks hold these values, "labels" where that is no matter; None where they leave it open.
+
+        Raises:
+            DatasetError: a value that neither this table nor a data set of it has.
+        """
+        found, own = set(values), set(range(self.num_labels))
+        fitting = [name for name, label_of in self.mask_values.items() if found <= {0, *label_of}]
+        if found <= own and all(self.mask_values[name].get(value, 0) == value for name in fitting for value in own):
+            return OWN_LABELS
+        if not fitting and not found <= own:
+            raise DatasetError(
+                f"found mask values {sorted(found)[:12]}; no data set of class table {self.name} has them "
+                f"({', '.join(self.mask_values)}). Choose the table that the masks were drawn for."
+            )
+        return fitting[0] if len(fitting) == 1 and not found <= own else None
+
     def map_mask(self, mask: NDArray[np.integer], dataset: str | None) -> NDArray[np.int64]:
         """Labels for the values of a data set's mask, of any shape.
 
@@ -182,13 +200,16 @@ CARIES = ClassTable(
 )
 
 
+TABLES = (GROUPED, ELEVEN, CARIES)
+
+
 def class_table(name: str) -> ClassTable:
     """The table "grouped" (the published labels 0 to 5), "eleven" (of the periapical set) or "caries" (panoramics).
 
     Raises:
         DatasetError: there is no such table.
     """
-    tables = {table.name: table for table in (GROUPED, ELEVEN, CARIES)}
+    tables = {table.name: table for table in TABLES}
     if name not in tables:
         raise DatasetError(f"class table: found {name!r}; expected one of {', '.join(tables)}.")
     return tables[name]
