@@ -30,7 +30,11 @@ def row(number, patients=(), **columns):
     known = {"image": f"images/{number:04}.png", "strategy": "variation", "seed": number, "num_inference_steps": 20}
     known |= {"guidance_scale": 3.0, "method": "ddim", "weights_sha256": "3fa9"}
     known |= {"mix": None, "label": "", "flagged": ""}
-    sources = {"sources": joined(f"real/{each}.png" for each in patients), "source_patient_ids": joined(patients)}
+    sources = {
+        "sources": joined(f"real/{each}.png" for each in patients),
+        "source_patient_ids": joined(patients),
+        "source_unlikeness": 0.5,
+    }
     return {**known, **sources, **columns}
 
 

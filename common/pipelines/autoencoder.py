@@ -17,6 +17,7 @@ from ..fingerprint import network_sha256
 from ..io.contact_sheet import reconstruction_rows
 from ..metrics import psnr
 from ..networks.latent_codec import LatentCodec
+from ..networks.typical_images import TypicalImages, load_typical
 from ..networks.weights import described, load_described
 from .folder_job import FileJob, Item, Row
 from .inputs import Image, OpenBundle, as_list, as_radiograph, pick_device, read_generated
@@ -30,19 +31,26 @@ class RadiographAutoencoder:
         image_size: S, px; images are resized to it by their shorter side, and the central square is taken.
         device: such as "cpu"; "auto" takes a GPU where there is one.
         amp: bfloat16 where the hardware has it.
+        typical: what the training images were like.
 
     Raises:
         SettingsError: no such device, or a size that the network cannot divide.
     """
 
     def __init__(
-        self, network: LatentCodec, image_size: int, device: str | torch.device = "auto", amp: bool = False
+        self,
+        network: LatentCodec,
+        image_size: int,
+        device: str | torch.device = "auto",
+        amp: bool = False,
+        typical: TypicalImages | None = None,
     ) -> None:
         network.check_size(image_size)
         self.device = pick_device(device)
         self.network = network.to(self.device).eval()
         self.image_size = image_size
         self.amp = amp
+        self.typical = typical
 
     @classmethod
     def from_bundle(
@@ -55,7 +63,7 @@ class RadiographAutoencoder:
         """
         opened = OpenBundle(bundle)
         path = opened.models / "model.pt"
-        return cls(load_described(path), described(path, "image_size"), device, amp)
+        return cls(load_described(path), described(path, "image_size"), device, amp, load_typical(path))
 
     def prepare(self, images: Image | Sequence[Image]) -> Tensor:
         """Images as the network sees them, [B, 1, S, S] in [0, 1] on the CPU.
@@ -111,9 +119,10 @@ class FolderReconstruction(FileJob):
     ) -> None:
         weights = network_sha256(pipeline.network)
         settings = {"weights_sha256": weights, "image_size": pipeline.image_size, "amp": pipeline.amp}
+        settings["typical_sha256"] = None if pipeline.typical is None else network_sha256(pipeline.typical)
         paths = [item["image"] for item in dataset.data]
         super().__init__(paths, dataset_dir, output_dir, settings, batch_size, sheet_rows)
-        self.pipeline = pipeline
+        self.pipeline, self.typical = pipeline, pipeline.typical
 
     def result(self, item: Item) -> str:
         """The reconstruction."""
@@ -129,12 +138,13 @@ class FolderReconstruction(FileJob):
         image, reconstruction = output
         with atomic_path(self.output_dir / self.result(item)) as temporary:
             Pictures.fromarray((reconstruction[0] * 255).round().to(torch.uint8).numpy()).save(temporary, format="PNG")
-        return {"image": item.name, "source": item.source, "psnr_db": psnr(reconstruction[None], image[None]).item()}
+        found = {"psnr_db": psnr(reconstruction[None], image[None]).item(), "unlikeness": self.unlikeness(image)}
+        return {"image": item.name, "source": item.source, **found}
 
     def tabulate(self, rows: Sequence[Row]) -> None:
         """Write reconstructions.csv."""
-        cells = [(row["image"], row["source"], f"{row['psnr_db']:.2f}") for row in rows]
-        write_csv(self.output_dir / "reconstructions.csv", ("image", "source", "psnr_db"), cells)
+        cells = [(row["image"], row["source"], f"{row['psnr_db']:.2f}", row["unlikeness"]) for row in rows]
+        write_csv(self.output_dir / "reconstructions.csv", ("image", "source", "psnr_db", "unlikeness"), cells)
 
     def pictures(self, item: Item, row: Row) -> tuple[list[Tensor], str]:
         """Image, reconstruction, difference."""

@@ -23,6 +23,7 @@ from ..networks.conditioning import TokenScaler, TokenSelection, named_tokens
 from ..networks.dino import DinoEncoder
 from ..networks.latent_codec import LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser
+from ..networks.typical_images import load_typical
 from ..networks.weights import described, load_described
 from ..seeding import sample_seed
 from .inpainting import Hole, Inpainting, mask_of, open_hole
@@ -95,6 +96,7 @@ class DinoDiffusion:
         self.sampler = Sampler(self.schedule, sampling_method, num_inference_steps, **guidance)
         self.prior_steps, self.prior_guidance_scale = prior_steps, prior_guidance_scale
         self.amp = amp
+        self.typical = load_typical(self._denoiser[0])
         self.batch_size = at_least_one("batch_size", batch_size)
 
     @classmethod
@@ -288,7 +290,7 @@ def choose_strategy(
         labels = [str(item.get("label", "")) for item in items]
         return pipeline._inpainting(holes, names, patients, labels, num_per_source, seed)
     parts = pipeline.encoder, pipeline.selection, pipeline.patch_grid, pipeline.batch_size, pipeline.device
-    table = encode_sources(dataset, *parts, cache_dir)
+    table = encode_sources(dataset, *parts, cache_dir, pipeline.typical)
     if name == "variation":
         return Variation(table, num_per_source, seed)
     if name == "interpolation":

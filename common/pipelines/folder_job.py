@@ -28,6 +28,7 @@ from ..data.readability import fail_if_skipped
 from ..errors import UNWRITABLE, CheckpointMismatchError, RunError, SettingsError, UserError
 from ..files import JOB_RECORD, locked_folder, read_json, result_names, write_json
 from ..io.contact_sheet import save_contact_sheet
+from ..networks.typical_images import TypicalImages
 from ..progress import ProgressBar
 from ..provenance import command_line, git_state
 
@@ -215,6 +216,7 @@ class FileJob(FolderJob):
     """
 
     sheet_titles: Sequence[str] = ()
+    typical: TypicalImages | None = None  # of the training images
 
     def __init__(
         self,
@@ -240,14 +242,31 @@ class FileJob(FolderJob):
         """What the contact sheet shows of an item that is done, and its caption."""
         raise NotImplementedError
 
+    def unlikeness(self, pixels: Tensor) -> float | str:
+        """Cell of a table: above 1 for an image [1, H, W] that is unlike those of the training; "" if not known."""
+        return "" if self.typical is None else round(self.typical(pixels), 2)
+
     def finish(self, items: Sequence[Item], rows: Sequence[Row]) -> str:
-        """Draw the contact sheet of the first."""
+        """Warn of images that are unlike those of the training, and draw the contact sheet of the first."""
+        warn_of_unlike({str(row["image"]): row.get("unlikeness") for row in rows})
         shown = [self.pictures(item, row) for item, row in zip(items[: self.sheet_images], rows, strict=False)]
         if not shown:
             return ""
         pictures, captions = zip(*shown, strict=True)
         save_contact_sheet(pictures, self.output_dir / SHEET_NAME, self.sheet_titles, captions)
         return f"; {SHEET_NAME} shows the first {len(shown)}"
+
+
+def warn_of_unlike(found: Mapping[str, float | str | None]) -> None:
+    """Name the images that are above 1."""
+    names = [name for name, value in found.items() if isinstance(value, float) and value > 1]
+    if names:
+        first = ", ".join(names[:NAMED_FAILURES])
+        _logger.warning(
+            "%d of %d images are unlike those that the weights were trained on (unlikeness above 1 in the table), so "
+            "that what was made of them means little: %s%s",
+            *(len(names), len(found), first, ", …" if len(names) > NAMED_FAILURES else ""),
+        )
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ from .folder_job import JobLog, Row
 DROPPED_NAME = "dropped.csv"
 ROW_COLUMNS = (
     *("image", "strategy", "seed", "num_inference_steps", "guidance_scale", "method", "weights_sha256"),
-    *("sources", "source_patient_ids", "mix", "label", "flagged"),
+    *("sources", "source_patient_ids", "source_unlikeness", "mix", "label", "flagged"),
 )
-HIDDEN = ("image", "sources", "source_patient_ids", "flagged")  # names may be those of patients
+HIDDEN = ("image", "sources", "source_patient_ids", "source_unlikeness", "flagged")  # names may be those of patients
 
 
 def several(cell: str) -> tuple[str, ...]:

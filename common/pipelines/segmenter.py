@@ -29,6 +29,7 @@ from ..io.mask_files import ToStoredOrderd, read_mask
 from ..io.mask_overlay import overlay_image
 from ..io.mask_writer import AREAS_NAME, MaskWriter, area_row, write_area_table
 from ..io.segmentation_classes import ClassTable, class_table
+from ..networks.typical_images import TypicalImages, load_typical
 from ..networks.weights import described, load_described
 from .folder_job import FileJob, Item, Row
 from .inputs import Image, OpenBundle, as_radiograph, pick_device
@@ -231,6 +232,7 @@ class DentalSegmenter:
         device: such as "cpu"; "auto" takes a GPU where there is one.
         amp: bfloat16 where the hardware has it.
         model: name and version, for DICOM SEG.
+        typical: what the training images were like.
     """
 
     def __init__(
@@ -243,6 +245,7 @@ class DentalSegmenter:
         device: str | torch.device = "auto",
         amp: bool = False,
         model: str = f"dental_radiograph_segmentation {__version__}",
+        typical: TypicalImages | None = None,
     ) -> None:
         self.device = pick_device(device)
         self.network = network.to(self.device).eval()
@@ -252,6 +255,7 @@ class DentalSegmenter:
         self.postprocessing = postprocessing
         self.amp = amp
         self.model = model
+        self.typical = typical
 
     @classmethod
     def from_bundle(
@@ -283,6 +287,7 @@ class DentalSegmenter:
             segmenter_postprocessing(classes, keep_largest, min_area_px),
             device,
             amp,
+            typical=load_typical(path),
         )
 
     def segment(self, image: Image, spacing_mm: tuple[float, float] | None = None) -> Segmentation:
@@ -356,10 +361,11 @@ class FolderSegmentation(FileJob):
     ) -> None:
         made = {**settings, "weights_sha256": network_sha256(pipeline.network), "amp": pipeline.amp}
         made |= {"overlay": overlay, "nifti": nifti, "dicom_seg": dicom_seg, "model": pipeline.model}
+        made["typical_sha256"] = None if pipeline.typical is None else network_sha256(pipeline.typical)
         super().__init__(
             [item["image"] for item in dataset.data], dataset_dir, output_dir, made, batch_size, sheet_rows
         )
-        self.pipeline = pipeline
+        self.pipeline, self.typical = pipeline, pipeline.typical
         self.writer = MaskWriter(output_dir, pipeline.classes, overlay, nifti, dicom_seg, pipeline.model)
 
     def result(self, item: Item) -> str:
@@ -378,7 +384,8 @@ class FolderSegmentation(FileJob):
         except DatasetError as error:  # the other files are there
             problem = {"problem": str(error)}
             row = area_row(item.name, mask, self.pipeline.classes, output.radiograph.spacing_mm)
-        return {"image": row.pop("image"), "source": item.source, **row, **problem}
+        unlikeness = self.unlikeness(output.radiograph.pixels)
+        return {"image": row.pop("image"), "source": item.source, "unlikeness": unlikeness, **row, **problem}
 
     def tabulate(self, rows: Sequence[Row]) -> None:
         """Write areas.csv."""

@@ -17,8 +17,10 @@ from ..data.dataset import RadiographDataset
 from ..fingerprint import network_sha256
 from ..networks.conditioning import TokenSelection, named_tokens
 from ..networks.dino import DinoEncoder
+from ..networks.typical_images import TypicalImages
 from ..networks.weights import save_atomically
 from ..progress import ProgressBar
+from .folder_job import warn_of_unlike
 
 TABLE_NAME = "sources.pt"
 
@@ -32,12 +34,14 @@ class SourceTable:
         patient_ids: of their patients.
         labels: "" where unknown.
         tokens: [M, N, D] as the encoder gives them.
+        unlikeness: of the training images, above 1; empty where it is not known.
     """
 
     paths: list[str]
     patient_ids: list[str]
     labels: list[str]
     tokens: Tensor
+    unlikeness: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if not len(self.paths) == len(self.patient_ids) == len(self.labels) == len(self.tokens):
@@ -51,7 +55,8 @@ class SourceTable:
         paths, patients, labels = (
             [column[row] for row in rows] for column in (self.paths, self.patient_ids, self.labels)
         )
-        return SourceTable(paths, patients, labels, self.tokens[list(rows)])
+        unlikeness = [self.unlikeness[row] for row in rows] if self.unlikeness else ()
+        return SourceTable(paths, patients, labels, self.tokens[list(rows)], unlikeness)
 
     def digest(self) -> str:
         """SHA-256 over paths, patients, labels and tokens: which sources, in which order, and what was seen of them."""
@@ -69,6 +74,7 @@ def encode_sources(
     batch_size: int,
     device: torch.device,
     cache_dir: str | None = None,
+    typical: TypicalImages | None = None,
 ) -> SourceTable:
     """Encode source images, or take their tokens from the last time where nothing changed since.
 
@@ -80,22 +86,28 @@ def encode_sources(
         batch_size: images at a time.
         device: of the encoder.
         cache_dir: folder of `sources.pt`, so that a resumed run does not encode again; None keeps nothing.
+        typical: what the training images were like; of sources that are unlike them it warns.
     """
     items = dataset.data
     files = [(item["image"], os.stat(item["image"]).st_size, os.stat(item["image"]).st_mtime_ns) for item in items]
     settings = [network_sha256(encoder), encoder.image_size, selection.use_registers, selection.patch_grid, patch_grid]
+    settings += [] if typical is None else [network_sha256(typical)]
     key = hashlib.sha256(json.dumps([files, settings]).encode()).hexdigest()
     path = None if cache_dir is None else Path(cache_dir) / TABLE_NAME
     saved = torch.load(path, map_location="cpu", weights_only=True) if path is not None and path.is_file() else {}
-    if saved.get("key") == key:
-        tokens = saved["tokens"]
+    if saved.get("key") == key and "unlikeness" in saved:
+        tokens, unlikeness = saved["tokens"], saved["unlikeness"].tolist()
     else:
         images = [{"image": item["image"]} for item in items]  # other columns may be missing, and would not collate
         loader = DataLoader(RadiographDataset(images, dataset.transform), batch_size=batch_size)
         batches = ProgressBar(loader, desc="encoding sources", unit="batch")
-        named = (named_tokens(encoder, batch["image"].to(device), patch_grid) for batch in batches)
-        tokens = torch.cat([selection.select(each).cpu() for each in named])
+        found, unlikeness = [], []
+        for batch in batches:
+            found.append(selection.select(named_tokens(encoder, batch["image"].to(device), patch_grid)).cpu())
+            unlikeness += [] if typical is None else [round(typical(image), 2) for image in batch["image"]]
+        tokens = torch.cat(found)
         if path is not None:
-            save_atomically({"key": key, "tokens": tokens}, path)
+            save_atomically({"key": key, "tokens": tokens, "unlikeness": torch.tensor(unlikeness).double()}, path)
     paths, patients, labels = ([item.get(name, "") for item in items] for name in ("image", "patient_id", "label"))
-    return SourceTable(paths, patients, labels, tokens)
+    warn_of_unlike(dict(zip(paths, unlikeness, strict=False)))
+    return SourceTable(paths, patients, labels, tokens, unlikeness)
