@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from common.command_line import run_command
 from common.data.datalists import radiograph_items
+from common.data.typical_images import TypicalImages, features
 from common.io import read_radiograph
-from common.networks.typical_images import TypicalImages, features
 from common.networks.weights import save_weights
 from common.progress import ProgressBar
 

@@ -5,8 +5,8 @@ import torch
 
 from common.data.datalists import radiograph_items
 from common.data.phantom import draw_chest_phantom
+from common.data.typical_images import FILE_NAME, TypicalImages, features, load_typical
 from common.io import read_radiograph
-from common.networks.typical_images import FILE_NAME, TypicalImages, features, load_typical
 from common.networks.weights import save_weights
 from common.pipelines.folder_job import warn_of_unlike
 

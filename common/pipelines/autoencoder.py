@@ -12,12 +12,12 @@ from torch import Tensor
 from ..amp import autocast
 from ..data.dataset import RadiographDataset
 from ..data.transforms import center_square
+from ..data.typical_images import TypicalImages, load_typical
 from ..files import atomic_path, write_csv
 from ..fingerprint import network_sha256
 from ..io.contact_sheet import reconstruction_rows
 from ..metrics import psnr
 from ..networks.latent_codec import LatentCodec
-from ..networks.typical_images import TypicalImages, load_typical
 from ..networks.weights import described, load_described
 from .folder_job import FileJob, Item, Row
 from .inputs import Image, OpenBundle, as_list, as_radiograph, pick_device, read_generated

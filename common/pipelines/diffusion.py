@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data.dataset import RadiographDataset
 from ..data.transforms import center_square
+from ..data.typical_images import load_typical
 from ..diffusion.image_sampler import ImageSampler
 from ..diffusion.noise_schedule import NoiseSchedule
 from ..diffusion.samplers import Method, Sampler
@@ -23,7 +24,6 @@ from ..networks.conditioning import TokenScaler, TokenSelection, named_tokens
 from ..networks.dino import DinoEncoder
 from ..networks.latent_codec import LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser
-from ..networks.typical_images import load_typical
 from ..networks.weights import described, load_described
 from ..seeding import sample_seed
 from .inpainting import Hole, Inpainting, mask_of, open_hole

@@ -25,10 +25,10 @@ from torch import Tensor
 from .. import __version__
 from ..checks import check_numbers
 from ..data.readability import fail_if_skipped
+from ..data.typical_images import TypicalImages
 from ..errors import UNWRITABLE, CheckpointMismatchError, RunError, SettingsError, UserError
 from ..files import JOB_RECORD, locked_folder, read_json, result_names, write_json
 from ..io.contact_sheet import save_contact_sheet
-from ..networks.typical_images import TypicalImages
 from ..progress import ProgressBar
 from ..provenance import command_line, git_state
 

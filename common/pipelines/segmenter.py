@@ -21,6 +21,7 @@ from .. import __version__
 from ..amp import autocast
 from ..data.dataset import RadiographDataset
 from ..data.mask_transforms import GEOMETRY_KEY, CleanUpd, LoadSpacedRadiographd, PadResized, ToOriginald, to_original
+from ..data.typical_images import TypicalImages, load_typical
 from ..errors import DatasetError, SettingsError
 from ..fingerprint import network_sha256
 from ..io import Radiograph, read_radiograph
@@ -29,7 +30,6 @@ from ..io.mask_files import ToStoredOrderd, read_mask
 from ..io.mask_overlay import overlay_image
 from ..io.mask_writer import AREAS_NAME, MaskWriter, area_row, write_area_table
 from ..io.segmentation_classes import ClassTable, class_table
-from ..networks.typical_images import TypicalImages, load_typical
 from ..networks.weights import described, load_described
 from .folder_job import FileJob, Item, Row
 from .inputs import Image, OpenBundle, as_radiograph, pick_device

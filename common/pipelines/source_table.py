@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data.dataset import RadiographDataset
+from ..data.typical_images import TypicalImages
 from ..fingerprint import network_sha256
 from ..networks.conditioning import TokenSelection, named_tokens
 from ..networks.dino import DinoEncoder
-from ..networks.typical_images import TypicalImages
 from ..networks.weights import save_atomically
 from ..progress import ProgressBar
 from .folder_job import warn_of_unlike

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.transforms import center_square
+from ..networks.weights import load_described, recorded
 from ..spectrum import power_spectrum, radial_bands
-from .weights import load_described, recorded
+from .transforms import center_square
 
 FILE_NAME = "typical_images.pt"
 SIDE = 64  # px of the square that is looked at
