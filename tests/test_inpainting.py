@@ -12,6 +12,7 @@ from common.errors import SettingsError
 from common.io import read_radiograph
 from common.pipelines import DinoDiffusion
 from common.pipelines.diffusion import choose_strategy
+from common.pipelines.folder_generation import FolderGeneration
 from common.pipelines.inpainting import membrane, open_hole
 
 CHOICES = {
@@ -114,6 +115,8 @@ def test_a_folder_takes_one_mask_or_one_of_each_name(pipe, tmp_path):
         assert [request.sources for request in requests] == [(0,), (0,), (1,), (1,)]
         found[way] = strategy.images(pipe.image_sampler, requests[1:3])
     assert all(torch.equal(*pair) for pair in zip(found["folder"], found["file"], strict=True))
+    with pytest.raises(SettingsError):  # a patient's radiograph that says it is synthetic
+        FolderGeneration(strategy, pipe.image_sampler, str(tmp_path / "out"), 1, dicom=True)
     keep = torch.from_numpy(mask) == 0
     assert torch.equal(found["file"][1][0][keep], read_radiograph(paths[1]).pixels[0][keep])
     (tmp_path / "masks" / f"{paths[1].stem}.png").unlink()

@@ -43,7 +43,7 @@ class FolderGeneration(FolderJob):
         sheet_images: images on the contact sheet at most.
 
     Raises:
-        SettingsError: bits, batch_size or split out of range.
+        SettingsError: bits, batch_size or split out of range, or DICOM of images that show their sources.
     """
 
     verb = "generated"
@@ -65,6 +65,11 @@ class FolderGeneration(FolderJob):
         self.split = None if split == "all" else split
         if bits not in (8, 16) or self.split not in (None, *SPLITS):
             raise SettingsError(f"expected 8 or 16 bits, and a split of {SPLITS} or none, found {bits}, {split}")
+        if dicom and strategy.shows_sources:
+            raise SettingsError(
+                f"dicom: found true with strategy {strategy.name}, whose images mostly show the sources; files that "
+                "call themselves synthetic and name no patient would be wrong"
+            )
         self.strategy, self.sampler = strategy, sampler
         self.weights_sha256 = network_sha256(sampler.denoiser)
         written = {"bits": bits, "dicom": dicom, "split": self.split}

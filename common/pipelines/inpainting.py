@@ -148,6 +148,7 @@ class Inpainting(Variation):
     """
 
     name = "inpainting"
+    shows_sources = True
 
     def __init__(self, holes: Sequence[Hole], table: SourceTable, num_per_source: int, seed: int) -> None:
         digest = hashlib.sha256(b"".join(np.packbits(hole.mask).tobytes() for hole in holes)).hexdigest()

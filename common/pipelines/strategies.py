@@ -56,9 +56,11 @@ class Strategy:
         table: the sources; empty without.
         seed: of the run.
         settings: what a run must share to continue a folder; not the number of images where that may grow.
+        shows_sources: the images are in part the sources themselves.
     """
 
     name = ""
+    shows_sources = False
 
     def __init__(self, table: SourceTable | None, seed: int, **settings: Any) -> None:
         self.table = table or SourceTable([], [], [], torch.empty(0))
