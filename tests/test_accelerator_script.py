@@ -49,10 +49,10 @@ def command(script, *words, **settings):
 
 def make_learnable_store(folder):
     """A store whose latents are much alike, so that a few steps on some tell about others."""
-    make_tiny_store(folder, num_train=8)
-    store = LatentStore(folder, writable=True)
-    for latents in store.arrays["latents_mean"]:
-        latents[:] = store.arrays["latents_mean"][0] + 0.1 * latents
+    made = make_tiny_store(folder, num_train=8)
+    values = {name: torch.from_numpy(array[:, 0].astype("float32")) for name, array in made.arrays.items()}
+    values["latents_mean"] = values["latents_mean"][:1] + 0.1 * values["latents_mean"]
+    LatentStore(folder, writable=True).write([(image, 0) for image in range(len(made.items))], values)
     return folder
 
 

@@ -248,7 +248,7 @@ class FileJob(FolderJob):
 
     def finish(self, items: Sequence[Item], rows: Sequence[Row]) -> str:
         """Warn of images that are unlike those of the training, and draw the contact sheet of the first."""
-        warn_of_unlike({str(row["image"]): row.get("unlikeness") for row in rows})
+        warn_of_unlike({item.name: row.get("unlikeness") for item, row in zip(items, rows, strict=False)})
         shown = [self.pictures(item, row) for item, row in zip(items[: self.sheet_images], rows, strict=False)]
         if not shown:
             return ""
