@@ -270,8 +270,8 @@ def test_weights_are_neither_replaced_nor_removed_from_outside(client, tiny_bund
     before = {path.name: path.read_bytes() for path in weights.parent.iterdir()}
     assert client.put(f"/model/{MODEL}", files={"file": ("model.pt", b"other")}).status_code == 405
     assert client.delete(f"/model/{MODEL}").status_code == 405
-    assert weights.name in before and {path.name: path.read_bytes() for path in weights.parent.iterdir()} == before[weights.name]
-    assert client.get(f"/model/{MODEL}").content == before
+    assert weights.name in before and {path.name: path.read_bytes() for path in weights.parent.iterdir()} == before
+    assert client.get(f"/model/{MODEL}").content == before[weights.name]
 
 
 def test_whole_slides_and_archives_that_are_not_served_are_not_found(client, tmp_path):
