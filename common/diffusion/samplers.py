@@ -173,7 +173,7 @@ class Sampler:
             before = previous_x0
             for attempt in range(1 if known is None else known.attempts(self._share[step])):
                 if attempt:
-                    noisy = self._back(noisy, step, [derive_seed(seed, 1000 * attempt + step) for seed in seeds])
+                    noisy = self._back(noisy, step, [derive_seed(seed, step, attempt) for seed in seeds])
                 if known is not None:
                     noisy = known.put_back(noisy, first_noise, *self._levels[step])
                 x0, noise = predict(noisy, step)

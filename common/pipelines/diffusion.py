@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.dataset import RadiographDataset
@@ -26,7 +25,7 @@ from ..networks.latent_codec import LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser
 from ..networks.weights import described, load_described
 from ..seeding import sample_seed
-from .inpainting import Hole, Inpainting, mask_of, open_hole
+from .inpainting import Inpainting, Mask, inpainting_of, open_hole
 from .inputs import Image, OpenBundle, as_list, as_radiograph, pick_device
 from .interpolation import Interpolation, InterpolationMode
 from .source_table import SourceTable, encode_sources
@@ -191,9 +190,7 @@ class DinoDiffusion:
         mixes = torch.linspace(0.0, 1.0, num_samples).tolist()
         return self._images(between, [SampleRequest("", sample_seed(seed, 0), (0, 1), mix) for mix in mixes])
 
-    def inpaint(
-        self, image: Image, mask: str | os.PathLike[str] | NDArray | Tensor, num_samples: int = 1, seed: int = 0
-    ) -> Tensor:
+    def inpaint(self, image: Image, mask: Mask, num_samples: int = 1, seed: int = 0) -> Tensor:
         """Draw what a mask covers anew, [num_samples, 1, H, W] in [0, 1] on the CPU, of the radiograph's own size.
 
         Outside the mask the radiograph comes back bit by bit.
@@ -208,13 +205,9 @@ class DinoDiffusion:
             UnreadableRadiographError: image or mask cannot be read, or no such pixels.
             SettingsError: the mask has another size, covers nothing or all, or is longer than the shorter side.
         """
-        return self._images(self._inpainting([open_hole(image, mask)], ["0"], ["0"], [""], num_samples, seed))
-
-    def _inpainting(
-        self, holes: list[Hole], names: list[str], patients: list[str], labels: list[str], count: int, seed: int
-    ) -> Inpainting:
-        squares = [hole.square(self.image_size) for hole in holes]
-        return Inpainting(holes, SourceTable(names, patients, labels, self.encode(squares)), count, seed)
+        radiograph = as_radiograph(image)
+        open_hole(radiograph, mask)  # refuses before anything is encoded
+        return self._images(Inpainting(self._table([radiograph]), [(radiograph, mask)], num_samples, seed))
 
     @torch.inference_mode()
     def encode(self, images: Image | Sequence[Image]) -> Tensor:
@@ -279,18 +272,10 @@ def choose_strategy(
         return Prior(pipeline.token_sampler, num_samples, label, seed)
     if name not in get_args(StrategyName):
         raise SettingsError(f"strategy: expected one of {', '.join(get_args(StrategyName))}, found '{name}'")
-    if name == "inpainting":
-        if masks is None:
-            raise SettingsError(
-                "masks: expected a mask, or a folder of masks, with the strategy inpainting; found null"
-            )
-        items = dataset.data
-        holes = [open_hole(item["image"], mask_of(item["image"], dataset_dir, masks)) for item in items]
-        names, patients = [item["image"] for item in items], [str(item["patient_id"]) for item in items]
-        labels = [str(item.get("label", "")) for item in items]
-        return pipeline._inpainting(holes, names, patients, labels, num_per_source, seed)
     parts = pipeline.encoder, pipeline.selection, pipeline.patch_grid, pipeline.batch_size, pipeline.device
     table = encode_sources(dataset, *parts, cache_dir, pipeline.typical)
+    if name == "inpainting":
+        return inpainting_of(table, dataset_dir, masks, num_per_source, seed)
     if name == "variation":
         return Variation(table, num_per_source, seed)
     if name == "interpolation":

@@ -248,8 +248,9 @@ class FileJob(FolderJob):
 
     def finish(self, items: Sequence[Item], rows: Sequence[Row]) -> str:
         """Warn of images that are unlike those of the training, and draw the contact sheet of the first."""
-        warn_of_unlike({item.name: row.get("unlikeness") for item, row in zip(items, rows, strict=False)})
-        shown = [self.pictures(item, row) for item, row in zip(items[: self.sheet_images], rows, strict=False)]
+        warn_of_unlike({item.name: row.get("unlikeness") for item, row in zip(items, rows, strict=True)})
+        pairs = list(zip(items, rows, strict=True))[: self.sheet_images]
+        shown = [self.pictures(item, row) for item, row in pairs]
         if not shown:
             return ""
         pictures, captions = zip(*shown, strict=True)

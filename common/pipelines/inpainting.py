@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from torch import Tensor
 from ..data.transforms import resize_shorter_side
 from ..diffusion.image_sampler import ImageSampler
 from ..errors import SettingsError
+from ..fingerprint import file_sha256, json_sha256
 from ..io.mask_files import read_mask
 from .inputs import Image, as_radiograph
 from .source_table import SourceTable
 from .strategies import SampleRequest, Variation
 
+Mask: TypeAlias = str | os.PathLike[str] | NDArray | Tensor
 MASK_SUFFIXES = (".png", ".nii.gz", ".nii")
 
 
@@ -46,10 +48,6 @@ class Hole:
     def side(self) -> int:
         """Px of the square."""
         return min(self.mask.shape)
-
-    def square(self, size: int) -> Tensor:
-        """The radiograph as it is, [1, size, size]."""
-        return resize_shorter_side(self._cut(self.pixels), size)
 
     def filled_square(self, size: int) -> tuple[Tensor, Tensor]:
         """Image with the hole filled smoothly, and hole, both [1, 1, size, size]."""
@@ -76,7 +74,7 @@ class Hole:
         return image[:, self.top : self.top + self.side, self.left : self.left + self.side]
 
 
-def open_hole(image: Image, mask: str | os.PathLike[str] | NDArray | Tensor) -> Hole:
+def open_hole(image: Image, mask: Mask) -> Hole:
     """A radiograph and what is to be drawn of it.
 
     Args:
@@ -138,31 +136,56 @@ def membrane(values: NDArray, hole: NDArray[np.bool_]) -> NDArray:
 
 
 class Inpainting(Variation):
-    """The sources themselves, with holes drawn by the generator.
+    """The sources themselves, with what their masks cover drawn by the generator.
 
     Args:
-        holes: one per source.
-        table: the sources, with tokens of the squares.
+        table: the sources, with tokens of the whole radiographs.
+        masked: radiograph and mask of each source, as `open_hole` takes them; opened when their images are made.
         num_per_source: images of each.
         seed: of the run.
+        settings: what tells these masks from others.
     """
 
     name = "inpainting"
     shows_sources = True
 
-    def __init__(self, holes: Sequence[Hole], table: SourceTable, num_per_source: int, seed: int) -> None:
-        digest = hashlib.sha256(b"".join(np.packbits(hole.mask).tobytes() for hole in holes)).hexdigest()
-        super().__init__(table, num_per_source, seed, masks_sha256=digest)
-        self.holes = holes
+    def __init__(
+        self, table: SourceTable, masked: Sequence[tuple[Image, Mask]], num_per_source: int, seed: int, **settings: Any
+    ) -> None:
+        super().__init__(table, num_per_source, seed, **settings)
+        self.masked = masked
 
     def images(self, sampler: ImageSampler, requests: Sequence[SampleRequest]) -> Sequence[Tensor]:
         """Each of its source's own size."""
         drawn = []
         for request in requests:
-            hole = self.holes[request.sources[0]]
-            squares = sampler.inpaint(*hole.filled_square(sampler.image_size), self.tokens([request]), [request.seed])
-            drawn.append(hole.paste(squares[0]))
+            hole = open_hole(*self.masked[request.sources[0]])
+            square, covered = hole.filled_square(sampler.image_size)
+            drawn.append(hole.paste(sampler.inpaint(square, covered, self.tokens([request]), [request.seed])[0]))
         return drawn
+
+
+def inpainting_of(
+    table: SourceTable, dataset_dir: str | Path, masks: str | Path | None, num_per_source: int, seed: int
+) -> Inpainting:
+    """Inpainting of a folder.
+
+    Args:
+        table: the sources.
+        dataset_dir: of them.
+        masks: see `mask_of`.
+        num_per_source: images of each.
+        seed: of the run.
+
+    Raises:
+        SettingsError: no masks, or none for a source.
+    """
+    if masks is None:
+        raise SettingsError("masks: expected a mask or a folder of masks with the strategy inpainting, found null")
+    found = [mask_of(path, dataset_dir, masks) for path in table.paths]
+    digest = json_sha256([file_sha256(path) for path in found])
+    masked = list(zip(table.paths, found, strict=True))
+    return Inpainting(table, masked, num_per_source, seed, masks_sha256=digest)
 
 
 def mask_of(source: str | Path, dataset_dir: str | Path, masks: str | Path) -> Path:

@@ -109,5 +109,6 @@ def encode_sources(
         if path is not None:
             save_atomically({"key": key, "tokens": tokens, "unlikeness": torch.tensor(unlikeness).double()}, path)
     paths, patients, labels = ([item.get(name, "") for item in items] for name in ("image", "patient_id", "label"))
-    warn_of_unlike(dict(zip(paths, unlikeness, strict=False)))
+    if unlikeness:
+        warn_of_unlike(dict(zip(paths, unlikeness, strict=True)))
     return SourceTable(paths, patients, labels, tokens, unlikeness)
