@@ -46,6 +46,7 @@ PRIVATE_KEYS = {
 """Keys that two workflows of a bundle may fill differently: how they run, on what, and how they learn. (`network` is
 `network_def` on its device.) Every other key that two share describes the model or its images, and must agree."""
 MOST_CHARACTERS = 80  # of an expression
+MOST_SETTINGS = 25
 OWN_NAME = re.compile(r"(?<![\w.@])(common|scripts)\.|^\$\s*(import|from)\s+(common|scripts)\b")
 FORBIDDEN = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 KEYS_THAT_TAKE_NONE_AS_TEXT = {"reduction", "pretrained"}  # their option is called "none"
@@ -204,6 +205,14 @@ def settings_have_comments(config: Config) -> Iterator[str]:
             yield f"{match[1]}: has no comment with its unit or reason"
 
 
+def settings_are_few(config: Config) -> Iterator[str]:
+    """What a user may change stands between the first two headings; bundle_root is MONAI's."""
+    block = config.path.read_text().split("\n# ---- ")[1:2]
+    found = [line for text in block for line in text.splitlines() if re.match(r"[A-Za-z]\w*:", line)]
+    if len(found) > MOST_SETTINGS + 1:
+        yield f"{len(found) - 1} settings, expected at most {MOST_SETTINGS}"
+
+
 CHECKS = (
     references_lead_somewhere,
     every_key_is_used,
@@ -213,6 +222,7 @@ CHECKS = (
     initialize_needs_no_own_code,
     targets_take_their_arguments,
     settings_have_comments,
+    settings_are_few,
 )
 
 

@@ -153,8 +153,7 @@ def test_evaluation_prints_its_table(module_folder, tiny_weights):
     repository, folder = module_folder
     overrides = {"dataset_dir": folder / "images", "output_dir": folder / "evaluation", "split": "all"}
     overrides |= {"batch_size": 4}
-    network = {"network_def#channels": "[8,8,8,16]"}
-    output = run(repository, "run", f"{CONFIGS}/evaluate.yaml", **overrides, **tiny_weights, **network)
+    output = run(repository, "run", f"{CONFIGS}/evaluate.yaml", **overrides, **tiny_weights)
     table = (folder / "evaluation" / "table.md").read_text()
     assert table.strip() in output
     assert json.loads((folder / "evaluation" / "metrics.json").read_text())["headline"]["overall"]["n"] == 10

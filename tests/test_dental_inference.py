@@ -154,8 +154,7 @@ def test_evaluation_against_what_inference_gave_is_perfect(inferred: tuple[Path,
     lines = [f"{name},{written(name, inferred[0], 'mask.png')},{name},val" for name in SIZES]
     lines.append("broken.png,,none,val")  # without a mask it is not looked at
     (folder / "images" / "manifest.csv").write_text("\n".join(["image,mask,patient_id,split", *lines]) + "\n")
-    network = {f"network_def#{key}": value for key, value in TINY.items()}
-    output = run(folder, "evaluate", expect=0, image_size=[24, 32], **network)
+    output = run(folder, "evaluate", expect=0)
     report = json.loads((folder / "evaluate" / "evaluation.json").read_text())
     assert report["n"] == len(SIZES)
     assert report["mean_dice"] == report["mean_iou"] == report["mean_pooled_iou"] == 1

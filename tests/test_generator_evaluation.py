@@ -83,7 +83,7 @@ def make_evaluator(table, tiny_dino, folder, sampler=None, num_diverse_sources=3
     return GeneratorEvaluator(
         sources=lambda: table,
         sampler=sampler or make_sampler(),
-        token_sampler=make_token_sampler,
+        token_sampler=make_token_sampler(),
         extractors=[None, extractor],
         quality=ImageQuality(num_resamples=3, nearest_k=3, kid_subsets=2, progress=False),
         output_dir=str(folder),

@@ -7,6 +7,7 @@ from PIL import Image
 
 from common.errors import RunError
 from common.networks.latent_codec import LatentCodec
+from common.networks.weights import described
 from common.training.shipping import loss_curve, set_defaults, ship_weights
 
 CODEC = {
@@ -49,6 +50,14 @@ def test_shipped_weights_are_half_as_large_and_give_the_same_images(config, tmp_
     expected = codec(image)
     codec.load_state_dict(shipped)
     torch.testing.assert_close(codec(image), expected, rtol=0, atol=1 / 255)
+
+
+def test_what_weights_of_an_older_training_do_not_say_the_configs_say(config, tmp_path):
+    save_codec(tmp_path / "run.pt")
+    trainer = {"trainer": {"parts": {"image_size": "@image_size"}}}
+    config.write_text(yaml.safe_dump({"bundle_root": ".", **CODEC, "image_size": 64, "train": trainer}))
+    ship_weights(tmp_path / "run.pt", [config], tmp_path / "models" / "model.pt")
+    assert described(tmp_path / "models" / "model.pt", "image_size") == 64
 
 
 @pytest.mark.parametrize("damage", ["statistics", "range"])

@@ -51,6 +51,20 @@ def write_recipe(folder, total=5, steps=5):
     return path
 
 
+SCORE = """
+    import os, signal, sys
+    from pathlib import Path
+
+    arguments = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+    folder, name = Path(arguments["--output_dir"]), arguments["--name"]
+    if not (folder / "stopped_once").exists():
+        (folder / "stopped_once").touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+    with (folder / "scores.csv").open("a") as stream:
+        stream.write(f"name,lpips\\n{name},{0.1 if 'long' in name else 0.2}\\n")
+"""
+
+
 def make_chain(repository, tmp_path, **changes):
     return Chain(write_recipe(tmp_path, **changes), tmp_path / "data", tmp_path / "work", repository)
 
@@ -96,6 +110,21 @@ def test_sigterm_stops_the_stage_and_the_same_command_goes_on(repository, tmp_pa
     assert chain.status("first") == STOPPED and 3 <= chain.steps_done("first") < 100
     assert not chain.pause()
     assert chain.run("first") and chain.steps_done("first") == 100
+
+
+def test_a_stage_that_is_stopped_while_averages_are_compared_is_not_done(repository, tmp_path):
+    (repository / "scripts" / "score_weights.py").write_text(textwrap.dedent(SCORE))
+    recipe = write_recipe(tmp_path)
+    stages = yaml.safe_load(recipe.read_text())
+    stages["stages"]["first"]["choose"] = {"kind": "autoencoder", "by": "lpips"}
+    recipe.write_text(yaml.safe_dump(stages))
+    chain = Chain(recipe, tmp_path / "data", tmp_path / "work", repository)
+    longer = chain.run_folder("first") / "milestones" / "step_000005_long_ema.pt"
+    longer.parent.mkdir(parents=True)
+    longer.touch()
+    assert not chain.run("first") and chain.status("first") == STOPPED
+    assert chain.run("first") and chain.status("first") == DONE
+    assert chain.weights("first") == longer
 
 
 def test_a_stage_that_fails_says_where_its_output_is(repository, tmp_path):

@@ -7,8 +7,8 @@ from test_embedding_prior import correlated_tokens, make_tiny_prior
 from test_prior_step import SCHEDULE, make_engine, make_step
 
 from common.diffusion.samplers import Sampler
-from common.diffusion.token_sampler import TokenSampler, load_token_sampler
-from common.errors import SettingsError, WeightsError
+from common.diffusion.token_sampler import TokenSampler
+from common.errors import SettingsError
 from common.networks.embedding_prior import PriorPass, start_prior
 
 CPU = torch.device("cpu")
@@ -51,15 +51,6 @@ def test_an_unknown_label_is_refused_with_those_that_are_known():
     with pytest.raises(SettingsError, match=r"prior knows \(none\) or null, found 'a'"):
         make_token_sampler(labels=()).check_label("a")
     make_token_sampler().check_label(None)
-
-
-def test_weights_are_loaded_and_missing_ones_named(tmp_path):
-    sampler = make_token_sampler()
-    torch.save(sampler.prior.state_dict(), tmp_path / "prior.pt")
-    loaded = load_token_sampler(make_tiny_prior(), str(tmp_path / "prior.pt"), sampler.sampler, CPU)
-    assert torch.equal(loaded.sample([4], "b"), sampler.sample([4], "b"))
-    with pytest.raises(WeightsError, match=r"none\.pt"):
-        load_token_sampler(make_tiny_prior(), str(tmp_path / "none.pt"), sampler.sampler, CPU)
 
 
 # ---- a trained prior -----------------------------------------------------------------------------------------------

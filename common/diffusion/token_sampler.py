@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..errors import SettingsError
 from ..networks.embedding_prior import EmbeddingPrior
-from ..networks.weights import load_weights
 from .samplers import Sampler
 
 
@@ -60,12 +59,3 @@ class TokenSampler:
             device=self.device,
         )
         return self.prior.components.decode(components).float().cpu()
-
-
-def load_token_sampler(prior: EmbeddingPrior, path: str, sampler: Sampler, device: torch.device) -> TokenSampler:
-    """Load the prior's weights and put it to work.
-
-    Raises:
-        WeightsError: there is no such file, or it is of another network.
-    """
-    return TokenSampler(load_weights(prior, path).to(device), sampler, device)

@@ -74,7 +74,7 @@ class GeneratorEvaluator:
 
     sources: Callable[[], SourceTable]
     sampler: ImageSampler
-    token_sampler: Callable[[], TokenSampler]
+    token_sampler: TokenSampler
     extractors: Sequence[FeatureExtractor | None]
     quality: ImageQuality
     output_dir: str
@@ -101,7 +101,7 @@ class GeneratorEvaluator:
         table = self.sources()
         halves = split_halves(table.patient_ids, self.seed)
         self.quality.check_counts(len(halves[0]), len(halves[1]))
-        prior = Prior(self.token_sampler(), len(table), None, self.seed)
+        prior = Prior(self.token_sampler, len(table), None, self.seed)
         variation = self._generate("variation", Variation(table, 1, self.seed))  # first: refuses a folder of others
         folders = {
             "reconstruction": self._reconstruct(table),
@@ -119,7 +119,7 @@ class GeneratorEvaluator:
                 "seed": self.seed,
             },
             "weights_sha256": network_sha256(self.sampler.denoiser),
-            "prior_sha256": network_sha256(prior.token_sampler.prior),
+            "prior_sha256": network_sha256(self.token_sampler.prior),
             "features": {each.name: self._compare(each, table, halves, folders) for each in self.extractors if each},
             "ms_ssim": self._diversity(table, folders["reconstruction"], chosen, diverse),
             "provenance": provenance(self.device),

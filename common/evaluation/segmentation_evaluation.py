@@ -22,7 +22,7 @@ from ..io import read_radiograph
 from ..io.contact_sheet import save_contact_sheet
 from ..io.segmentation_classes import ClassTable
 from ..metrics import plain
-from ..pipelines.segmenter import mask_tiles
+from ..pipelines.segmenter import DISPLAYED, mask_tiles
 from ..provenance import provenance
 from .report import Row, best_median_worst, cell, markdown_table, write_report, write_rows
 from .segmentation_metrics import SegmentationScore, score_mask, summarise_scores
@@ -89,7 +89,8 @@ def segment(
     if postprocessing is None:
         labels = label_map(logits, item[GEOMETRY_KEY])
     else:
-        labels = postprocessing({**item, "pred": logits})["pred"].as_subclass(torch.Tensor)
+        done = postprocessing({**item, "pred": logits})
+        labels = done[DISPLAYED if DISPLAYED in done else "pred"].as_subclass(torch.Tensor)
     return labels.reshape(labels.shape[-2:]).cpu().numpy()
 
 

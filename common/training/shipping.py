@@ -22,6 +22,7 @@ from ..networks.latent_denoiser import LatentDenoiser
 from ..networks.pixel_denoiser import PixelDenoiser
 from ..networks.weights import half_precision, load_weights, other_parts, save_weights
 
+PARTS_ID = "train::trainer::parts"
 NETWORK_IDS = ("prior_def", "denoiser_def", "network_def")
 TIMESTEPS = (100.0, 500.0, 900.0)
 SMOOTHED_LINES = 10
@@ -32,7 +33,8 @@ def ship_weights(weights: Path, configs: Sequence[Path], target: Path) -> dict[s
 
     Args:
         weights: what a finished training wrote, with its statistics.
-        configs: YAML files of the training, later ones override; the network is built from them.
+        configs: YAML files of the training, later ones override; the network is built from them, and what weights of
+            a training that was begun before 1.0 do not say of themselves.
         target: file to write.
 
     Raises:
@@ -51,7 +53,8 @@ def ship_weights(weights: Path, configs: Sequence[Path], target: Path) -> dict[s
         change = (output() - full).abs().max().item()
     if not change <= limit:
         raise RunError(f"{weights}: half precision changes {what} by {change:.4f}; expected at most {limit:.4f}")
-    save_weights(network, target, other_parts(weights), half=True)
+    parts = parser.get_parsed_content(PARTS_ID) if PARTS_ID in parser else {}
+    save_weights(network, target, {**parts, **other_parts(weights)}, half=True)
     size = target.stat().st_size / 2**20
     return {"sha256": file_sha256(target), "mebibytes": round(size, 1), "change_by_rounding": change}
 

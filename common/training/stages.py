@@ -88,10 +88,11 @@ class Chain:
         return read_json(path) if path.is_file() else {}
 
     def status(self, name: str) -> str:
-        """waiting, running, stopped or done; done is no longer so where the recipe now asks for more steps."""
-        state = self.state(name)
+        """waiting, running, stopped or done; not done where more steps are asked for, or no weights were chosen."""
+        state, stage = self.state(name), self.stages[name]
         status = state.get("status", WAITING)
-        if status == DONE and (state.get("steps") or 0) < (self.stages[name].steps or 0):
+        is_short = (state.get("steps") or 0) < (stage.steps or 0)
+        if status == DONE and (is_short or (stage.weights and "chosen" not in state)):
             return STOPPED
         return STOPPED if status == RUNNING and not self.is_locked() else status
 
@@ -193,9 +194,12 @@ class Chain:
         self._write(name, state)
         began, is_done = time.monotonic(), False
         try:
-            is_done = all(self._command(name, command, state, deadline) for command in stage.commands)
-            if is_done and stage.weights:
-                state["chosen"] = self._choose(stage, state)
+            ran = all(self._command(name, command, state, deadline) for command in stage.commands)
+            if ran and stage.weights:
+                chosen = self._choose(stage, state, deadline)
+                state |= {"chosen": chosen} if chosen else {}
+                ran = chosen is not None
+            is_done = ran
         finally:
             state["seconds"] += time.monotonic() - began
             state["status"] = DONE if is_done else STOPPED
@@ -279,8 +283,8 @@ class Chain:
                 signal.signal(number, handler)
         return received[0] if received else None
 
-    def _choose(self, stage: Stage, state: Mapping[str, Any]) -> str:
-        """The weights, or the last ones of the longer average where those score better."""
+    def _choose(self, stage: Stage, state: Mapping[str, Any], deadline: float | None) -> str | None:
+        """The weights, or the last ones of the longer average where those score better; None where time was up."""
         assert stage.weights is not None
         folder = self.run_folder(stage.name)
         longer = sorted((folder / "milestones").glob(f"step_{stage.steps:06d}_long_ema.pt"))
@@ -290,8 +294,9 @@ class Chain:
         by, kind = settings.pop("by"), settings.pop("kind")
         scores: dict[str, float] = {}
         for path in (folder / stage.weights, longer[-1]):
-            command = {"script": "score_weights.py", "arguments": [kind, str(path)], "settings": settings}
-            self._command(stage.name, {**command, "settings": {**settings, "name": path.stem}}, state, None)
+            command = {"script": "score_weights.py", "arguments": [kind, str(path)]}
+            if not self._command(stage.name, {**command, "settings": {**settings, "name": path.stem}}, state, deadline):
+                return None
             scores[str(path.relative_to(folder))] = self._score(folder, path.stem, by)
         return min(scores, key=lambda each: scores[each])
 
