@@ -44,6 +44,8 @@ RUN_BY = {
     "scripts/train_all.py": "test_train_all_script.py",
     "scripts/serve_label.sh": "label/label_server.py",
     "scripts/png_to_dx.py": "test_png_to_dx_script.py",
+    "scripts/explore.py": "test_explore_script.py",
+    "scripts/gallery.py": "test_gallery_script.py",
     "scripts/image_quality.py": "test_image_quality_script.py",
     "scripts/synthetic_benefit.py": "test_synthetic_benefit_script.py",
     "scripts/label_fidelity.py": "test_label_fidelity.py",

@@ -49,6 +49,23 @@ def overlay_image(pixels: Tensor, mask: NDArray[np.integer], classes: ClassTable
     return sheet
 
 
+def class_layers(mask: NDArray[np.integer], classes: ClassTable) -> list[Image.Image]:
+    """Each class alone, tinted and outlined as in `overlay_image`, as a transparent RGBA picture to lay over the image.
+
+    Args:
+        mask: labels [H, W].
+        classes: the labels.
+    """
+    labels = as_uint8(mask)
+    opacity = np.where(_outlines(labels), 255, round(255 * OPACITY))
+    layers = []
+    for label, entry in enumerate(classes.classes, start=1):
+        layer = Image.new("RGB", labels.shape[::-1], entry.colour)
+        layer.putalpha(Image.fromarray(np.where(labels == label, opacity, 0).astype(np.uint8)))
+        layers.append(layer)
+    return layers
+
+
 def write_overlay_png(pixels: Tensor, mask: NDArray[np.integer], path: str | Path, classes: ClassTable) -> Path:
     """Write `overlay_image` as PNG, atomically; returns the path."""
     sheet = overlay_image(pixels, mask, classes)
