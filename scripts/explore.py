@@ -19,7 +19,6 @@ import tempfile
 import threading
 import webbrowser
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +82,7 @@ class Explorer:
                 self.segmenter = DentalSegmenter.from_bundle(bundle, device)
             elif "selection" in description:
                 self.generator = DinoDiffusion.from_bundle(bundle, device, **settings)
+                self.weights_sha256 = network_sha256(self.generator.network)
                 actions = {"variation": self.variation, "interpolation": self.interpolation}
                 actions |= {"inpainting": self.inpainting, "prior": self.prior}
             else:
@@ -224,11 +224,6 @@ class Explorer:
             about = {"name": entry.name, "colour": entry.colour, "area": f"{found.areas_px[entry.name]:,} px{mm2}"}
             layers.append({**about, "image": f"/pictures/{folder.name}/layer{number}.png"})
         return [self._picture(folder, about="segmentation", layers=layers, note=note)]
-
-    @cached_property
-    def weights_sha256(self) -> str:
-        """Of the generator."""
-        return network_sha256(self.generator.network)
 
     def _guided(self, wish: Wish) -> DinoDiffusion:
         pipe = self.generator

@@ -139,6 +139,7 @@ def page(browser, explorer):
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(server.address)
+    page.wait_for_selector(".drop")
     yield page
     page.close()
     server.shutdown()
@@ -213,7 +214,7 @@ def test_masks_have_areas_and_are_switched_by_class(page, phantom, tmp_path):
     page.click("#run")
     page.wait_for_selector("#classes input")
     assert page.is_hidden("#error") and page.locator(".layer:visible").count() == 5
-    areas = [int(text.split()[0]) for text in page.locator("#classes output").all_inner_texts()]
+    areas = [int(text.split()[0].replace(",", "")) for text in page.locator("#classes output").all_inner_texts()]
     assert 0 < sum(areas) <= 48 * 48
     page.uncheck("#classes input >> nth=1")
     assert page.locator(".layer:visible").count() == 4 and page.locator(".layer >> nth=1").is_hidden()
