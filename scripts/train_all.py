@@ -165,13 +165,13 @@ def ship(
             command = made.stages[name].commands[0]
             configs = [bundles / command["bundle"] / "configs" / each for each in command["configs"]]
             record["file"] = ship_weights(weights, configs, bundle / target)
-            if command["bundle"] == bundle_name:
-                set_defaults(bundle, recipe_defaults(configs[1:], made.stages[name].defaults))
             folder = bundle / "docs" / "training"
             write_json(folder / f"{name}.json", record)
-            with atomic_path(folder / f"{name}.jsonl") as temporary:
-                shutil.copyfile(made.run_folder(name) / LOG_NAME, temporary)
-            loss_curve(read_log(made.run_folder(name)), folder / f"{name}.png", name)
+            if command["bundle"] == bundle_name:  # log and curve once, where the training is at home
+                set_defaults(bundle, recipe_defaults(configs[1:], made.stages[name].defaults))
+                with atomic_path(folder / f"{name}.jsonl") as temporary:
+                    shutil.copyfile(made.run_folder(name) / LOG_NAME, temporary)
+                loss_curve(read_log(made.run_folder(name)), folder / f"{name}.png", name)
             print(f"{bundle / target}: {record['file']['mebibytes']} MiB, {record['steps']} steps of stage {name}")
 
 
@@ -246,7 +246,9 @@ def measured(made: Chain, name: str) -> list[dict[str, Any]]:
         command = made.stages[name].commands[0]
         short = {"output_dir": folder, "cache_dir": made.work / "measured" / "store", "limit": MEASURED_IMAGES}
         short |= {"max_epochs": 1, "epoch_length": MEASURED_STEPS, "dataset_dir": made.source}
+        short |= {"num_components": MEASURED_IMAGES // 2}  # of the prior; cannot be more than images
         known = {key: value for key, value in short.items() if key in _settings(command)}
+        known |= {key: None for key, value in command.get("settings", {}).items() if "{weights:" in str(value)}
         try:
             words = made.command(name, command, REPOSITORY, **known)
         except RunError:
