@@ -17,8 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
-from common.data.datalists import radiograph_items
-from common.data.readability import readable_items
+from common.data.readability import readable_items, readable_radiographs
 from common.errors import DatasetError
 
 
@@ -58,6 +57,9 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_mixed_folder_keeps_the_good_and_reports_the_bad(tmp_path, caplog):
     good, bad = write_images(tmp_path / "data", 6), write_bad(tmp_path / "data")
+    kept = readable_items(good, tmp_path / "out")
+    assert kept == good and kept[0] is not good[0]
+    assert not caplog.records and rows(tmp_path / "out" / "skipped.csv") == []
     mixed = [bad[0], *good[:3], *bad[1:], *good[3:]]
     with caplog.at_level(logging.WARNING):
         kept = readable_items(mixed, tmp_path / "out", name="train", max_unreadable_share=0.5)
@@ -66,13 +68,6 @@ def test_mixed_folder_keeps_the_good_and_reports_the_bad(tmp_path, caplog):
     report = rows(tmp_path / "out" / "skipped.csv")
     assert [row["image"] for row in report] == [item["image"] for item in bad]
     assert all(row["name"] == "train" and row["found"] and row["expected"] for row in report)
-
-
-def test_all_good_is_silent_and_returns_copies(tmp_path, caplog):
-    good = write_images(tmp_path / "data", 3)
-    kept = readable_items(good, tmp_path / "out")
-    assert kept == good and kept[0] is not good[0]
-    assert not caplog.records and rows(tmp_path / "out" / "skipped.csv") == []
 
 
 def test_too_many_bad_files_stop_with_the_report_written(tmp_path):
@@ -86,10 +81,9 @@ def test_too_many_bad_files_stop_with_the_report_written(tmp_path):
 
 
 def test_nothing_left_is_an_error_whatever_the_limit(tmp_path):
-    with pytest.raises(DatasetError, match="none is left"):
-        readable_items(write_bad(tmp_path / "data"), tmp_path / "out", max_unreadable_share=1.0)
-    with pytest.raises(DatasetError, match="list is empty"):
-        readable_items([], tmp_path / "out")
+    for items in (write_bad(tmp_path / "data"), []):
+        with pytest.raises(DatasetError):
+            readable_items(items, tmp_path / "out", max_unreadable_share=1.0)
 
 
 def test_second_start_does_not_read_again(tmp_path):
@@ -129,28 +123,21 @@ def test_a_damaged_index_only_costs_time(tmp_path, damage):
     assert readable_items(good, tmp_path / "out") == good
 
 
-def test_masks_only_have_to_exist(tmp_path):
+@pytest.mark.parametrize("keys", [("image",), ("image", "mask")])
+def test_masks_have_to_exist_and_are_decoded_where_asked_for(tmp_path, keys):
     good = write_images(tmp_path / "data", 3)
     (tmp_path / "data" / "mask.png").write_text("never decoded")
     good[0]["mask"] = str(tmp_path / "data" / "mask.png")
     good[1]["mask"] = str(tmp_path / "data" / "no_mask.png")
-    assert readable_items(good, tmp_path / "out", max_unreadable_share=0.5) == [good[0], good[2]]
-    (row,) = rows(tmp_path / "out" / "skipped.csv")
-    assert row["image"].endswith("no_mask.png") and row["found"] == "no such file"
-
-
-def test_keys_that_are_asked_for_are_decoded(tmp_path):
-    good = write_images(tmp_path / "data", 3)
-    good[0]["mask"] = write_bad(tmp_path / "data")[0]["image"]
-    kept = readable_items(good, tmp_path / "out", max_unreadable_share=0.5, keys=("image", "mask"))
-    assert kept == good[1:]
+    kept = readable_items(good, tmp_path / "out", max_unreadable_share=0.7, keys=keys)
+    assert kept == ([good[0], good[2]] if keys == ("image",) else [good[2]])
+    assert rows(tmp_path / "out" / "skipped.csv")[-1]["found"] == "no such file"
 
 
 def test_a_manifest_row_without_file_is_skipped_and_named(tmp_path):
     write_images(tmp_path, 3)
     (tmp_path / "manifest.csv").write_text("image\ngood00.png\ntypo.png\ngood01.png\n")
-    items = radiograph_items(tmp_path, "all", 0, 0)
-    assert len(readable_items(items, tmp_path / "out", max_unreadable_share=0.4)) == 2
+    assert len(readable_radiographs(tmp_path, "all", 0, 0, tmp_path / "out", 0.4)) == 2
     assert rows(tmp_path / "out" / "skipped.csv")[0]["image"].endswith("typo.png")
 
 
@@ -159,10 +146,9 @@ def test_a_killed_scan_goes_on_where_it_was(tmp_path):
     items = write_images(tmp_path / "data", 60)
     index = tmp_path / "out" / "readable.csv"
     program = (
-        "import sys; from common.data.datalists import radiograph_items\n"
-        "from common.data.readability import readable_items\n"
-        "items = radiograph_items(sys.argv[1], 'all', 0, 0)\n"
-        "readable_items(items, sys.argv[2], num_workers=1, save_every_s=0)"
+        "import sys; from common.data import readability\n"
+        "readability.SAVE_EVERY_S = 0\n"
+        "readability.readable_radiographs(sys.argv[1], 'all', 0, 0, sys.argv[2])"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "data"), str(tmp_path / "out")],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,29 +51,23 @@ def folder_rows(root: Path) -> list[Row]:
     others = 0
     visited: set[str] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
+        here, real = Path(folder), os.path.realpath(folder)
         if real in visited:  # a link back into the tree
             subfolders.clear()
             continue
         visited.add(real)
-        here = Path(folder)
-        if here == root and "outputs" in subfolders:
-            logger.warning("%s is taken for results and left out of the data set", here / "outputs")
-            subfolders.remove("outputs")
-        for name in [name for name in subfolders if is_of_the_product(here / name)]:
-            logger.warning("%s holds results and is left out of the data set", here / name)
-            subfolders.remove(name)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
-        for name in files:
-            if is_radiograph_file(here / name):
-                names.append((here / name).relative_to(root).as_posix())
-            elif not name.startswith("."):
-                others += 1
+        for name in list(subfolders):
+            if (here == root and name == "outputs") or is_of_the_product(here / name):
+                logger.warning("%s holds results and is left out of the data set", here / name)
+                subfolders.remove(name)
+        found = [name for name in files if is_radiograph_file(here / name)]
+        names += [(here / name).relative_to(root).as_posix() for name in found]
+        others += sum(not name.startswith(".") for name in files) - len(found)
     if not names:
-        found = f"{others} files of other kinds" if others else "no files at all"
         raise DatasetError(
-            f"no radiographs in {root}: found {found}; put images there ({', '.join(IMAGE_SUFFIXES)}, "
-            f"at any depth) or a {MANIFEST_NAME} with an image column"
+            f"no radiographs in {root}: found {others or 'no'} other files; put images there "
+            f"({', '.join(IMAGE_SUFFIXES)}, at any depth) or a {MANIFEST_NAME} with an image column"
         )
     return [Row({"image": str(root / name)}, name) for name in sorted(names)]
 
@@ -84,12 +77,12 @@ def manifest_rows(root: Path) -> list[Row]:
     path = root / MANIFEST_NAME
     columns, records = _read_csv(path)
     if "image" not in columns:
-        hint = "; separate the columns by commas" if len(columns) == 1 and re.search(r"[;\t|]", columns[0]) else ""
         raise DatasetError(
             f"{path} has no column named image (nor one of {', '.join(IMAGE_COLUMN_ALIASES)}); "
-            f"found {first_few(columns, 12) or 'no header'}{hint}"
+            f"found {first_few(columns, 12) or 'no header'}; columns are separated by commas"
         )
-    rows = []
+    rows: list[Row] = []
+    first_line: dict[str, int] = {}
     for line, record in records:
         for column in ("image", "patient_id", "split"):
             if record.get(column) == "":
@@ -104,10 +97,13 @@ def manifest_rows(root: Path) -> list[Row]:
             item["split"] = item["split"].lower()
             if item["split"] not in SPLITS:
                 raise DatasetError(f"{path} line {line}: split is {record['split']!r}; it must be train, val or test")
-        rows.append(Row(item, _name_in(root, item["image"]), line))
+        image = Path(item["image"])  # its name is relative where it lies inside: moving the folder changes no split
+        name = (image.relative_to(root) if image.is_relative_to(root) else image).as_posix()
+        if (other := first_line.setdefault(item["image"], line)) != line:
+            raise DatasetError(f"{path} line {line}: {name} is already on line {other}; remove one")
+        rows.append(Row(item, name, line))
     if not rows:
         raise DatasetError(f"{path} has a header but no rows; list one image per row")
-    _check_listed_once(path, rows)
     return rows
 
 
@@ -149,20 +145,6 @@ def write_manifest(items: Sequence[Mapping[str, Any]], path: str | Path) -> None
     write_csv(path, columns, rows)
 
 
-def _name_in(root: Path, image: str) -> str:
-    """The path relative to the data set where it lies inside, so that moving the folder changes no split."""
-    path = Path(image)
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-
-
-def _check_listed_once(path: Path, rows: list[Row]) -> None:
-    first_line: dict[str, int | None] = {}
-    for row in rows:
-        line = first_line.setdefault(row.item["image"], row.line)
-        if line != row.line:
-            raise DatasetError(f"{path} line {row.line}: {row.name} is already on line {line}; remove one")
-
-
 def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Header and (line, cells by column) of a comma-separated file; empty lines and nameless columns are skipped."""
     try:
@@ -186,8 +168,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         if not any(cells):
             continue
         if len(cells) != len(columns):
-            raise DatasetError(
-                f"{path} line {line} has {len(cells)} cells, the header has {len(columns)}; quote text with commas"
-            )
+            found = f"{path} line {line} has {len(cells)} cells, the header has {len(columns)}"
+            raise DatasetError(f"{found}; quote text with commas")
         records.append((line, {name: cell for name, cell in zip(columns, cells, strict=True) if name}))
     return columns, records

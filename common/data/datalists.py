@@ -15,8 +15,6 @@ from ..errors import DatasetError
 from ..io import IMAGE_SUFFIXES
 from .datalist_sources import MANIFEST_NAME, PATH_COLUMNS, SPLITS, Row, first_few, folder_rows, manifest_rows
 
-__all__ = ["DatasetError", "assert_disjoint_patients", "radiograph_items", "split_by_hash"]
-
 logger = logging.getLogger(__name__)
 
 _NOT_A_PATIENT = {"", "0", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "none", "na", "unknown"}
@@ -77,13 +75,17 @@ def radiograph_items(
 
     def split_up(rows: list[Row]) -> dict[str, list[Row]]:
         if is_listed:
-            by_split = _listed_splits(rows)
+            sides = [row.item["split"] for row in rows]
         else:
-            patients = [row.item["patient_id"] for row in rows]
-            split_of = split_by_hash(patients, val_fraction, test_fraction, seed)
-            by_split = {name: [row for row in rows if split_of[row.item["patient_id"]] == name] for name in SPLITS}
+            split_of = split_by_hash([row.item["patient_id"] for row in rows], val_fraction, test_fraction, seed)
+            sides = [split_of[row.item["patient_id"]] for row in rows]
+        by_split = {name: [row for row, side in zip(rows, sides, strict=True) if side == name] for name in SPLITS}
         assert_disjoint_patients(**{name: [row.item for row in members] for name, members in by_split.items()})
         return {"all": rows, **by_split}
+
+    def kept(rows: list[Row]) -> list[Row]:
+        images = {item["image"] for item in keep([dict(row.item) for row in rows])} if keep else set()
+        return [row for row in rows if row.item["image"] in images]
 
     by_split = split_up(rows)
     if by_split[split] and (where or limit):
@@ -91,12 +93,13 @@ def radiograph_items(
         by_split = {name: _matching(members, where)[:limit] for name, members in by_split.items()}
     if by_split[split] and keep is not None:
         if is_listed or split == "all":
-            by_split[split] = _kept(by_split[split], keep)
+            by_split[split] = kept(by_split[split])
         else:
-            by_split = split_up(_kept([row for name in SPLITS for row in by_split[name]], keep))
+            by_split = split_up(kept([row for name in SPLITS for row in by_split[name]]))
     chosen = by_split[split]
     if not chosen:
-        raise DatasetError(_explain_empty_split(root, split, by_split, val_fraction, test_fraction))
+        is_wanted = {"val": val_fraction, "test": test_fraction}.get(split, 1.0) > 0
+        raise DatasetError(_explain_empty_split(root, split, by_split, is_wanted))
     patients = len({row.item["patient_id"] for row in chosen})
     logger.info("%s of %s: %d images of %d patients", split, root, len(chosen), patients)
     return [dict(row.item) for row in chosen]
@@ -117,7 +120,9 @@ def assert_disjoint_patients(**splits: Sequence[Mapping[str, Any]]) -> None:
             seen.setdefault(item["patient_id"], set()).add(name)
     shared = [f"{patient} ({' and '.join(sorted(names))})" for patient, names in seen.items() if len(names) > 1]
     if shared:
-        raise DatasetError(f"{len(shared)} patients are in more than one split: {first_few(shared)}")
+        raise DatasetError(
+            f"{len(shared)} patients are in more than one split: {first_few(shared)}; give all images of a patient one"
+        )
 
 
 def _check_request(split: str, val_fraction: float, test_fraction: float, limit: int | None) -> None:
@@ -155,9 +160,7 @@ def _patients_by_pattern(rows: list[Row], pattern: str) -> list[str]:
     except (re.error, TypeError) as error:
         raise DatasetError(f"patient_id_pattern {pattern!r} is no regular expression: {error}") from error
     if expression.groups != 1:
-        raise DatasetError(
-            f"patient_id_pattern {pattern!r} has {expression.groups} groups; mark the patient id with one"
-        )
+        raise DatasetError(f"patient_id_pattern {pattern!r} has {expression.groups} groups; mark the patient id by one")
     found = [expression.search(row.name if "/" in pattern else row.name.rpartition("/")[2]) for row in rows]
     missing = [row for row, match in zip(rows, found, strict=True) if match is None or not match[1]]
     if missing:
@@ -191,25 +194,6 @@ def _patient_in_header(row: Row) -> str | None:
 # ---- which split it belongs to -------------------------------------------------------------------------------------
 
 
-def _listed_splits(rows: list[Row]) -> dict[str, list[Row]]:
-    """The splits as the manifest's column says them."""
-    first: dict[str, Row] = {}
-    mixed: dict[str, str] = {}
-    for row in rows:
-        patient = row.item["patient_id"]
-        other = first.setdefault(patient, row)
-        if other.item["split"] != row.item["split"]:
-            mixed.setdefault(
-                patient, f"{patient} (line {other.line} {other.item['split']}, line {row.line} {row.item['split']})"
-            )
-    if mixed:
-        raise DatasetError(
-            f"{MANIFEST_NAME} puts {len(mixed)} patients into more than one split: {first_few(mixed.values())}; "
-            "give all images of a patient the same split"
-        )
-    return {name: [row for row in rows if row.item["split"] == name] for name in SPLITS}
-
-
 def split_by_hash(patients: Iterable[str], val_fraction: float, test_fraction: float, seed: int) -> dict[str, str]:
     """The split of each patient by a hash of seed and name; one patient at least where a split is wanted and can be."""
 
@@ -231,9 +215,7 @@ def split_by_hash(patients: Iterable[str], val_fraction: float, test_fraction: f
     }
 
 
-def _explain_empty_split(
-    root: Path, split: str, by_split: Mapping[str, list[Row]], val_fraction: float, test_fraction: float
-) -> str:
+def _explain_empty_split(root: Path, split: str, by_split: Mapping[str, list[Row]], is_wanted: bool) -> str:
     rows = by_split["all"]
     if "split" in rows[0].item:
         present = ", ".join(f"{name} ({len(by_split[name])})" for name in SPLITS if by_split[name])
@@ -241,8 +223,7 @@ def _explain_empty_split(
             f"{root / MANIFEST_NAME} has no rows with split {split}; it has {present}. Mark some patients as {split}, "
             "or remove the split column to have patients split by val_fraction and test_fraction"
         )
-    fraction = {"val": val_fraction, "test": test_fraction}.get(split, 1.0)
-    if fraction == 0:
+    if not is_wanted:
         return f"split {split} of {root} is empty because {split}_fraction is 0; raise it"
     patients = sorted({row.item["patient_id"] for row in rows})
     return (
@@ -268,8 +249,3 @@ def _matching(rows: list[Row], where: Mapping[str, Any] | None) -> list[Row]:
     """The rows whose columns equal the wanted values, compared as text."""
     wanted = {column: str(value) for column, value in (where or {}).items()}
     return [row for row in rows if all(row.item.get(column) == value for column, value in wanted.items())]
-
-
-def _kept(rows: list[Row], keep: Callable[[list[dict[str, str]]], list[dict[str, str]]]) -> list[Row]:
-    images = {item["image"] for item in keep([dict(row.item) for row in rows])}
-    return [row for row in rows if row.item["image"] in images]

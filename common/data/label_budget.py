@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,17 +25,15 @@ def labelled_radiographs(
     seed: int,
     report_dir: str | os.PathLike[str],
     max_unreadable_share: float = 0.5,
-    where: Mapping[str, Any] | None = None,
-    patient_id_pattern: str | None = None,
-    limit: int | None = None,
     label_budget: int | None = None,
     budget_seed: int = 0,
     mask_values: str | None = None,
     class_table: str | None = None,
+    **selection: Any,
 ) -> list[dict[str, str]]:
     """List the radiographs of one split that have a mask, image and mask both readable.
 
-    Arguments as of `readable_radiographs`; images without a mask do not count as unreadable.
+    Arguments that are not named here as of `readable_radiographs`; images without a mask do not count as unreadable.
 
     Args:
         dataset_dir: with a manifest.csv that has a column `mask`.
@@ -43,13 +42,11 @@ def labelled_radiographs(
         seed: of the split.
         report_dir: of the list of unreadable files.
         max_unreadable_share: of the files; with more it raises.
-        where: manifest columns and the value that each must have.
-        patient_id_pattern: finds the patient in a file name.
-        limit: images at most.
         label_budget: so many of them, see `within_budget`; None takes all.
         budget_seed: which ones.
         mask_values: said of every item that does not say it itself, for `LoadMaskd`.
         class_table: without `mask_values`, the table of the labels, by which they are recognised in the masks.
+        selection: further arguments of `radiograph_items`.
 
     Returns:
         Items of `radiograph_items`, with the mask's path under "label" too, as transforms and MONAI Label name it.
@@ -60,25 +57,16 @@ def labelled_radiographs(
     """
 
     def keep(items: list[dict[str, str]]) -> list[dict[str, str]]:
-        name = split if "split" in items[0] else "all"
         labelled = [item for item in items if "mask" in item]
         if not labelled:
             raise DatasetError(
                 f"{dataset_dir}: none of the {len(items)} images has a mask; expected a manifest.csv with a column "
                 "mask. pretrain.yaml needs no masks"
             )
+        name = split if "split" in items[0] else "all"
         return readable_items(labelled, report_dir, name, max_unreadable_share, keys=("image", "mask"))
 
-    items = radiograph_items(
-        dataset_dir,
-        split,
-        val_fraction,
-        seed,
-        patient_id_pattern=patient_id_pattern,
-        where=where,
-        limit=limit,
-        keep=keep,
-    )
+    items = radiograph_items(dataset_dir, split, val_fraction, seed, keep=keep, **selection)
     chosen = items if label_budget is None else within_budget(items, label_budget, budget_seed)
     labelled = [{**item, "label": item["mask"]} for item in chosen]
     if mask_values is None and class_table is not None:
@@ -123,14 +111,12 @@ def within_budget(items: Sequence[dict[str, str]], label_budget: int, budget_see
         DatasetError: there are fewer images, or the budget is no positive number.
     """
     if not 1 <= label_budget <= len(items):
-        raise DatasetError(
-            f"label_budget: expected 1 to {len(items)}, the labelled images there are, found {label_budget}"
-        )
+        raise DatasetError(f"label_budget: expected 1 to {len(items)}, the labelled images, found {label_budget}")
     order = np.random.default_rng(derive_seed(budget_seed, Purpose.LABEL_BUDGET)).permutation(len(items))
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     ranked = []
     for place, index in enumerate(order):
         group = items[index].get("group", items[index].get("patient_id", str(index)))
-        ranked.append((seen.get(group, 0), place, int(index)))
-        seen[group] = seen.get(group, 0) + 1
+        ranked.append((seen[group], place, int(index)))
+        seen[group] += 1
     return [items[index] for _, _, index in sorted(ranked)[:label_budget]]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import astuple, dataclass
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,14 @@ from .datalists import radiograph_items
 
 logger = logging.getLogger(__name__)
 
-INDEX_NAME = "readable.csv"
-SKIPPED_NAME = "skipped.csv"
+INDEX_NAME, SKIPPED_NAME = "readable.csv", "skipped.csv"
+SAVE_EVERY_S = 20.0  # what a killed scan may lose
 _INDEX_COLUMNS = ("image", "size", "mtime_ns")
 _SKIPPED_COLUMNS = ("name", "image", "found", "expected", "hint")
 
 Stamp = tuple[int, int]  # size in bytes, mtime in ns
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Why one file cannot be used; fields as in skipped.csv."""
-
-    image: str
-    found: str
-    expected: str
-    hint: str = ""
+Problem = tuple[str, str, str, str]  # why a file cannot be used: the columns of skipped.csv after the first
+_MISSING = ("no such file", "a file", "correct its path in the manifest, or restore it")
 
 
 def readable_radiographs(
@@ -50,15 +42,12 @@ def readable_radiographs(
     seed: int,
     report_dir: str | os.PathLike[str],
     max_unreadable_share: float = 0.5,
-    test_fraction: float = 0.0,
-    patient_id_pattern: str | None = None,
-    where: Mapping[str, Any] | None = None,
-    limit: int | None = None,
+    **selection: Any,
 ) -> list[dict[str, str]]:
     """List the radiographs of one split that can be read: `radiograph_items` and `readable_items` in one.
 
     Where the data set brings no `split` column, files are read before patients are split, and the share of bad ones is
-    that of all files.
+    that of all files. `selection` is what else `radiograph_items` takes.
 
     Raises:
         DatasetError: as both of them.
@@ -68,9 +57,7 @@ def readable_radiographs(
         name = split if "split" in items[0] else "all"
         return readable_items(items, report_dir, name, max_unreadable_share)
 
-    return radiograph_items(
-        dataset_dir, split, val_fraction, seed, test_fraction, patient_id_pattern, where, limit, keep=keep
-    )
+    return radiograph_items(dataset_dir, split, val_fraction, seed, keep=keep, **selection)
 
 
 def readable_items(
@@ -78,9 +65,7 @@ def readable_items(
     report_dir: str | os.PathLike[str],
     name: str = "data",
     max_unreadable_share: float = 0.05,
-    num_workers: int | None = None,
     keys: Sequence[str] = ("image",),
-    save_every_s: float = 20.0,
 ) -> list[dict[str, Any]]:
     """Keep the items whose files can be read.
 
@@ -96,9 +81,7 @@ def readable_items(
         report_dir: folder for both files, made when missing.
         name: what the list is called in messages and in skipped.csv, for instance "train".
         max_unreadable_share: largest share of unusable items to go on with, in [0, 1].
-        num_workers: reading threads; None for one per core, at most 8.
         keys: what to read fully, "mask" as a mask. A `mask` that is not among them only has to exist.
-        save_every_s: seconds between saves of readable.csv during a scan.
 
     Returns:
         Copies of the usable items, in the given order; never empty.
@@ -112,9 +95,11 @@ def readable_items(
         raise DatasetError(f"max_unreadable_share is {max_unreadable_share}; it is a share between 0 and 1")
 
     def scan() -> list[int]:
-        problems = _scan(items, Path(report_dir), name, keys, num_workers, save_every_s)
-        _write_skipped(Path(report_dir) / SKIPPED_NAME, name, problems.values())
-        _judge(len(items), list(problems.values()), Path(report_dir) / SKIPPED_NAME, name, max_unreadable_share)
+        report = Path(report_dir) / SKIPPED_NAME
+        problems = _scan(items, Path(report_dir), name, keys)
+        others = [tuple(row) for row in _read_rows(report, _SKIPPED_COLUMNS) if row[0] != name]
+        write_csv(report, _SKIPPED_COLUMNS, [*others, *((name, *problem) for problem in problems.values())])
+        _judge(len(items), list(problems.values()), report, name, max_unreadable_share)
         return [index for index in range(len(items)) if index not in problems]
 
     return [dict(items[index]) for index in _on_first_rank(scan)]
@@ -139,70 +124,51 @@ def _on_first_rank(scan: Callable[[], list[int]]) -> list[int]:
     # Beside nccl a group of its own: scanning may outlast nccl's timeout, and gloo carries the verdict without a GPU.
     # It lives until `distributed.leave`, which waits for its threads.
     group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=timedelta(days=2))
-    outcome: list[Any] = [None, None]
-    error: Exception | None = None
-    if is_rank_zero():
-        try:
-            outcome[0] = scan()
-        except Exception as caught:  # the other ranks would wait for ever
-            error, outcome[1] = caught, str(caught)
-    dist.broadcast_object_list(outcome, src=0, group=group)
-    if error is not None:
-        raise error
-    if outcome[1] is not None:
-        raise DatasetError(outcome[1])
-    return outcome[0]
+    verdict: list[Any] = [None, None]
+    try:
+        verdict[0] = scan() if is_rank_zero() else None
+    except Exception as error:  # the other ranks would wait for ever
+        verdict[1] = str(error)
+        raise
+    finally:
+        dist.broadcast_object_list(verdict, src=0, group=group)
+    if verdict[1] is not None:
+        raise DatasetError(verdict[1])
+    return verdict[0]
 
 
-def _scan(
-    items: Sequence[Mapping[str, Any]],
-    report_dir: Path,
-    name: str,
-    keys: Sequence[str],
-    num_workers: int | None,
-    save_every_s: float,
-) -> dict[int, _Problem]:
-    """The problem of each unusable item, by index; reads what the index does not know yet."""
-    report_dir.mkdir(parents=True, exist_ok=True)
+def _scan(items: Sequence[Mapping[str, Any]], report_dir: Path, name: str, keys: Sequence[str]) -> dict[int, Problem]:
+    """The first problem of each unusable item, by index; reads what readable.csv does not know yet."""
     index_path = report_dir / INDEX_NAME
     index = _read_index(index_path)
-    kinds = {str(item[key]): key for item in items for key in keys if key in item}
+    looked_at = (*keys, "mask")
+    kinds = {str(item[key]): key for item in items for key in looked_at if key in item}
     stamps = {path: _stamp(path) for path in sorted(kinds)}
-    problems = {path: _missing(path) for path, stamp in stamps.items() if stamp is None}
-    unknown = [path for path, stamp in stamps.items() if stamp is not None and index.get(path) != stamp]
+    problems: dict[str, Problem] = {path: (path, *_MISSING) for path, stamp in stamps.items() if stamp is None}
+    unknown = {path: stamp for path, stamp in stamps.items() if stamp and kinds[path] in keys}
+    unknown = {path: stamp for path, stamp in unknown.items() if index.get(path) != stamp}
     saved = time.monotonic()
-    pool = ThreadPoolExecutor(num_workers or min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        jobs = {pool.submit(_try_to_read, path, kinds[path]): path for path in unknown}
-        bar = tqdm(as_completed(jobs), total=len(jobs), desc=f"reading {name}", unit="file", disable=not jobs)
-        for job in bar:
-            path, problem, stamp = jobs[job], job.result(), stamps[jobs[job]]
+        found = pool.map(_try_to_read, unknown, [kinds[path] for path in unknown])
+        bar = tqdm(found, total=len(unknown), desc=f"reading {name}", unit="file", disable=not unknown)
+        for (path, stamp), problem in zip(unknown.items(), bar, strict=True):
             if problem is not None:
                 problems[path] = problem
-            elif stamp is not None:
+            else:
                 index[path] = stamp
-            if time.monotonic() - saved >= save_every_s:
+            if time.monotonic() - saved >= SAVE_EVERY_S:
                 _write_index(index_path, index)
                 saved = time.monotonic()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         if unknown:
             _write_index(index_path, index)
-    return _problems_of_items(items, keys, problems)
-
-
-def _problems_of_items(
-    items: Sequence[Mapping[str, Any]], keys: Sequence[str], problems: Mapping[str, _Problem]
-) -> dict[int, _Problem]:
-    """The first problem of each item that has one, by index."""
-    found: dict[int, _Problem] = {}
-    for index, item in enumerate(items):
-        bad = [problems[str(item[key])] for key in keys if key in item and str(item[key]) in problems]
-        if not bad and "mask" in item and "mask" not in keys and not os.path.isfile(item["mask"]):
-            bad = [_missing(str(item["mask"]))]
-        if bad:
-            found[index] = bad[0]
-    return found
+    bad = {
+        i: [problems[path] for key in looked_at if (path := str(item.get(key))) in problems]
+        for i, item in enumerate(items)
+    }
+    return {i: of_item[0] for i, of_item in bad.items() if of_item}
 
 
 def _stamp(path: str) -> Stamp | None:
@@ -211,14 +177,10 @@ def _stamp(path: str) -> Stamp | None:
         status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return status.st_size, status.st_mtime_ns
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
-def _missing(path: str) -> _Problem:
-    return _Problem(path, "no such file", "a file", "correct its path in the manifest, or restore it")
-
-
-def _try_to_read(path: str, kind: str) -> _Problem | None:
+def _try_to_read(path: str, kind: str) -> Problem | None:
     """Decode one file; None when that works."""
     try:
         if kind == "mask":
@@ -226,19 +188,19 @@ def _try_to_read(path: str, kind: str) -> _Problem | None:
         else:
             read_radiograph(path)
     except UnreadableRadiographError as error:
-        return _Problem(path, str(error.found), str(error.expected), str(error.hint))
+        return path, str(error.found), str(error.expected), str(error.hint)
     except Exception as error:  # whatever a decoder does with a damaged file, it must not end the scan
         wanted = "a mask" if kind == "mask" else "a radiograph"
-        return _Problem(path, f"{type(error).__name__}: {error}", wanted, "open it in a viewer, or remove it")
+        return path, f"{type(error).__name__}: {error}", wanted, "open it in a viewer, or remove it"
     return None
 
 
-def _judge(total: int, problems: Sequence[_Problem], report: Path, name: str, max_share: float) -> None:
+def _judge(total: int, problems: Sequence[Problem], report: Path, name: str, max_share: float) -> None:
     """Warn about skipped items, or raise when too many are."""
     if not problems:
         return
     share = len(problems) / total
-    first = "; ".join(f"{problem.image} ({problem.found})" for problem in problems[:3])
+    first = "; ".join(f"{image} ({found})" for image, found, *_ in problems[:3])
     message = (
         f"{len(problems)} of {total} {name} items ({share:.1%}) cannot be read: {first}; all are listed in {report}"
     )
@@ -251,32 +213,22 @@ def _judge(total: int, problems: Sequence[_Problem], report: Path, name: str, ma
 
 def _read_index(path: Path) -> dict[str, Stamp]:
     """What is known to be readable; a damaged or foreign index counts as empty."""
-    rows = _read_rows(path, _INDEX_COLUMNS)
     try:
-        return {image: (int(size), int(mtime)) for image, size, mtime in rows}
+        return {image: (int(size), int(mtime)) for image, size, mtime in _read_rows(path, _INDEX_COLUMNS)}
     except ValueError:
         logger.warning("%s is damaged; reading all files again", path)
         return {}
 
 
 def _write_index(path: Path, index: Mapping[str, Stamp]) -> None:
-    # list() first: it is quick, and rows come in the order of discovery
-    write_csv(path, _INDEX_COLUMNS, [(image, *stamp) for image, stamp in list(index.items())])
+    write_csv(path, _INDEX_COLUMNS, [(image, *stamp) for image, stamp in index.items()])
 
 
-def _write_skipped(path: Path, name: str, problems: Iterable[_Problem]) -> None:
-    """Replace the rows of one name, keep those of the others."""
-    others = [tuple(row) for row in _read_rows(path, _SKIPPED_COLUMNS) if row[0] != name]
-    write_csv(path, _SKIPPED_COLUMNS, [*others, *((name, *astuple(problem)) for problem in problems)])
-
-
-def _read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
+def _read_rows(path: Path, columns: Iterable[str]) -> list[list[str]]:
     """Rows of a CSV file with exactly these columns; none where it is missing or something else."""
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = list(csv.reader(file))
-    except (OSError, csv.Error):
+            header, *rows = csv.reader(file)
+    except (OSError, ValueError, csv.Error):  # ValueError: empty
         return []
-    if not rows or tuple(rows[0]) != tuple(columns):
-        return []
-    return [row for row in rows[1:] if len(row) == len(columns)]
+    return [row for row in rows if len(row) == len(header)] if header == [*columns] else []
