@@ -1,24 +1,23 @@
 """Find radiographs that are the same picture, under whatever name, patient or source.
 
-Two steps, because neither is enough. Perceptual hashes of all pictures and of zoomed views of them, and the embeddings
-of an encoder if there are any, say cheaply which pairs to look at; the correlation of fine detail, after aligning,
-decides. Chest radiographs resemble each other, so hash or embedding alone calls different patients the same.
+Two steps, because neither is enough. Perceptual hashes of all pictures and of zoomed views of them say cheaply which
+pairs to look at; the correlation of fine detail, after aligning, decides. Chest radiographs resemble each other, so the
+hash alone calls different patients the same.
 
 Found: pictures that were stored again, resized, changed in contrast or polarity, cropped or framed by up to 5 % on each
-side (more where the crop is central, or with embeddings), squashed to another aspect ratio. Not looked for: turned and
-mirrored ones, and small parts of large pictures, such as a tooth of a panoramic.
+side (more where the crop is central), squashed to another aspect ratio. Not looked for: turned and mirrored ones, and
+small parts of large pictures, such as a tooth of a panoramic.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ VIEWS = ((1.0, 1.0), (0.9, 0.9), (0.8, 0.8), (1.0, 0.85), (1.0, 0.7), (0.85, 1.0
 """Shares of height and width around the centre that are hashed: what a crop or a frame leaves, or a square crop."""
 
 NUM_NEIGHBOURS = 20  # pairs looked at per picture, so that their number grows as that of the pictures
-NUM_EMBEDDING_NEIGHBOURS = 5
+MAX_IMAGES = 100_000
 SAME_PICTURE = 0.89  # least correlation of the same picture; see `find_duplicates`
 ALIKE = 0.78  # from here on a look is worth while: one person, radiographed twice in one position
 _FIRST_LOOK = (32, 1 / 16, 4, 0.8)  # px, detail, iterations, least correlation to go on with
@@ -51,29 +50,17 @@ _DETAIL, _ITERATIONS = 1 / 32, 8  # of the look that decides
 _BLOCK = 512  # rows or pairs at a time; changes memory, not results
 
 IDENTICAL, COPY, INVERTED, SIMILAR = "identical", "copy", "inverted copy", "alike"
-Floats = NDArray[np.floating]
 Integers = NDArray[np.integer]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two images that are, or may be, the same picture.
-
-    Attributes:
-        first: index of the one that comes first.
-        second: index of the other.
-        kind: "identical" (equal pixels), "copy", "inverted copy", or "alike", which is below the threshold.
-        hash_distance: bits that differ, the least over views; half of them do by chance.
-        correlation: of fine detail after aligning, up to 1.
-        cosine: of the standardised embeddings; NaN without.
-    """
+class Pair(NamedTuple):
+    """Two images, by index, that are, or may be, the same picture."""
 
     first: int
     second: int
-    kind: str
-    hash_distance: int
-    correlation: float
-    cosine: float = math.nan
+    kind: str  # "identical" (equal pixels), "copy", "inverted copy", or "alike", which is below the threshold
+    hash_distance: int  # bits that differ, the least over views; half of them do by chance
+    correlation: float  # of fine detail after aligning, up to 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +70,7 @@ class Duplicates:
     Attributes:
         pairs: highest correlation first.
         num_images: N.
-        num_aligned: pairs whose pixels were compared, at most 20 N, with embeddings 25 N.
+        num_aligned: pairs whose pixels were compared, at most 20 N.
     """
 
     pairs: list[Pair]
@@ -106,14 +93,7 @@ def linked_groups(count: int, links: Sequence[tuple[int, int]]) -> list[list[int
     return [group.tolist() for group in groups if len(group) > 1]
 
 
-def find_duplicates(
-    items: Sequence[Mapping[str, Any]],
-    embeddings: Floats | None = None,
-    min_correlation: float = SAME_PICTURE,
-    max_images: int = 100_000,
-    num_workers: int | None = None,
-    progress: bool = True,
-) -> Duplicates:
+def find_duplicates(items: Sequence[Mapping[str, Any]], progress: bool = True) -> Duplicates:
     """Compare all images with each other.
 
     Thresholds were chosen on 4,944 chest and 705 dental radiographs. Planted copies of 450 of them (JPEG of quality 30,
@@ -126,41 +106,26 @@ def find_duplicates(
 
     Args:
         items: dicts with "image", the path; readable ones, such as `readable_radiographs` gives.
-        embeddings: [N, D] of the same images, such as DINO's cls tokens; each image's nearest are then looked at,
-            too. Of crops by up to 10 % a side that finds 98 %, hashes alone 85 %. They decide nothing: other patients
-            reach a cosine of 0.99.
-        min_correlation: from which on two are called the same picture.
-        max_images: refuse more than this.
-        num_workers: reading threads; None for one per core, at most 8.
         progress: show progress bars.
 
     Raises:
-        DatasetError: no images, too many, or another number of embeddings.
+        DatasetError: no images, or too many.
         UnreadableRadiographError: an image cannot be read.
     """
-    if not 0 < len(items) <= max_images:
+    if not 0 < len(items) <= MAX_IMAGES:
         raise DatasetError(
-            f"duplicates: found {len(items)} images, expected 1 to {max_images}; hashes are compared all with all, "
-            "so raise max_images if you can wait (hours for 200,000), or look at one source at a time"
+            f"duplicates: found {len(items)} images, expected 1 to {MAX_IMAGES}: hashes are compared all with all; "
+            "look at one source at a time"
         )
-    if embeddings is not None and len(embeddings) != len(items):
-        raise DatasetError(f"duplicates: found {len(embeddings)} embeddings of {len(items)} images; give one for each")
-    pictures, digests = _read([str(item["image"]) for item in items], num_workers, progress)
+    pictures, digests = _read([str(item["image"]) for item in items], progress)
     first_of: dict[bytes, int] = {}
-    first = np.array([first_of.setdefault(digest, index) for index, digest in enumerate(digests)])
-    distinct = np.flatnonzero(first == np.arange(len(first)))
-    pairs = [Pair(int(first[i]), int(i), IDENTICAL, 0, 1.0) for i in np.flatnonzero(first != np.arange(len(first)))]
+    first = [first_of.setdefault(digest, index) for index, digest in enumerate(digests)]
+    pairs = [Pair(one, index, IDENTICAL, 0, 1.0) for index, one in enumerate(first) if one != index]
+    distinct = np.array(list(first_of.values()))
     hashes = perceptual_hashes(pictures[distinct], progress)
     links = nearest_pairs(hashes, NUM_NEIGHBOURS, 1 - 2 * MAX_HASH_DISTANCE / hashes.shape[2])
-    if embeddings is not None:
-        embeddings = _unit(embeddings[distinct])
-        links = np.concatenate([links, nearest_pairs(embeddings[:, None], NUM_EMBEDDING_NEIGHBOURS, -1.0)])
-        links = np.unique(links, axis=0)
-    found = _looked_at(pictures[distinct], hashes, links, min(ALIKE, min_correlation), progress)
-    for one, other, distance, sign, correlation in found:
-        kind = SIMILAR if correlation < min_correlation else COPY if sign > 0 else INVERTED
-        cosine = math.nan if embeddings is None else float(embeddings[one] @ embeddings[other])
-        pairs.append(Pair(int(distinct[one]), int(distinct[other]), kind, distance, correlation, cosine))
+    for pair in _looked_at(pictures[distinct], hashes, links, progress):
+        pairs.append(pair._replace(first=int(distinct[pair.first]), second=int(distinct[pair.second])))
     pairs.sort(key=lambda pair: (-pair.correlation, pair.first, pair.second))
     return Duplicates(pairs, len(items), len(links))
 
@@ -182,24 +147,21 @@ def perceptual_hashes(pictures: NDArray[np.float16], progress: bool = False) -> 
     return np.concatenate(hashes)
 
 
-def nearest_pairs(views: NDArray[Any], num_neighbours: int, least: float) -> Integers:
+def nearest_pairs(views: NDArray[np.int8], num_neighbours: int, least: float) -> Integers:
     """Pairs [P, 2], lower index first, of which one is among the nearest of the other.
 
     Args:
-        views: [N, V, D]; compared are all views of one with the first of the other, by the mean of products or, of
-            unit vectors, by their cosine; the sign does not count.
+        views: [N, V, D] of -1 and 1; compared are all views of one with the first of the other, by the mean of
+            products; the sign does not count.
         num_neighbours: at most so many per image.
         least: similarity of a pair, in [-1, 1].
     """
-    count, scale = len(views), 1 / views.shape[2] if views.dtype == np.int8 else 1.0
-    keys = views[:, 0].astype(np.float32).T * scale
+    num_neighbours = min(num_neighbours, len(views) - 1)
+    keys = views[:, 0].astype(np.float32).T * (1 / views.shape[2])
     pairs = [np.empty((0, 2), dtype=int)]
-    num_neighbours = min(num_neighbours, count - 1)
-    for start in range(0, count if num_neighbours > 0 else 0, _BLOCK):
+    for start in range(0, len(views) if num_neighbours else 0, _BLOCK):
         block = views[start : start + _BLOCK].astype(np.float32)
-        similarity = np.abs(block[:, 0] @ keys)
-        for view in range(1, block.shape[1]):
-            np.maximum(similarity, np.abs(block[:, view] @ keys), out=similarity)
+        similarity = np.max([np.abs(view @ keys) for view in block.transpose(1, 0, 2)], axis=0)
         rows = np.arange(len(block))[:, None]
         similarity[rows[:, 0], rows[:, 0] + start] = -2  # itself
         nearest = np.argpartition(-similarity, num_neighbours - 1, axis=1)[:, :num_neighbours]
@@ -208,7 +170,7 @@ def nearest_pairs(views: NDArray[Any], num_neighbours: int, least: float) -> Int
     return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
 
 
-def _read(paths: Sequence[str], num_workers: int | None, progress: bool) -> tuple[NDArray[np.float16], list[bytes]]:
+def _read(paths: Sequence[str], progress: bool) -> tuple[NDArray[np.float16], list[bytes]]:
     """Small pictures [N, 64, 64] and a digest of all pixels of each."""
 
     def read(path: str) -> tuple[NDArray[np.float16], bytes]:
@@ -216,15 +178,9 @@ def _read(paths: Sequence[str], num_workers: int | None, progress: bool) -> tupl
         digest = hashlib.blake2b(str(tuple(pixels.shape)).encode() + pixels.numpy().tobytes(), digest_size=16)
         return small_picture(pixels), digest.digest()
 
-    with ThreadPoolExecutor(num_workers or min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = list(tqdm(pool.map(read, paths), total=len(paths), desc="reading", disable=not progress))
     return np.stack([picture for picture, _ in results]), [digest for _, digest in results]
-
-
-def _unit(embeddings: Floats) -> NDArray[np.float32]:
-    """Standardised by feature, then of length 1."""
-    centred = (embeddings - embeddings.mean(0)) / np.maximum(embeddings.std(0), 1e-6)
-    return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6)).astype(np.float32)
 
 
 def _starts(hashes: NDArray[np.int8], pairs: Integers) -> tuple[Integers, Tensor, Integers, Integers]:
@@ -242,10 +198,9 @@ def _starts(hashes: NDArray[np.int8], pairs: Integers) -> tuple[Integers, Tensor
 
 
 def _looked_at(
-    pictures: NDArray[np.float16], hashes: NDArray[np.int8], pairs: Integers, least: float, progress: bool
-) -> list[tuple[int, int, int, int, float]]:
-    """First, second, hash distance, sign and correlation of the pairs that correlate by `least` or more."""
-    found: list[tuple[int, int, int, int, float]] = []
+    pictures: NDArray[np.float16], hashes: NDArray[np.int8], pairs: Integers, progress: bool
+) -> Iterator[Pair]:
+    """Those of the pairs that are at least alike."""
     size, detail, num_iterations, go_on = _FIRST_LOOK
     for start in tqdm(range(0, len(pairs), _BLOCK), desc="comparing", disable=not progress):
         ordered, boxes, sign, distance = _starts(hashes, pairs[start : start + _BLOCK])
@@ -259,7 +214,7 @@ def _looked_at(
         both = both[kept]
         correlation, _ = aligned_correlation(both[:, :1], both[:, 1:], boxes[kept], _DETAIL, _ITERATIONS)
         for row, value in zip(kept.tolist(), correlation.tolist(), strict=True):
-            if value >= least:
-                one, other = sorted(ordered[row].tolist())
-                found.append((one, other, int(distance[row]), int(sign[row]), min(value, 1.0)))
-    return found
+            if value >= ALIKE:
+                kind = SIMILAR if value < SAME_PICTURE else COPY if sign[row] > 0 else INVERTED
+                first, second = sorted(ordered[row].tolist())
+                yield Pair(first, second, kind, int(distance[row]), min(value, 1.0))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,15 +23,14 @@ logger = logging.getLogger(__name__)
 DUPLICATES_NAME, MOVED_NAME, SHEET_NAME = "duplicates.csv", "moved.csv", "duplicates.png"
 LINK_COLUMNS = ("patient_id", "group")  # images with one value in either belong together
 _COLUMNS = (
-    *("image", "other", "kind", "hash_distance", "correlation", "cosine"),
+    *("image", "other", "kind", "hash_distance", "correlation"),
     *("patient_id", "other_patient_id", "split", "other_split", "action"),
 )
 _SHEET_SIDE = 192  # px of the longer side
 _PAIRS_PER_ROW = 3
 
 
-@dataclass(frozen=True)
-class Move:
+class Move(NamedTuple):
     """An image that changes sides; fields as in moved.csv."""
 
     image: str
@@ -89,11 +86,13 @@ def one_side(
         return [{**item, "split": split_of[name]} for item, name in zip(items, names, strict=True)], []
     placed, moves = [dict(item) for item in items], []
     for members in together:
-        if len({items[index]["split"] for index in members}) > 1:
-            for index in members:
-                if items[index]["split"] != "train":
-                    moves.append(_move(items, index, members))
-                    placed[index]["split"] = "train"
+        for index in members:
+            item = items[index]
+            other = next((items[i] for i in members if items[i]["split"] != item["split"]), None)
+            if other is not None and item["split"] != "train":
+                why = f"belongs together with {other['image']} ({other['split']}, patient {other['patient_id']})"
+                moves.append(Move(str(item["image"]), str(item["patient_id"]), item["split"], "train", why))
+                placed[index]["split"] = "train"
     return placed, moves
 
 
@@ -121,24 +120,16 @@ def write_duplicates(
     for pair in found.pairs:
         one, other = items[pair.first], items[pair.second]
         action = "moved to train" if moved & {str(one["image"]), str(other["image"])} else "on one side"
-        numbers = pair.hash_distance, f"{pair.correlation:.3f}", "" if math.isnan(pair.cosine) else f"{pair.cosine:.3f}"
-        pairs_of = [value for column in ("patient_id", "split") for value in (one.get(column), other.get(column))]
-        rows.append(
-            (one["image"], other["image"], pair.kind, *numbers, *pairs_of, "look" if pair.kind == SIMILAR else action)
-        )
+        action = "look" if pair.kind == SIMILAR else action
+        sides = [item.get(column) for column in ("patient_id", "split") for item in (one, other)]
+        measured = pair.kind, pair.hash_distance, f"{pair.correlation:.3f}"
+        rows.append((one["image"], other["image"], *measured, *sides, action))
     write_csv(work_dir / DUPLICATES_NAME, _COLUMNS, rows)
-    write_csv(work_dir / MOVED_NAME, [field.name for field in fields(Move)], [astuple(move) for move in moves])
+    write_csv(work_dir / MOVED_NAME, Move._fields, moves)
     if found.pairs:
         _draw(found, items, work_dir / SHEET_NAME, max_pairs_drawn)
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(pair.kind for pair in found.pairs).items())
     logger.info("%d images: %s; %d moved to train; see %s", len(items), kinds or "no duplicates", len(moves), work_dir)
-
-
-def _move(items: Sequence[Mapping[str, Any]], index: int, members: Sequence[int]) -> Move:
-    item = items[index]
-    other = next(items[i] for i in members if items[i]["split"] != item["split"])
-    why = f"belongs together with {other['image']} ({other['split']}, patient {other['patient_id']})"
-    return Move(str(item["image"]), str(item["patient_id"]), item["split"], "train", why)
 
 
 def _draw(found: Duplicates, items: Sequence[Mapping[str, Any]], path: Path, max_pairs: int) -> None:
