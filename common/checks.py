@@ -66,6 +66,15 @@ def check_multiple(image_size: int | Sequence[int], factor: int) -> None:
         raise SettingsError(f"image_size: expected multiples of {factor}, found {image_size}; {near} would do")
 
 
+def check_image(image: torch.Tensor, factor: int = 1) -> None:
+    """Refuse what is no batch of images [B, 1, H, W] with H and W multiples of `factor`: ValueError."""
+    if image.ndim != 4 or image.shape[1] != 1 or image.shape[2] % factor or image.shape[3] % factor:
+        raise ValueError(
+            f"found an image {tuple(image.shape)}, expected [B, 1, H, W] with H and W multiples of {factor}; "
+            "resize or pad it first"
+        )
+
+
 def check_folder(name: str, path: str | os.PathLike[str]) -> None:
     """Refuse a file where a folder is to be written.
 

@@ -39,6 +39,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         UNET,
         {**CONDITIONED, "dropout_cattn": 0.5, "num_head_channels": 6},
     ),
+    # narrow twins of the chest X-ray LDM in the generative model zoo
+    "published conditional unet": (
+        UNET,
+        {
+            **{"in_channels": 3, "out_channels": 3, "num_channels": [4, 8, 12], "num_head_channels": [0, 8, 12]},
+            **{"num_res_blocks": 2, "attention_levels": [False, True, True], "norm_eps": 1e-6, **CONDITIONED},
+        },
+    ),
+    "published autoencoder without attention": (
+        AUTOENCODER,
+        {
+            **{"latent_channels": 3, "num_channels": [4, 8, 8, 8], "num_res_blocks": 2, "norm_eps": 1e-6},
+            **{**NO_ATTENTION, "attention_levels": [False] * 4},
+        },
+    ),
 }
 SILENTLY_WRONG_IN_MONAI = [name for name in CASES if "attention" in name.replace("without attention", "")] + [
     "volume autoencoder",
@@ -86,7 +101,7 @@ def outputs(network: Any, arguments: dict[str, Any]) -> list[Tensor]:
         image = torch.randn(1, 1, *[16] * arguments["spatial_dims"])
         mean, sigma = network.encode(image)
         return [mean, sigma, network.decode(torch.randn_like(mean)), network.reconstruct(image), *network(image)]
-    image, timesteps = torch.randn(4, 2, 16, 16), torch.tensor([0, 10, 500, 999])
+    image, timesteps = torch.randn(4, arguments["in_channels"], 16, 16), torch.tensor([0, 10, 500, 999])
     context = torch.randn(4, 3, 6) if arguments.get("with_conditioning") else None
     classes = torch.tensor([2, 0, 1, 1]) if arguments.get("num_class_embeds") else None
     return [network(image, timesteps, context=context, class_labels=classes)]

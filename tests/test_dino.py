@@ -1,5 +1,6 @@
 import pytest
 import torch
+from conftest import randomise
 from safetensors.torch import load_file, save_file
 from transformers import (
     Dinov2Config,
@@ -12,6 +13,7 @@ from transformers import (
     ViTModel,
 )
 
+from common.errors import SettingsError
 from common.networks.dino import DinoEncoder
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14, "image_size": 28}
@@ -20,7 +22,6 @@ KINDS = ["dinov2", "dinov2_with_registers", "vit"]
 
 
 def build(kind):
-    torch.manual_seed(0)
     if kind == "dinov2":
         return Dinov2Model(Dinov2Config(**SMALL))
     if kind == "dinov2_with_registers":
@@ -33,8 +34,7 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     for kind in KINDS:
         model = build(kind)
-        for parameter in model.parameters():  # registers and biases start as zeros, which would hide a wrong slice
-            torch.nn.init.normal_(parameter, std=0.3)
+        randomise(model, 0.3)  # registers and biases start as zeros, which would hide a wrong slice
         model.save_pretrained(root / kind)
     return root
 
@@ -65,11 +65,8 @@ def test_resizes_to_other_sizes_than_the_config(folders, kind):
     assert encoder(torch.rand(1, 1, 50, 50)).patch_tokens.shape == (1, 9, 32)
     assert encoder.resized_size(100, 170) == (42, 70)  # 71.4 to the nearest multiple of 14
     assert encoder(torch.rand(1, 1, 100, 170)).patch_tokens.shape == (1, 15, 32)
-
-
-def test_exact_size_and_height_before_width(folders):
-    encoder = DinoEncoder(folders / "dinov2", image_size=(28, 56))
-    assert encoder.preprocess(torch.rand(1, 1, 90, 33)).shape == (1, 3, 28, 56)
+    exact = DinoEncoder(folders / kind, image_size=(28, 56))
+    assert exact.preprocess(torch.rand(1, 1, 90, 33)).shape == (1, 3, 28, 56)
 
 
 def test_reduction_is_antialiased(folders):
@@ -82,20 +79,10 @@ def test_reduction_is_antialiased(folders):
 def test_is_frozen_and_stays_in_evaluation_mode(folders):
     encoder = DinoEncoder(folders / "dinov2", image_size=28)
     torch.nn.ModuleList([encoder]).train()
-    image = torch.rand(1, 1, 28, 28)
+    image = torch.rand(1, 1, 28, 28, requires_grad=True)
     assert not any(m.training for m in encoder.modules())
-    assert not any(p.requires_grad for p in encoder.parameters())
+    assert not any(p.requires_grad for p in encoder.parameters()) and not encoder(image).cls_token.requires_grad
     torch.testing.assert_close(encoder(image).cls_token, encoder(image).cls_token, atol=0, rtol=0)
-
-
-def test_gradient_only_where_asked(folders):
-    encoder = DinoEncoder(folders / "dinov2", image_size=28)
-    image = torch.rand(1, 1, 40, 40, requires_grad=True)
-    assert not encoder(image).cls_token.requires_grad
-    encoder(image, with_grad=True).cls_token.sum().backward()
-    assert image.grad is not None and image.grad.abs().sum() > 0
-    with torch.no_grad():
-        assert not encoder(image, with_grad=True).cls_token.requires_grad
 
 
 def test_half_precision_checkpoint_runs_in_float32(folders, tmp_path):
@@ -122,17 +109,13 @@ def test_missing_weights_are_not_left_random(folders, tmp_path):
         DinoEncoder(tmp_path, image_size=28)
 
 
-def test_unknown_architecture_is_refused(tmp_path):
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
-    ResNetModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"'resnet'.*dinov2"):
+def test_what_cannot_be_used_is_named(folders, tmp_path):
+    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"resnet.*dinov2"):
         DinoEncoder(tmp_path)
-
-
-def test_missing_folder_and_wrong_sizes_say_what_to_do(folders, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="none"):
         DinoEncoder(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"patch size 14\. Use 224 instead of 225"):
+    with pytest.raises(SettingsError, match="224"):
         DinoEncoder(folders / "dinov2", image_size=225)
-    with pytest.raises(ValueError, match=r"expected \[B, 1, H, W\]"):
+    with pytest.raises(ValueError, match=r"\[B, 1, H, W\]"):
         DinoEncoder(folders / "dinov2", image_size=28)(torch.rand(1, 3, 28, 28))

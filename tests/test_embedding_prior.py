@@ -74,11 +74,17 @@ def test_images_that_are_in_the_data_twice_do_not_blow_up_others():
     assert encoded.isfinite().all() and encoded.abs().max() < 100
 
 
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(SettingsError, match="found 8"):
-        fitted(8, correlated_tokens(8))
-    with pytest.raises(SettingsError, match="13"):
-        TokenComponents(13, 2, 6)
+@pytest.mark.parametrize(
+    ("num_components", "tokens", "named"),
+    [
+        (8, correlated_tokens(8), "8"),
+        (13, correlated_tokens(20), "13"),
+        (37, correlated_tokens(20, num_tokens=3), "37"),
+    ],
+)
+def test_what_does_not_fit_is_refused(num_components, tokens, named):
+    with pytest.raises(SettingsError, match=named):
+        fitted(num_components, tokens)
     with pytest.raises(SettingsError):
         TokenComponents(4, 2, 6).fit(correlated_tokens(20, num_tokens=3))
 
@@ -86,19 +92,12 @@ def test_what_does_not_fit_is_refused():
 # ---- network -------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_label_is_no_label():
-    prior = make_tiny_prior()
-    assert prior.label_indices(["b", "", "a", "c", "a|b"]).tolist() == [1, 2, 0, 2, 2]
-    no_label = prior.encode_labels(prior.label_indices(["c"]))
-    assert torch.equal(no_label, prior.null_context)
-    assert torch.equal(prior.null_context[0, 0], prior.label_embedding.weight[2])
-    assert not torch.equal(prior.encode_labels(torch.tensor([0])), prior.null_context)
-
-
-def test_without_labels_there_is_only_no_label():
-    prior = make_tiny_prior(labels=())
-    assert prior.label_indices(["a", ""]).tolist() == [0, 0]
-    assert torch.equal(prior.encode_labels(torch.tensor([0])), prior.null_context)
+@pytest.mark.parametrize(("labels", "expected"), [(("a", "b"), [1, 2, 0, 2, 2]), ((), [0, 0, 0, 0, 0])])
+def test_an_unknown_label_is_no_label(labels, expected):
+    prior = make_tiny_prior(labels=labels)
+    assert prior.label_indices(["b", "", "a", "c", "a|b"]).tolist() == expected
+    assert torch.equal(prior.encode_labels(prior.label_indices(["c"])), prior.null_context)
+    assert torch.equal(prior.null_context[0, 0], prior.label_embedding.weight[len(labels)])
 
 
 def test_it_starts_at_predicting_nothing_and_with_blocks_that_do_nothing():
@@ -128,28 +127,19 @@ def test_the_output_depends_on_all_inputs_and_each_sample_on_its_own():
 # ---- weights -------------------------------------------------------------------------------------------------------
 
 
-def test_a_start_knows_the_components_and_trains():
+def test_a_start_knows_the_components_trains_and_comes_back_from_half_precision(tmp_path):
     prior = start_prior(make_tiny_prior().eval(), correlated_tokens(30))
     assert prior.components.scaler.tokens_num_images > 0 and prior.training
     assert prior.components.directions.norm(dim=0) == pytest.approx(torch.ones(4))
-
-
-def test_half_precision_weights_load_into_float32(tmp_path):
-    prior = start_prior(make_tiny_prior(), correlated_tokens(30))
     randomise(prior, 0.3)
     torch.save(half_precision(prior.state_dict()), tmp_path / "prior.pt")
     loaded = load_weights(make_tiny_prior(), tmp_path / "prior.pt")
-    assert not loaded.training
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32} and not loaded.training
     assert loaded.components.scaler.tokens_num_images > 0
     tokens = correlated_tokens(5, seed=1)
     torch.testing.assert_close(loaded.components.encode(tokens), prior.components.encode(tokens), atol=0.1, rtol=0.02)
     noisy, timesteps, context = torch.randn(2, 4), torch.tensor([3.0, 800.0]), prior.null_context.expand(2, -1, -1)
     outputs = [network.eval()(noisy, timesteps, context) for network in (loaded, prior)]
     torch.testing.assert_close(*outputs, atol=0.05, rtol=0.05)
-
-
-def test_weights_of_others_are_refused(tmp_path):
-    torch.save(make_tiny_prior(labels=("a",)).state_dict(), tmp_path / "prior.pt")
     with pytest.raises(WeightsError, match="label_embedding"):
-        load_weights(make_tiny_prior(), tmp_path / "prior.pt")
+        load_weights(make_tiny_prior(labels=("a",)), tmp_path / "prior.pt")

@@ -46,6 +46,9 @@ def image():
 
 def test_features_are_the_graphs_of_pixels_prepared_as_pytorch_fid_does(network, image):
     pixels = F.interpolate(image.repeat(1, 3, 1, 1), size=(299, 299), mode="bilinear", align_corners=False)
+    nn.ModuleList([network]).train()
+    assert not any(module.training for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
     features = network(image)
     assert features.shape == (2, 2048) and features.dtype == torch.float32
     torch.testing.assert_close(features, Pooled(2048)(2 * pixels - 1))
@@ -60,12 +63,6 @@ def test_input_becomes_three_channels_in_minus_one_to_one(network):
     assert torch.equal(pixels[:, 0], pixels[:, 2])
     with pytest.raises(ValueError, match=r"\(1, 3, 64, 64\)"):
         network(torch.rand(1, 3, 64, 64))
-
-
-def test_is_frozen_and_stays_in_evaluation_mode(network):
-    nn.ModuleList([network]).train()
-    assert not any(module.training for module in network.modules())
-    assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("content", ["absent", "text", "state dict", "other graph"])

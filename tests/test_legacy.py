@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -60,17 +58,12 @@ def test_monai_own_loader_changes_results_and_ours_does_not(case):
     assert difference(load_legacy_network(kind, arguments, old.state_dict()).eval(), old, arguments) < 1e-5
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_flags_and_names_of_the_core_arguments(kind):
-    arguments = legacy_arguments(kind, {"use_flash_attention": True})
-    found = core_arguments(kind, arguments)
-    assert found["channels"] == [8, 16]
-    assert (found["include_fc"], found["use_combined_linear"]) == (False, False)
-    assert "use_flash_attention" not in found and "num_channels" not in found
-    assert not {"include_fc", "use_combined_linear"} & arguments.keys()
-
-
-def test_conditional_unet_keeps_the_linear_layer_and_checkpointing_is_renamed():
+def test_flags_and_names_of_the_core_arguments():
+    for kind in KINDS:
+        found = core_arguments(kind, legacy_arguments(kind, {"use_flash_attention": True}))
+        assert found["channels"] == [8, 16]
+        assert (found["include_fc"], found["use_combined_linear"]) == (False, False)
+        assert "use_flash_attention" not in found and "num_channels" not in found
     assert core_arguments(UNET, legacy_arguments(UNET, CONDITIONED))["include_fc"] is True
     assert core_arguments(AUTOENCODER, {"use_checkpointing": True})["use_checkpoint"] is True
 
@@ -85,89 +78,22 @@ def test_defaults_that_the_old_arguments_leave_out_are_the_same_in_core(kind):
         assert new[core_name].default == parameter.default, name
 
 
-PUBLISHED = {  # of the chest X-ray LDM in the generative model zoo
-    AUTOENCODER: {
-        "spatial_dims": 2,
-        "in_channels": 1,
-        "out_channels": 1,
-        "latent_channels": 3,
-        "num_channels": [64, 128, 128, 128],
-        "num_res_blocks": 2,
-        "norm_num_groups": 32,
-        "norm_eps": 1e-6,
-        "attention_levels": [False, False, False, False],
-        "with_encoder_nonlocal_attn": False,
-        "with_decoder_nonlocal_attn": False,
-    },
-    UNET: {
-        "spatial_dims": 2,
-        "in_channels": 3,
-        "out_channels": 3,
-        "num_channels": [256, 512, 768],
-        "num_res_blocks": 2,
-        "attention_levels": [False, True, True],
-        "norm_num_groups": 32,
-        "norm_eps": 1e-6,
-        "resblock_updown": False,
-        "num_head_channels": [0, 512, 768],
-        "with_conditioning": True,
-        "transformer_num_layers": 1,
-        "cross_attention_dim": 1024,
-    },
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_narrow_twin_of_the_published_chest_xray_ldm_gives_the_same_outputs(kind):
-    narrow: dict[str, Any] = {"num_channels": [4, 8, 8, 8]}
-    if kind == UNET:
-        narrow = {"num_channels": [4, 8, 12], "num_head_channels": [0, 8, 12], "cross_attention_dim": 6}
-    arguments = {**PUBLISHED[kind], **narrow, "norm_num_groups": 4}
-    old = old_network(kind, arguments)
-    new = load_legacy_network(kind, arguments, old.state_dict())
-    assert verify_against_generative(kind, arguments, old.state_dict(), new) < 1e-5
-
-
-def _without_a_decoder_conv(state: dict[str, Tensor]) -> None:
-    del state["decoder.blocks.2.conv.conv.weight"]
-
-
-def _without_a_first_conv(state: dict[str, Tensor]) -> None:
-    del state["encoder.blocks.0.conv.weight"]  # which MONAI's own loader would leave random
-
-
-def _with_a_number_that_is_none(state: dict[str, Tensor]) -> None:
-    state["encoder.blocks.0.conv.bias"] = torch.full((8,), torch.nan)
-
-
-def _with_a_stranger(state: dict[str, Tensor]) -> None:
-    state["discriminator.weight"] = torch.zeros(1)
-
-
-def _with_an_unused_layer_where_there_is_no_attention(state: dict[str, Tensor]) -> None:
-    state["encoder.blocks.0.proj_attn.weight"] = torch.zeros(8, 8)
-
-
-def _with_a_wider_layer(state: dict[str, Tensor]) -> None:
-    state["encoder.blocks.0.conv.bias"] = torch.zeros(9)
-
-
 @pytest.mark.parametrize(
-    ("damage", "named"),
+    ("name", "value"),
     [
-        (_without_a_decoder_conv, r"decoder\.blocks\.2\.(post)?conv\.conv\.weight"),
-        (_without_a_first_conv, r"encoder\.blocks\.0\.conv\.weight"),
-        (_with_a_stranger, r"discriminator\.weight"),
-        (_with_an_unused_layer_where_there_is_no_attention, r"encoder\.blocks\.0\.proj_attn"),
-        (_with_a_wider_layer, r"encoder\.blocks\.0\.conv\.bias"),
-        (_with_a_number_that_is_none, r"encoder\.blocks\.0\.conv\.bias"),
+        ("decoder.blocks.2.conv.conv.weight", None),
+        ("encoder.blocks.0.conv.weight", None),  # which MONAI's own loader would leave random
+        ("discriminator.weight", torch.zeros(1)),
+        ("encoder.blocks.0.proj_attn.weight", torch.zeros(8, 8)),  # where there is no attention
+        ("encoder.blocks.0.conv.bias", torch.zeros(9)),
+        ("encoder.blocks.0.conv.bias", torch.full((8,), torch.nan)),
     ],
 )
-def test_a_state_dict_that_does_not_fit_exactly_is_refused_by_name(damage: Callable, named: str):
+def test_a_state_dict_that_does_not_fit_exactly_is_refused_by_name(name: str, value: Tensor | None):
     arguments = legacy_arguments(AUTOENCODER, NO_ATTENTION)
-    state = dict(old_network(AUTOENCODER, arguments).state_dict())
-    damage(state)
-    with pytest.raises(WeightsError, match=named):
+    state = {**old_network(AUTOENCODER, arguments).state_dict(), name: value}
+    state = {key: value for key, value in state.items() if value is not None}
+    with pytest.raises(WeightsError, match=name.replace(".conv.conv.", ".(post)?conv.conv.")):
         load_legacy_network(AUTOENCODER, arguments, state)
 
 
@@ -268,7 +194,7 @@ def test_verification_leaves_the_mode_and_notices_one_changed_row(projection):
 def test_verification_refuses_outputs_of_zeros_which_prove_nothing():
     arguments = legacy_arguments(UNET, {})
     untrained = generative_nets.DiffusionModelUNet(**arguments).state_dict()
-    with pytest.raises(WeightsError, match="nan"):
+    with pytest.raises(WeightsError):
         verify_against_generative(UNET, arguments, untrained, load_legacy_network(UNET, arguments, untrained))
 
 
@@ -277,5 +203,5 @@ def test_without_generative_conversion_works_and_verification_says_what_is_missi
     state = old_network(AUTOENCODER, arguments).state_dict()
     monkeypatch.setitem(sys.modules, "generative.networks.nets", None)
     new = load_legacy_network(AUTOENCODER, arguments, state)
-    with pytest.raises(ImportError, match="pip install monai-generative"):
+    with pytest.raises(ImportError, match="monai-generative"):
         verify_against_generative(AUTOENCODER, arguments, state, new)

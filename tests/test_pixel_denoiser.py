@@ -7,7 +7,6 @@ from torch import nn
 from common.diffusion.noise_schedule import NoiseSchedule
 from common.diffusion.samplers import Sampler
 from common.networks.pixel_denoiser import PixelDenoiser, start_pixel_denoiser
-from common.networks.weights import load_weights
 
 TINY = {
     "channels": [8, 16],
@@ -55,9 +54,8 @@ def test_image_and_timestep_matter_and_images_of_a_batch_do_not_see_each_other()
 def test_a_new_denoiser_predicts_zero_and_its_attention_changes_nothing_yet():
     denoiser = PixelDenoiser(**TINY)
     assert not denoiser(torch.randn(1, 1, 8, 8), torch.tensor([5])).any()
-    for module in denoiser.modules():
-        if isinstance(module, SABlock):
-            assert not module(torch.randn(1, 4, module.hidden_input_size)).any()
+    attention = [module for module in denoiser.modules() if isinstance(module, SABlock)]
+    assert attention and not any(block(torch.randn(1, 4, block.hidden_input_size)).any() for block in attention)
 
 
 def test_dropout_acts_in_training_only_and_leaves_the_names_of_the_weights_as_they_are():
@@ -78,10 +76,10 @@ def test_sizes_that_do_not_fit_are_refused(shape):
         make_tiny_pixel_denoiser()(torch.randn(shape), torch.tensor([5]))
 
 
-@pytest.mark.parametrize("dropout", [-0.1, 1.0])
-def test_an_impossible_dropout_is_refused(dropout):
-    with pytest.raises(ValueError, match=str(dropout)):
-        PixelDenoiser(**TINY, dropout=dropout)
+@pytest.mark.parametrize("wrong", [{"dropout": -0.1}, {"dropout": 1.0}, {"patch_size": 0}])
+def test_impossible_numbers_are_refused(wrong):
+    with pytest.raises(ValueError, match=str(*wrong.values())):
+        PixelDenoiser(**TINY, **wrong)
 
 
 @pytest.mark.parametrize("num_train_timesteps", [1000, 4000])
@@ -102,22 +100,16 @@ def test_paper_scale_has_the_width_depth_and_attention_of_adm():
     assert attention == down | up | {"unet.middle_block.attention.attn"}, "at 32, 16 and 8 of 256 px"
 
 
-def test_weights_come_back_and_half_precision_becomes_float32(tmp_path):
-    denoiser = make_tiny_pixel_denoiser()
-    torch.save({name: value.half() for name, value in denoiser.state_dict().items()}, tmp_path / "model.pt")
-    loaded = load_weights(PixelDenoiser(**TINY), tmp_path / "model.pt")
-    assert not loaded.training
-    for name, value in denoiser.state_dict().items():
-        assert loaded.state_dict()[name].dtype == torch.float32
-        torch.testing.assert_close(loaded.state_dict()[name], value, atol=1e-3, rtol=1e-3)
-    assert start_pixel_denoiser(loaded, tmp_path / "model.pt").training
-
-
-def test_a_training_from_nothing_keeps_the_initial_weights():
+def test_a_training_starts_from_weights_or_from_nothing(tmp_path):
     denoiser = make_tiny_pixel_denoiser().eval()
     before = {name: value.clone() for name, value in denoiser.state_dict().items()}
+    torch.save({name: value.half() for name, value in before.items()}, tmp_path / "model.pt")
     assert start_pixel_denoiser(denoiser, None) is denoiser and denoiser.training
-    assert all(torch.equal(value, before[name]) for name, value in denoiser.state_dict().items())
+    loaded = start_pixel_denoiser(PixelDenoiser(**TINY), tmp_path / "model.pt")
+    assert loaded.training
+    for name, value in before.items():
+        assert torch.equal(denoiser.state_dict()[name], value) and loaded.state_dict()[name].dtype == torch.float32
+        torch.testing.assert_close(loaded.state_dict()[name], value, atol=1e-3, rtol=1e-3)
 
 
 def test_patches_are_folded_in_space_and_back():
@@ -126,11 +118,7 @@ def test_patches_are_folded_in_space_and_back():
     assert denoiser.downsampling_factor == 2 * make_tiny_pixel_denoiser().downsampling_factor
     noisy, timesteps = torch.randn(1, 1, 16, 24), torch.tensor([3])
     seen = {}
-
-    def look(_module, inputs, output):
-        seen["input"], seen["output"] = inputs[0], output
-
-    denoiser.unet.register_forward_hook(look)
+    denoiser.unet.register_forward_hook(lambda _, inputs, output: seen.update(input=inputs[0], output=output))
     with torch.no_grad():
         output = denoiser(noisy, timesteps)
     assert output.shape == noisy.shape and seen["input"].shape == (1, 4, 8, 12)
@@ -140,5 +128,3 @@ def test_patches_are_folded_in_space_and_back():
             assert torch.equal(seen["output"][0, 2 * row + column], output[0, 0, row::2, column::2])
     with pytest.raises(ValueError):
         denoiser(torch.randn(1, 1, 17, 24), timesteps)
-    with pytest.raises(ValueError):
-        make_tiny_pixel_denoiser(patch_size=0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_image
 from ..errors import WeightsError
 from ..intensity import to_signed
 from .pixel_denoiser import adm_unet
@@ -56,11 +57,11 @@ class DiffusionSegmenter(nn.Module):
     ) -> None:
         if num_classes < 2 or timestep < 0:
             raise ValueError(
-                f"expected at least two classes and a timestep of at least 0, found {num_classes}, {timestep}"
+                f"expected two classes or more and a timestep of 0 or more, found {num_classes}, {timestep}"
             )
         super().__init__()
         levels = (channels, num_res_blocks, attention_levels, num_head_channels)
-        self.unet = adm_unet(1, num_classes, *levels, norm_num_groups, dropout, use_flash_attention, patch_size)
+        self.unet = adm_unet(num_classes, *levels, norm_num_groups, dropout, use_flash_attention, patch_size)
         self.patch_size = patch_size
         # Core starts it at zero, as a denoiser needs it; here that would keep the first step from all other weights.
         cast(nn.Conv2d, self.unet.out[2].conv).reset_parameters()
@@ -81,8 +82,8 @@ class DiffusionSegmenter(nn.Module):
         Raises:
             ValueError: not a batch of images of one channel.
         """
-        if not torch.jit.is_tracing() and (image.ndim != 4 or image.shape[1] != 1):
-            raise ValueError(f"expected an image [B, 1, H, W], found {tuple(image.shape)}")
+        if not torch.jit.is_tracing():
+            check_image(image)
         height, width = image.shape[2], image.shape[3]
         factor = self.downsampling_factor
         padded = F.pad(image, (0, -width % factor, 0, -height % factor), mode="replicate")
@@ -110,10 +111,7 @@ def take_pretrained(segmenter: DiffusionSegmenter, path: str | Path) -> list[str
             "attention_levels that the weights were trained with"
         )
     segmenter.load_state_dict({**own, **found}, strict=True)
-    numbers = sum(value.numel() for value in found.values())
-    _logger.info(
-        "took %d of %d tensors (%d numbers) from %s; new: %s", len(found), len(own), numbers, path, ", ".join(new)
-    )
+    _logger.info("took %d of %d tensors from %s; new: %s", len(found), len(own), path, ", ".join(new))
     return new
 
 

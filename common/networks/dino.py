@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_image, check_multiple
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MODEL_TYPES = ("dinov2", "dinov2_with_registers", "vit")
@@ -40,7 +42,8 @@ class DinoEncoder(nn.Module):
 
     Raises:
         FileNotFoundError: source looks like a path and is no folder.
-        ValueError: the config's model_type is not a known one, the image size is not a multiple of the patch size.
+        SettingsError: the image size is not a multiple of the patch size.
+        ValueError: the config's model_type is not a known one.
         RuntimeError: the checkpoint lacks weights (transformers itself would leave them random).
     """
 
@@ -55,13 +58,7 @@ class DinoEncoder(nn.Module):
         self.hidden_size = int(config.hidden_size)
         self.num_register_tokens = int(getattr(config, "num_register_tokens", 0))
         self.image_size = image_size
-        for side in (image_size,) if isinstance(image_size, int) else image_size:
-            if side < self.patch_size or side % self.patch_size:
-                nearest = max(1, round(side / self.patch_size)) * self.patch_size
-                raise ValueError(
-                    f"DINO image_size: found {image_size}; expected multiples of the patch size {self.patch_size}. "
-                    f"Use {nearest} instead of {side}."
-                )
+        check_multiple(image_size, self.patch_size)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
@@ -80,24 +77,22 @@ class DinoEncoder(nn.Module):
 
     def preprocess(self, image: Tensor) -> Tensor:
         """Resize and normalise: [B, 1, H, W] in [0, 1] -> [B, 3, h, w] with ImageNet's mean 0 and sd 1."""
-        if image.ndim != 4 or image.shape[1] != 1:
-            raise ValueError(f"DINO: found image {tuple(image.shape)}; expected [B, 1, H, W] with values in [0, 1].")
+        check_image(image)
         size = self.resized_size(image.shape[2], image.shape[3])
         image = image.float()  # antialiased interpolation has no half precision on CPU
         if size != tuple(image.shape[2:]):
             image = F.interpolate(image, size=size, mode="bicubic", antialias=True, align_corners=False)
         return (image.clamp(0, 1) - self.mean) / self.std
 
-    def forward(self, image: Tensor, with_grad: bool = False) -> DinoTokens:
-        """Encode [B, 1, H, W] in [0, 1] to named tokens; gradients reach the image only if `with_grad`.
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> DinoTokens:
+        """Encode [B, 1, H, W] in [0, 1] to named tokens, without gradients.
 
         Raises:
             ValueError: image is not [B, 1, H, W].
         """
-        # A frozen forward pass would still build a graph through to an image that requires a gradient.
-        with torch.set_grad_enabled(with_grad and torch.is_grad_enabled()):
-            options = {"interpolate_pos_encoding": True} if self.model.config.model_type == "vit" else {}
-            tokens = self.model(pixel_values=self.preprocess(image), **options).last_hidden_state
+        options = {"interpolate_pos_encoding": True} if self.model.config.model_type == "vit" else {}
+        tokens = self.model(pixel_values=self.preprocess(image), **options).last_hidden_state
         first_patch = 1 + self.num_register_tokens
         return DinoTokens(tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:])
 

@@ -51,8 +51,7 @@ class TokenComponents(nn.Module):
         number = len(self.components_scale)
         if len(tokens) <= number:
             raise SettingsError(
-                f"num_components {number}: expected more training images than that, found {len(tokens)}; "
-                "lower num_components"
+                f"num_components {number}: expected more training images, found {len(tokens)}; lower it"
             )
         self.scaler.fit(tokens)
         flat = self.scaler.scale(tokens.to(self.directions.device)).flatten(1).double()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_image
 from ..errors import WeightsError
 from ..intensity import to_signed
 
@@ -57,15 +58,8 @@ class FidInception(nn.Module):
         return super().train(False)
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Resize, scale, grey to three channels: [B, 1, H, W] in [0, 1] -> [B, 3, 299, 299] in [-1, 1].
-
-        Raises:
-            ValueError: image is not [B, 1, H, W].
-        """
-        if image.ndim != 4 or image.shape[1] != 1:
-            raise ValueError(
-                f"FID Inception: found image {tuple(image.shape)}; expected [B, 1, H, W] with values in [0, 1]."
-            )
+        """Resize, scale, grey to three channels: [B, 1, H, W] in [0, 1] -> [B, 3, 299, 299] in [-1, 1]."""
+        check_image(image)
         image = F.interpolate(image.float(), size=(INPUT_SIZE, INPUT_SIZE), mode="bilinear", align_corners=False)
         return to_signed(image).expand(-1, 3, -1, -1)
 

@@ -9,7 +9,7 @@ import torch
 from monai.networks.nets import AutoencoderKL
 from torch import Tensor, nn
 
-from ..checks import check_multiple
+from ..checks import check_image, check_multiple
 from ..intensity import to_signed, to_unit
 from .weights import load_weights, recorded
 
@@ -86,31 +86,20 @@ class LatentCodec(nn.Module):
             ValueError: channels or size do not fit; says which.
         """
         if not torch.jit.is_tracing():
-            self._check_image(image)
+            check_image(image, self.downsampling_factor)
         return self.autoencoder.encode(to_signed(image))
 
     def reconstruct(self, raw_latents: Tensor) -> Tensor:
         """Decode raw latents [B, C, h, w] to an image [B, 1, h·f, w·f], nominally in [0, 1], not clipped."""
         return to_unit(self.autoencoder.decode(raw_latents))
 
-    def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Encode to scaled latents, zero mean and unit standard deviation over the training split.
-
-        Args:
-            image: [B, 1, H, W] in [0, 1].
-            generator: draws from the posterior; None takes its mean.
-
-        Returns:
-            Latents [B, C, H/f, W/f].
+    def encode(self, image: Tensor) -> Tensor:
+        """The posterior's mean of images [B, 1, H, W] in [0, 1] as scaled latents [B, C, H/f, W/f].
 
         Raises:
             RuntimeError: the weights carry no latent statistics yet.
         """
-        mean, std = self.posterior(image)
-        if generator is not None:
-            noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=torch.float32)
-            mean = mean + std * noise.to(mean)
-        return self.scale(mean)
+        return self.scale(self.posterior(image)[0])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents [B, C, h, w] to an image [B, 1, h·f, w·f] clipped to [0, 1]."""
@@ -118,13 +107,13 @@ class LatentCodec(nn.Module):
 
     def scale(self, raw_latents: Tensor) -> Tensor:
         """Raw latents to scaled latents; the inverse of `unscale`."""
-        self._require_statistics()
-        return (raw_latents - self._per_channel(self.latents_mean)) / self._per_channel(self.latents_std)
+        mean, std = self._statistics()
+        return (raw_latents - mean) / std
 
     def unscale(self, latents: Tensor) -> Tensor:
         """Scaled latents to raw latents; the inverse of `scale`."""
-        self._require_statistics()
-        return latents * self._per_channel(self.latents_std) + self._per_channel(self.latents_mean)
+        mean, std = self._statistics()
+        return latents * std + mean
 
     def forward(self, image: Tensor) -> Tensor:
         """Reconstruct an image [B, 1, H, W] in [0, 1] from the posterior's mean, clipped to [0, 1]."""
@@ -137,40 +126,27 @@ class LatentCodec(nn.Module):
         Raises:
             ValueError: wrong shape, not finite, a zero standard deviation, or no images.
         """
-        expected = (self.latent_channels,)
-        if tuple(mean.shape) != expected or tuple(std.shape) != expected:
+        is_shaped = mean.shape == std.shape == self.latents_mean.shape
+        if num_images < 1 or not is_shaped or not (mean.isfinite() & std.isfinite() & (std > 0)).all():
             raise ValueError(
-                f"latent statistics: expected shape {expected}, found {tuple(mean.shape)}, {tuple(std.shape)}"
-            )
-        if num_images < 1 or not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
-            raise ValueError(
-                f"latent statistics: expected finite mean and positive std, found {mean}, {std}, {num_images}"
+                f"latent statistics: expected finite means and positive deviations of {self.latent_channels} channels, "
+                f"found {mean}, {std} over {num_images} images"
             )
         self.latents_mean.copy_(mean)
         self.latents_std.copy_(std)
         self.latents_num_images.fill_(num_images)
 
-    def _per_channel(self, statistic: Tensor) -> Tensor:
-        return statistic.view(1, -1, 1, 1)
-
-    def _require_statistics(self) -> None:
+    def _statistics(self) -> tuple[Tensor, Tensor]:
         if not torch.jit.is_tracing() and self.latents_num_images.item() == 0:
             raise RuntimeError(
                 "the autoencoder's weights hold no latent statistics (latents_num_images is 0); "
                 "finish the training, which measures them over the training split at its end"
             )
+        return self.latents_mean.view(1, -1, 1, 1), self.latents_std.view(1, -1, 1, 1)
 
     def check_size(self, image_size: int) -> None:
         """Refuse a size of images, px, that cannot be encoded: SettingsError."""
         check_multiple(image_size, self.downsampling_factor)
-
-    def _check_image(self, image: Tensor) -> None:
-        factor = self.downsampling_factor
-        if image.ndim != 4 or image.shape[1] != 1 or image.shape[2] % factor or image.shape[3] % factor:
-            raise ValueError(
-                f"expected an image [B, 1, H, W] with H and W multiples of {factor}, found {tuple(image.shape)}; "
-                "resize or pad it first"
-            )
 
 
 class VariationalPass(nn.Module):

@@ -90,9 +90,8 @@ class LatentDenoiser(nn.Module):
         Returns:
             [B, C, h, w].
         """
-        return F.pixel_shuffle(
-            self.unet(F.pixel_unshuffle(noisy, self.patch_size), timesteps, context=context), self.patch_size
-        )
+        output = self.unet(F.pixel_unshuffle(noisy, self.patch_size), timesteps, context=context)
+        return F.pixel_shuffle(output, self.patch_size)
 
 
 class DenoisingPass(nn.Module):

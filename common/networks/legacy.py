@@ -43,13 +43,11 @@ def read_legacy_state(path: str | Path, entry: str | None = None) -> dict[str, T
     Raises:
         WeightsError: no readable file, or none or several state dicts in it.
     """
-    if not Path(path).is_file():
-        raise WeightsError(f"{path}: found no file; expected a legacy checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+    except (OSError, *_UNREADABLE) as error:
         raise WeightsError(
-            f"{path}: found no file of tensors and plain values ({type(error).__name__}); expected a state dict saved "
+            f"{path}: found no file of tensors and plain values ({type(error).__name__}); expected a state_dict saved "
             "by torch.save. A pickled module has to be saved again as its state_dict(), where its code is trusted"
         ) from error
     inside = content if isinstance(content, Mapping) else {}
@@ -146,12 +144,7 @@ def load_legacy_network(
 
 
 def verify_against_generative(
-    kind: str,
-    legacy_arguments: Mapping[str, Any],
-    legacy_state: Mapping[str, Tensor],
-    network: nn.Module,
-    tolerance: float = TOLERANCE,
-    seed: int = 0,
+    kind: str, legacy_arguments: Mapping[str, Any], legacy_state: Mapping[str, Tensor], network: nn.Module
 ) -> float:
     """Compare every output of a converted network with the old network's, in evaluation mode on a seeded input.
 
@@ -161,39 +154,14 @@ def verify_against_generative(
         legacy_arguments: constructor arguments of the old network.
         legacy_state: its state dict.
         network: the converted float32 network, on any device.
-        tolerance: largest accepted absolute difference, as a fraction of the largest absolute old output.
-        seed: of the input.
 
     Returns:
-        The largest such fraction over all outputs.
+        The largest absolute difference over all outputs, as a fraction of the largest absolute old output.
 
     Raises:
         ImportError: monai-generative is not installed.
-        WeightsError: a difference above the tolerance, or outputs that cannot show any, as an untrained network's.
+        WeightsError: a difference above `TOLERANCE`, or outputs that cannot show any, as an untrained network's.
     """
-    device, was_training = next(network.parameters()).device, network.training
-    legacy, inputs = _legacy_network_and_inputs(kind, legacy_arguments, legacy_state, seed)
-    inputs = {name: value.to(device) for name, value in inputs.items()}
-    with torch.no_grad():
-        expected = _outputs(kind, legacy.to(device).eval(), inputs)
-        found = _outputs(kind, network.eval(), inputs)
-    network.train(was_training)
-    differences = [
-        ((one - other).abs().max() / other.abs().max()).item() for one, other in zip(found, expected, strict=True)
-    ]
-    if not all(value <= tolerance for value in differences):  # NaN, as of zeros, is above
-        shares = _few(f"{value:.2g}" for value in differences)
-        raise WeightsError(
-            f"{kind}: the converted network differs from monai-generative's by {shares} of the outputs' scale; "
-            f"expected at most {tolerance:g}"
-        )
-    return max(differences)
-
-
-def _legacy_network_and_inputs(
-    kind: str, legacy_arguments: Mapping[str, Any], legacy_state: Mapping[str, Tensor], seed: int
-) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The old network with its weights, and arguments for a call of it."""
     try:  # the only part that works with monai 1.6: not its schedulers, losses or engines
         nets = importlib.import_module("generative.networks.nets")
     except ImportError as error:
@@ -201,10 +169,27 @@ def _legacy_network_and_inputs(
     legacy_class = getattr(nets, KINDS[kind].__name__)
     bound = inspect.signature(legacy_class).bind(**{**legacy_arguments, "use_flash_attention": False})
     bound.apply_defaults()
-    arguments = bound.arguments
-    legacy = legacy_class(**arguments)
+    legacy = legacy_class(**bound.arguments)
     legacy.load_state_dict(dict(legacy_state), strict=True)
-    generator = torch.Generator().manual_seed(seed)
+    device, was_training = next(network.parameters()).device, network.training
+    inputs = {name: value.to(device) for name, value in _inputs(bound.arguments).items()}
+    with torch.no_grad():
+        found, old = (_outputs(kind, each.to(device).eval(), inputs) for each in (network, legacy))
+    network.train(was_training)
+    scales = [(one - other).abs().max() / other.abs().max() for one, other in zip(found, old, strict=True)]
+    differences = [scale.item() for scale in scales]
+    if not all(value <= TOLERANCE for value in differences):  # NaN, as of zeros, is above
+        shares = _few(f"{value:.2g}" for value in differences)
+        raise WeightsError(
+            f"{kind}: the converted network differs from monai-generative's by {shares} of the outputs' scale; "
+            f"expected at most {TOLERANCE:g}"
+        )
+    return max(differences)
+
+
+def _inputs(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Arguments for a call of a network that was made with these."""
+    generator = torch.Generator().manual_seed(0)
     number, size = len(_TIMESTEPS), 4 * 2 ** (len(arguments["num_channels"]) - 1)  # over one position attention is idle
     shape = (number, arguments["in_channels"], *[size] * arguments["spatial_dims"])
     inputs = {"x": torch.randn(shape, generator=generator)}
@@ -212,7 +197,7 @@ def _legacy_network_and_inputs(
         inputs["context"] = torch.randn(number, 4, arguments["cross_attention_dim"], generator=generator)
     if arguments.get("num_class_embeds") is not None:
         inputs["class_labels"] = torch.arange(number) % arguments["num_class_embeds"]
-    return legacy, inputs
+    return inputs
 
 
 def _outputs(kind: str, network: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
@@ -223,11 +208,8 @@ def _outputs(kind: str, network: Any, inputs: Mapping[str, Tensor]) -> list[Tens
 
 
 def _is_state(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(key, str) and isinstance(item, Tensor) for key, item in value.items())
-    )
+    is_mapping = isinstance(value, Mapping) and len(value) > 0
+    return is_mapping and all(isinstance(key, str) and isinstance(item, Tensor) for key, item in value.items())
 
 
 def _few(names: Iterable[object], count: int = 4) -> str:

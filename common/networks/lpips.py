@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_image
 from ..intensity import to_signed
 from .weights import load_weights
 
 CHANNELS = (64, 192, 384, 256, 256)  # of AlexNet's five convolutions
+CONVOLUTIONS = ((11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1))  # kernel, stride, padding of each
 MIN_SIZE = 31  # pixels: the smallest side that leaves one position after AlexNet's strides
 
 
@@ -46,13 +49,12 @@ class LPIPS(nn.Module):
 
     def __init__(self, weights_path: str | Path) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            *(nn.Conv2d(3, CHANNELS[0], 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-            *(nn.Conv2d(CHANNELS[0], CHANNELS[1], 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-            *(nn.Conv2d(CHANNELS[1], CHANNELS[2], 3, padding=1), nn.ReLU()),
-            *(nn.Conv2d(CHANNELS[2], CHANNELS[3], 3, padding=1), nn.ReLU()),
-            *(nn.Conv2d(CHANNELS[3], CHANNELS[4], 3, padding=1), nn.ReLU()),
-        )
+        layers: list[nn.Module] = []
+        for k, (before, after) in enumerate(pairwise((3, *CHANNELS))):
+            kernel, stride, padding = CONVOLUTIONS[k]
+            layers += [nn.Conv2d(before, after, kernel, stride, padding), nn.ReLU()]
+            layers += [nn.MaxPool2d(3, 2)] if k < 2 else []
+        self.features = nn.Sequential(*layers)
         for k, channels in enumerate(CHANNELS):
             self.add_module(f"lin{k}", _Linear(channels))
         # ImageNet mean and standard deviation, written for an input in [-1, 1]; constants, so not in the state dict.
@@ -74,15 +76,11 @@ class LPIPS(nn.Module):
         Raises:
             ValueError: shapes differ, are not [B, 1, H, W], or a side is below 31 pixels.
         """
-        if image.shape != reference.shape or image.ndim != 4 or image.shape[1] != 1:
+        check_image(image)
+        if image.shape != reference.shape or min(image.shape[2:]) < MIN_SIZE:
             raise ValueError(
-                f"LPIPS: found image {tuple(image.shape)} and reference {tuple(reference.shape)}; "
-                "expected two tensors of the same shape [B, 1, H, W]."
-            )
-        if min(image.shape[2:]) < MIN_SIZE:
-            raise ValueError(
-                f"LPIPS: found images of {image.shape[2]}×{image.shape[3]} pixels; AlexNet needs at least "
-                f"{MIN_SIZE}×{MIN_SIZE}. Use larger images or switch LPIPS off."
+                f"LPIPS: found image {tuple(image.shape)} and reference {tuple(reference.shape)}; expected the same "
+                f"shape [B, 1, H, W] with sides of at least {MIN_SIZE} px. Use larger images or switch LPIPS off."
             )
         total = image.new_zeros(image.shape[0], dtype=torch.float32)
         for k, (a, b) in enumerate(zip(self._unit_features(image), self._unit_features(reference), strict=True)):

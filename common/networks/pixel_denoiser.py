@@ -14,12 +14,11 @@ from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import check_multiple
+from ..checks import check_image, check_multiple
 from .weights import load_weights, recorded
 
 
 def adm_unet(
-    in_channels: int,
     out_channels: int,
     channels: Sequence[int],
     num_res_blocks: int | Sequence[int],
@@ -30,14 +29,13 @@ def adm_unet(
     use_flash_attention: bool = False,
     patch_size: int = 1,
 ) -> DiffusionModelUNet:
-    """Build the U-Net: residual blocks that also resample, attention at chosen levels (ADM, section 3).
+    """Build the U-Net for images of one channel: residual blocks that also resample, attention at chosen levels.
 
     Two things that core leaves out are added without a parameter more, so that the keys are core's: dropout before the
     second convolution of each residual block, and the output projection of attention starting at zero. ADM's
     scale-shift normalisation is not in core; the timestep is added.
 
     Args:
-        in_channels: of the image.
         out_channels: of the output.
         channels: per level, full resolution first; each further level halves H and W.
         num_res_blocks: per level, or one number for all.
@@ -54,12 +52,10 @@ def adm_unet(
         ValueError: `dropout` outside [0, 1), `patch_size` below 1, or sizes that core refuses.
     """
     if not 0.0 <= dropout < 1.0 or patch_size < 1:
-        raise ValueError(
-            f"expected dropout in [0, 1) and patch_size of at least 1 px, found {dropout} and {patch_size}"
-        )
+        raise ValueError(f"expected dropout in [0, 1) and patch_size of at least 1 px, found {dropout}, {patch_size}")
     unet = DiffusionModelUNet(
         spatial_dims=2,
-        in_channels=in_channels * patch_size**2,
+        in_channels=patch_size**2,
         out_channels=out_channels * patch_size**2,
         channels=channels,
         num_res_blocks=num_res_blocks,
@@ -78,9 +74,8 @@ def adm_unet(
             nn.init.zeros_(module.out_proj.bias)
         if isinstance(module, DiffusionUNetResnetBlock) and dropout > 0.0:
             # A Sequential of one convolution named "conv", as core's own, so that the key stays "conv2.conv.weight".
-            module.conv2 = nn.Sequential(
-                OrderedDict(dropout=nn.Dropout(dropout), conv=cast(nn.Module, module.conv2.conv))
-            )
+            convolution = cast(nn.Module, module.conv2.conv)
+            module.conv2 = nn.Sequential(OrderedDict(dropout=nn.Dropout(dropout), conv=convolution))
     return unet
 
 
@@ -107,7 +102,7 @@ class PixelDenoiser(nn.Module):
     ) -> None:
         super().__init__()
         levels = (channels, num_res_blocks, attention_levels, num_head_channels)
-        self.unet = adm_unet(1, 1, *levels, norm_num_groups, dropout, use_flash_attention, patch_size)
+        self.unet = adm_unet(1, *levels, norm_num_groups, dropout, use_flash_attention, patch_size)
         self.patch_size = patch_size
         self.downsampling_factor = patch_size * 2 ** (len(channels) - 1)
 
@@ -129,14 +124,8 @@ class PixelDenoiser(nn.Module):
         Raises:
             ValueError: channels or size do not fit.
         """
-        factor = self.downsampling_factor
-        if not torch.jit.is_tracing() and (
-            noisy.ndim != 4 or noisy.shape[1] != 1 or noisy.shape[2] % factor or noisy.shape[3] % factor
-        ):
-            raise ValueError(
-                f"expected [B, 1, H, W] with H and W multiples of {factor}, found {tuple(noisy.shape)}; "
-                "resize or pad the images first"
-            )
+        if not torch.jit.is_tracing():
+            check_image(noisy, self.downsampling_factor)
         output = self.unet(F.pixel_unshuffle(noisy, self.patch_size), timesteps, context=context)
         return F.pixel_shuffle(output, self.patch_size)
 
