@@ -16,7 +16,8 @@ from monai.transforms import Compose
 from common.command_line import run_command
 from common.data.dataset import RadiographDataset
 from common.data.label_budget import labelled_radiographs
-from common.data.mask_transforms import LoadMaskd, LoadSpacedRadiographd, PadResized
+from common.data.mask_transforms import LoadMaskd, PadResized
+from common.data.transforms import LoadRadiographd
 from common.errors import SettingsError
 from common.evaluation.segmentation_evaluation import segment_and_score
 from common.evaluation.segmentation_metrics import summarise_scores
@@ -128,7 +129,7 @@ def load_all(
 ) -> list[dict]:
     """Held-out images as the network takes them, with masks at their own size, in memory."""
     transforms = [
-        LoadSpacedRadiographd(["image"]),
+        LoadRadiographd(["image"]),
         LoadMaskd(["label"], classes, mask_values),
         PadResized(["image"], image_size),
     ]

@@ -41,8 +41,3 @@ def test_a_curve_goes_through_its_points_without_overshooting():
     curve = smooth_curve([(0.0, 0.0), (1.0, 1.0), (2.0, 1.0)], 201)
     assert curve.shape == (201, 2) and curve[0].tolist() == [0, 0] and curve[100].tolist() == [1, 1]
     assert curve[:, 1].max() <= 1.0
-
-
-def test_tiny_pictures_are_refused():
-    with pytest.raises(ValueError, match="at least 16×16 pixels, got 15×40"):
-        BodyCanvas(15, 40)

@@ -21,14 +21,10 @@ def test_every_item_comes_once_per_pass_and_batches_cross_passes():
     assert drawn[:10] != drawn[10:]
 
 
-def test_starting_at_a_step_is_the_tail_of_the_whole_stream():
+def test_the_stream_is_the_seeds_and_starting_at_a_step_is_its_tail():
     whole = batches(StepBatchSampler(7, 3, seed=4), 12)
     assert batches(StepBatchSampler(7, 3, seed=4, start_step=5), 7) == whole[5:]
-
-
-def test_seed_decides_the_order():
-    assert batches(StepBatchSampler(50, 8, seed=0), 2) == batches(StepBatchSampler(50, 8, seed=0), 2)
-    assert batches(StepBatchSampler(50, 8, seed=0), 2) != batches(StepBatchSampler(50, 8, seed=1), 2)
+    assert batches(StepBatchSampler(7, 3, seed=5), 12) != whole
 
 
 def test_two_processes_share_what_one_with_the_doubled_batch_sees():
@@ -43,7 +39,7 @@ def test_two_processes_share_what_one_with_the_doubled_batch_sees():
 
 @pytest.mark.parametrize(("num_items", "batch_size"), [(0, 1), (1, 0)])
 def test_nothing_to_draw_is_refused(num_items, batch_size):
-    with pytest.raises(ValueError, match="expected at least one item"):
+    with pytest.raises(ValueError, match="at least one"):
         StepBatchSampler(num_items, batch_size, seed=0)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
-from common.data.transforms import ResizeCenterCropd
+from common.data.transforms import load_square
 from common.errors import DatasetError, SettingsError, WeightsError
 from common.evaluation.image_features import FeatureExtractor, ImageFeatures, build_extractor
 from common.io import read_radiograph
@@ -56,9 +56,8 @@ def paths(drawn, tmp_path):
 
 def expected(network, paths):
     """One image after the other, without cache."""
-    square = ResizeCenterCropd(["image"], 32)
     with torch.no_grad():
-        rows = [network(square({"image": read_radiograph(path).pixels})["image"][None])[0] for path in paths]
+        rows = [network(load_square(path, 32)[None])[0] for path in paths]
     return torch.stack(rows).numpy()
 
 

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_radiographs
-from monai.transforms import Compose
 from PIL import Image
 from tiny_bundles import generator_models
 
 from common.data.dataset import RadiographDataset
-from common.data.transforms import LoadRadiographd, ResizeCenterCropd
+from common.data.transforms import LoadSquared
 from common.errors import SettingsError
 from common.io import read_radiograph
 from common.pipelines import DinoDiffusion
@@ -109,7 +108,7 @@ def test_only_the_hole_is_drawn_at_the_radiographs_own_size(pipe, tall):
 def test_a_folder_takes_one_mask_or_one_of_each_name(pipe, tmp_path):
     draw_radiographs(tmp_path / "in", 2, 40)
     paths = sorted((tmp_path / "in").iterdir())
-    transform = Compose([LoadRadiographd(["image"]), ResizeCenterCropd(["image"], 32)])
+    transform = LoadSquared(["image"], 32)
     dataset = RadiographDataset([{"image": str(path), "patient_id": path.stem} for path in paths], transform)
     (tmp_path / "masks").mkdir()
     mask = mask_of_size(40, 40, slice(8, 20), slice(8, 20))

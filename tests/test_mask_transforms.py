@@ -8,13 +8,13 @@ from torch.utils.data import default_collate
 from common.data.mask_transforms import (
     CleanUpd,
     LoadMaskd,
-    LoadSpacedRadiographd,
     PadGeometry,
     PadResized,
     ToOriginald,
     label_map,
     to_original,
 )
+from common.data.transforms import LoadRadiographd
 from common.errors import UserError
 from common.io.segmentation_classes import GROUPED
 
@@ -30,7 +30,7 @@ def write_pair(folder, image_size=(6, 9), mask=None):
 
 
 def load(item, mask_values="periapical"):
-    return LoadMaskd(["label"], GROUPED, mask_values)(LoadSpacedRadiographd(["image"])(item))
+    return LoadMaskd(["label"], GROUPED, mask_values)(LoadRadiographd(["image"])(item))
 
 
 def test_loading_maps_the_values_of_the_data_set(tmp_path):
@@ -56,7 +56,7 @@ def test_nifti_pairs_lie_on_each_other_and_know_their_spacing(tmp_path):
 
 def test_a_mask_that_does_not_fit_its_image_is_refused(tmp_path):
     item, _ = write_pair(tmp_path, mask=np.zeros((9, 6)))
-    with pytest.raises(UserError, match=r"mask\.png: found a mask of 9 × 6 pixels; expected 6 × 9.*image\.png"):
+    with pytest.raises(UserError, match=r"mask\.png.*9 × 6 .*6 × 9.*image\.png"):
         load(item)
 
 
@@ -68,12 +68,11 @@ def test_an_item_may_say_itself_what_its_mask_values_are(tmp_path):
     assert load({**item, "mask_values": "periapical"}, "labels")["label"].unique().tolist() == [2]
 
 
-def test_a_value_without_label_names_the_file(tmp_path):
+@pytest.mark.parametrize("mask_values", ["periapical", "labels"])
+def test_a_value_without_label_names_the_file(tmp_path, mask_values):
     item, _ = write_pair(tmp_path, mask=np.full((6, 9), 12))
-    with pytest.raises(UserError, match=r"mask\.png: found mask values \[12\]"):
-        load(item)
-    with pytest.raises(UserError, match=r"found mask values \[12\]; expected \[0, 1, 2, 3, 4, 5\]"):
-        load(item, "labels")
+    with pytest.raises(UserError, match=r"mask\.png.*12"):
+        load(item, mask_values)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -92,12 +91,11 @@ def test_the_square_holds_the_whole_image_in_its_middle(size):
         assert len(rows) == geometry.resized_height * geometry.resized_width
 
 
-def test_multiples_pad_no_more_than_needed_and_keep_the_resolution():
+def test_without_padding_or_resizing_the_rest_is_the_same():
     image = torch.rand(1, 33, 64)
-    item = PadResized(["image"], None, multiple=32)({"image": image})
-    assert item["image"].shape == (1, 64, 64)
+    assert PadResized(["image"], 128, pad=False)({"image": image})["image"].shape == (1, 66, 128)
+    item = PadResized(["image"], 64)({"image": image})
     assert torch.equal(to_original(item["image"], item["geometry"]), image)
-    assert PadResized(["image"], 128, multiple=32)({"image": image})["image"].shape == (1, 96, 128)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +117,7 @@ def test_an_oblong_size_holds_the_image_and_turns_with_it_if_told(size, turn, ex
     assert to_original(item["image"], item["geometry"]).shape[-2:] == size
 
 
-@pytest.mark.parametrize("options", [{"size": 256}, {"size": 512}, {"size": 256, "multiple": 32}, {"size": 700}])
+@pytest.mark.parametrize("options", [{"size": 256}, {"size": 512}, {"size": 256, "pad": False}, {"size": 700}])
 @pytest.mark.parametrize("size", SIZES[:2])
 def test_coordinates_come_back_where_they_were(size, options):
     """A ramp of row and column numbers survives to a tenth of a pixel: nothing is shifted by half a pixel."""
@@ -132,8 +130,8 @@ def test_coordinates_come_back_where_they_were(size, options):
         torch.testing.assert_close(back[inside], expected[inside], atol=0.1, rtol=0)
 
 
-@pytest.mark.parametrize("options", [{"size": 256}, {"size": 640}, {"size": 256, "multiple": 32}])
-@pytest.mark.parametrize("size", [(123, 457), (457, 123)])
+@pytest.mark.parametrize("options", [{"size": 256}, {"size": 640}, {"size": 256, "pad": False}])
+@pytest.mark.parametrize("size", SIZES[:2])
 def test_a_drawn_rectangle_comes_back_within_a_pixel(size, options):
     label = torch.zeros(1, *size, dtype=torch.int64)
     top, bottom, left, right = (size[0] // 3, size[0] // 3 + 40, size[1] // 4, size[1] // 4 + 31)
@@ -172,20 +170,21 @@ def test_geometry_collates_and_each_image_uses_its_own():
     for output, geometry, size in zip(batch["image"], batch["geometry"], SIZES, strict=True):
         restored = ToOriginald(["pred"])({"pred": output, "geometry": geometry})
         assert restored["pred"].shape == (1, *size)
-    with pytest.raises(ValueError, match=r"\(5, 6\); expected \[6\]"):
+    with pytest.raises(ValueError, match="geometry"):
         to_original(batch["image"][0], batch["geometry"])
 
 
-def test_wrong_use_is_refused():
-    with pytest.raises(ValueError, match="neither size nor multiple"):
-        PadResized(["image"], None)
-    with pytest.raises(ValueError, match="at least 1 px"):
-        PadResized(["image"], 0)
-    with pytest.raises(ValueError, match="expected the same rows × columns"):
-        PadResized(["image", "label"], 8)({"image": torch.zeros(1, 4, 4), "label": torch.zeros(1, 4, 5)})
-    geometry = PadGeometry(10, 10, 8, 8, 4, 0)
-    with pytest.raises(ValueError, match="at least 12 × 8"):
-        to_original(torch.zeros(2, 8, 8), geometry)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: PadResized(["image"], 0),
+        lambda: PadResized(["image", "label"], 8)({"image": torch.zeros(1, 4, 4), "label": torch.zeros(1, 4, 5)}),
+        lambda: to_original(torch.zeros(2, 8, 8), PadGeometry(10, 10, 8, 8, 4, 0)),
+    ],
+)
+def test_wrong_use_is_refused(wrong):
+    with pytest.raises(ValueError, match="expected"):
+        wrong()
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.float32])
@@ -195,5 +194,5 @@ def test_clean_up_by_name_keeps_shape_and_type(kind):
     cleaned = CleanUpd(["pred"], GROUPED, ["root"], {"decay": 2})({"pred": label})["pred"]
     assert cleaned.dtype == kind and cleaned.shape == label.shape
     assert cleaned.nonzero().shape[0] == 9 and cleaned[0, :3, :3].eq(1).all()
-    with pytest.raises(UserError, match="found 'tooth'"):
+    with pytest.raises(UserError, match="tooth"):
         CleanUpd(["pred"], GROUPED, ["tooth"], {})

@@ -9,7 +9,8 @@ from monai.inferers import SimpleInferer
 from PIL import Image
 from torch import nn
 
-from common.data.mask_transforms import CleanUpd, LoadMaskd, LoadSpacedRadiographd, PadResized, ToOriginald
+from common.data.mask_transforms import CleanUpd, LoadMaskd, PadResized, ToOriginald
+from common.data.transforms import LoadRadiographd
 from common.evaluation.segmentation_evaluation import SegmentationEvaluator, image_row, markdown, segment_and_score
 from common.evaluation.segmentation_metrics import score_mask, summarise_scores
 from common.io.segmentation_classes import CARIES, GROUPED
@@ -47,7 +48,7 @@ class Items:
         return len(self.items)
 
     def __getitem__(self, index):
-        item = LoadMaskd(["label"], CARIES, None)(LoadSpacedRadiographd(["image"])(dict(self.items[index])))
+        item = LoadMaskd(["label"], CARIES, None)(LoadRadiographd(["image"])(dict(self.items[index])))
         return PadResized(["image"], (80, 120), turn=True)(item)
 
 

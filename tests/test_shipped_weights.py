@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.data.datalists import radiograph_items
-from common.data.transforms import LoadRadiographd, ResizeCenterCropd
+from common.data.transforms import load_square
 from common.metrics import psnr
 from common.networks.latent_codec import LatentCodec
 from common.pipelines import RadiographAutoencoder
@@ -21,8 +21,7 @@ def codec(request):
 
 
 def load(items):
-    loader, resize = LoadRadiographd(["image"]), ResizeCenterCropd(["image"], 256)
-    return torch.stack([resize(loader(item))["image"] for item in items])
+    return torch.stack([load_square(item["image"], 256) for item in items])
 
 
 def test_phantoms_come_back(codec, repository):

@@ -4,17 +4,16 @@ import os
 
 import pytest
 import torch
-from monai.transforms import Compose
 from PIL import Image
 
 from common.data.dataset import RadiographDataset
-from common.data.transforms import LoadRadiographd, ResizeCenterCropd
+from common.data.transforms import LoadSquared
 from common.networks.conditioning import TokenSelection, named_tokens
 from common.networks.dino import DinoEncoder
 from common.pipelines.source_table import TABLE_NAME, SourceTable, encode_sources
 
 CPU = torch.device("cpu")
-TRANSFORM = Compose([LoadRadiographd(["image"]), ResizeCenterCropd(["image"], 32)])
+TRANSFORM = LoadSquared(["image"], 32)
 SELECTION = TokenSelection(use_registers=True, patch_grid=2)
 
 
@@ -25,9 +24,9 @@ class CountingEncoder(DinoEncoder):
         super().__init__(folder, image_size)
         self.num_images = 0
 
-    def forward(self, image, with_grad=False):
+    def forward(self, image):
         self.num_images += len(image)
-        return super().forward(image, with_grad)
+        return super().forward(image)
 
 
 def make_table(patients, labels=None, tokens=None, num_tokens=2, token_dim=6):

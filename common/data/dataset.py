@@ -34,11 +34,10 @@ class RadiographDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         """Load one item; `key` is its index, or (index, number of the draw) as `StepBatchSampler` gives them."""
         index, draw = key if isinstance(key, tuple) else (key, key)
-        if self.kept is None:
-            return {**self.transform(dict(self.data[index])), "draw": draw}
-        if index not in self.kept:
-            self.kept[index] = self.transform(dict(self.data[index]))
-        return {**self.kept[index], "draw": draw}
+        item = (self.kept or {}).get(index) or self.transform(dict(self.data[index]))
+        if self.kept is not None:
+            self.kept[index] = item
+        return {**item, "draw": draw}
 
 
 class StepBatchSampler(Sampler):
@@ -57,15 +56,9 @@ class StepBatchSampler(Sampler):
 
     def __init__(self, num_items: int, batch_size: int, seed: int, start_step: int = 0) -> None:
         if num_items < 1 or batch_size < 1:
-            raise ValueError(
-                f"expected at least one item and a batch of one, found {num_items} items, batch {batch_size}"
-            )
-        self.num_items = num_items
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start_step = start_step
-        self.rank = rank()
-        self.world_size = world_size()
+            raise ValueError(f"expected at least one item and a batch of one, found {num_items}, {batch_size}")
+        self.num_items, self.batch_size, self.seed, self.start_step = num_items, batch_size, seed, start_step
+        self.rank, self.world_size = rank(), world_size()
 
     @property
     def global_batch_size(self) -> int:

@@ -74,18 +74,14 @@ class LatentStore:
             self.splits = self._mapped("splits.npy", "r")
             self.rows = self._mapped("rows.npy", mode)
             if self.rows.dtype.names != ARRAYS:
-                raise DatasetError(f"{self.folder}/rows.npy is damaged; delete the folder and make the store anew")
+                raise _damaged(self.folder / "rows.npy")
             self.arrays = {name: self.rows[name] for name in ARRAYS}
             self.kind = zlib.crc32(str(self.rows.dtype).encode())  # bytes mean nothing without it
             self.sums = self._mapped(SUMS_NAME, mode) if "sha256" in described else None
-            self._check_list(described.get("sha256", {}))
+            for name, digest in described.get("sha256", {}).items():
+                if not (self.folder / name).is_file() or file_sha256(self.folder / name) != digest:
+                    raise _damaged(self.folder / name)
         self.done = self._mapped("done.npy", mode)
-
-    def _check_list(self, digests: Mapping[str, str]) -> None:
-        files = {self.folder / name: digest for name, digest in digests.items()}
-        changed = [str(path) for path, digest in files.items() if not path.is_file() or file_sha256(path) != digest]
-        if changed:
-            raise DatasetError(f"{changed[0]} is damaged; delete the folder and make the store anew")
 
     def check(self, rows: Iterable[tuple[int, int]]) -> None:
         """See to it that finished rows (image, view) are as they were written; stores from before 1.0 cannot tell.
@@ -97,10 +93,7 @@ class LatentStore:
             return
         for image, view in rows:
             if self.done[image, view] and self._sum(image, view) != self.sums[image, view]:
-                raise DatasetError(
-                    f"{self.folder}: the row of {self.items[image]['image']} (view {view}) is damaged; delete the "
-                    "folder and make the store anew"
-                )
+                raise _damaged(f"{self.folder}: the row of {self.items[image]['image']} (view {view})")
 
     def _sum(self, image: int, view: int) -> int:
         assert self.rows is not None
@@ -122,20 +115,18 @@ class LatentStore:
         try:
             described = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:  # no JSON, or no text at all
-            raise DatasetError(f"{path} is damaged ({error}); delete the folder and make the store anew") from None
+            raise _damaged(path, error) from None
         if described.get("version") not in (1, VERSION):
             raise DatasetError(f"{path}: found version {described.get('version')}, expected {VERSION}; make it anew")
         if "made_with" not in described or described.get("digest") not in (None, _digest(described)):
-            raise DatasetError(f"{path} is damaged; delete the folder and make the store anew")
+            raise _damaged(path)
         return described
 
     def _mapped(self, name: str, mode: Literal["r", "r+"]) -> np.ndarray:
         try:
             return np.load(self.folder / name, mmap_mode=mode)
         except Exception as error:  # a damaged header raises anything
-            raise DatasetError(
-                f"{self.folder / name} is missing or damaged ({error}); delete the folder and make the store anew"
-            ) from None
+            raise _damaged(self.folder / name, error) from None
 
     @staticmethod
     def allocate(
@@ -171,8 +162,7 @@ class LatentStore:
         for name, dtype in (("rows.npy", row), ("done.npy", np.uint8), (SUMS_NAME, np.uint32)):
             shape = (len(items), num_views)
             np.lib.format.open_memmap(folder / name, mode="w+", dtype=dtype, shape=shape).flush()
-        root = made_with["dataset_dir"]
-        lines = [json.dumps(_moved(item, root, _inside)).encode() + b"\n" for item in items]
+        lines = [json.dumps(_moved(item, made_with["dataset_dir"], _inside)).encode() + b"\n" for item in items]
         (folder / ITEMS_NAME).write_bytes(b"".join(lines))
         np.save(folder / "ends.npy", np.cumsum([len(line) for line in lines]))
         np.save(folder / "splits.npy", np.array([item["split"] for item in items], dtype="S5"))
@@ -249,6 +239,10 @@ class LatentStore:
         return {name: torch.from_numpy(self.arrays[name][rows, view].astype(np.float32)) for name in TOKENS}
 
 
+def _damaged(what: object, error: Exception | str = "its sum is another") -> DatasetError:
+    return DatasetError(f"{what} is missing or damaged ({error}); delete the folder and make the store anew")
+
+
 def _digest(described: Mapping[str, Any]) -> str:
     return json_sha256([described["made_with"], described.get("sha256")])
 
@@ -278,11 +272,7 @@ def _inside(root: str, path: str) -> str:
 
 
 class LatentDataset(Dataset):
-    """One split of a store; items are float32 tensors by the names of the store, plus "draw" and "index".
-
-    Args:
-        data: a complete store; so named because MONAI looks for a data set's `data`.
-        split: "train" or "val".
+    """The split "train" or "val" of a store; items are float32 tensors by its names, plus "draw" and "index".
 
     Raises:
         DatasetError: rows are missing.
@@ -294,9 +284,7 @@ class LatentDataset(Dataset):
                 f"{data.folder}: {int((data.done == 0).sum())} of {data.done.size} rows are missing; "
                 "run the cache workflow again, it goes on where it stopped"
             )
-        self.store = data
-        self.split = split
-        self.rows = data.indices(split)
+        self.store, self.split, self.rows = data, split, data.indices(split)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -14,29 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DatasetError
-from ..io import Radiograph, UnreadableRadiographError, read_radiograph
+from ..io import UnreadableRadiographError
 from ..io.mask_files import read_mask, written_table
 from ..io.segmentation_classes import OWN_LABELS, ClassTable, class_table
 
 GEOMETRY_KEY = "geometry"
-
-
-class LoadSpacedRadiographd(MapTransform):
-    """As LoadRadiographd, and `<key>_spacing_mm` [2]: mm (down the rows, along the columns), NaN where unknown.
-
-    A radiograph that was read before is taken as it is.
-    """
-
-    def __call__(self, data: dict) -> dict:
-        """Load every key of one item."""
-        item = dict(data)
-        for key in self.keys:
-            radiograph = item[key] if isinstance(item[key], Radiograph) else read_radiograph(item[key])
-            item[key] = radiograph.pixels
-            item[f"{key}_path"] = str(radiograph.path)
-            spacing = radiograph.spacing_mm or (float("nan"), float("nan"))
-            item[f"{key}_spacing_mm"] = torch.tensor(spacing, dtype=torch.float64)
-        return item
 
 
 class LoadMaskd(MapTransform):
@@ -91,34 +73,25 @@ class LoadMaskd(MapTransform):
         written = written_table(path)
         if written is None:
             return None if mask_values == OWN_LABELS else mask_values
-        if written != self.classes.name:
-            meant = class_table(written).mask_values.get(mask_values, {})
-            if not meant or any(value != label for value, label in meant.items()):
-                raise DatasetError(
-                    f"found a mask with the labels of class table {written}; expected those of {self.classes.name}. "
-                    "Choose the table that the masks were drawn for."
-                )
-            return mask_values
-        return None
+        if written == self.classes.name:
+            return None
+        meant = class_table(written).mask_values.get(mask_values, {})
+        if not meant or any(value != label for value, label in meant.items()):
+            raise DatasetError(
+                f"found a mask with the labels of class table {written}; expected those of {self.classes.name}. "
+                "Choose the table that the masks were drawn for."
+            )
+        return mask_values
 
 
 class PadGeometry(NamedTuple):
-    """How an image was resized and padded, all in pixels.
+    """How an image was resized and padded, all in pixels."""
 
-    Attributes:
-        height: of the original.
-        width: of the original.
-        resized_height: after resizing, before padding.
-        resized_width: after resizing, before padding.
-        top: rows of padding above.
-        left: columns of padding to the left.
-    """
-
-    height: int
+    height: int  # of the original
     width: int
-    resized_height: int
+    resized_height: int  # before padding
     resized_width: int
-    top: int
+    top: int  # rows of padding above
     left: int
 
     @classmethod
@@ -139,31 +112,21 @@ class PadResized(MapTransform):
     Args:
         keys: images [1, H, W], resized bilinearly, and masks [1, H, W] of integers, by majority; all of one
             size.
-        size: px, (rows, columns) that the image has to fit into, or one number for both; None leaves the resolution,
-            for sliding windows.
-        multiple: each side is padded to a multiple of this many px; None pads to `size`.
+        size: px, (rows, columns) that the image has to fit into, or one number for both.
         turn: exchange rows and columns of `size` for an image that is taller than wide where `size` is wider than tall,
             and the other way round. Images of a batch then may differ in size.
+        pad: False leaves the padding out.
 
     Raises:
-        ValueError: neither size nor multiple, or less than 1 px.
+        ValueError: less than 1 px.
     """
 
-    def __init__(
-        self,
-        keys: Sequence[str],
-        size: int | Sequence[int] | None,
-        multiple: int | None = None,
-        turn: bool = False,
-    ) -> None:
+    def __init__(self, keys: Sequence[str], size: int | Sequence[int], turn: bool = False, pad: bool = True) -> None:
         super().__init__(keys)
-        if size is None and multiple is None:
-            raise ValueError("PadResized: found neither size nor multiple; expected one of them or both.")
-        self.size = None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
-        if min((*(self.size or ()), *(() if multiple is None else (multiple,)))) < 1:
-            raise ValueError(f"PadResized: found size {size}, multiple {multiple}; expected at least 1 px.")
-        self.multiple = multiple
-        self.turn = turn
+        self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        if min(self.size) < 1:
+            raise ValueError(f"PadResized: found size {size}; expected at least 1 px.")
+        self.turn, self.pad = turn, pad
 
     def __call__(self, data: dict) -> dict:
         """Resize and pad every key of one item."""
@@ -172,32 +135,18 @@ class PadResized(MapTransform):
         if len(set(sizes.values())) != 1:
             raise ValueError(f"PadResized: found sizes {sizes}; expected the same rows × columns.")
         height, width = next(iter(sizes.values()))
-        geometry, padded_size = self._plan(height, width)
+        rows, columns = self.size
+        if self.turn and (height - width) * (rows - columns) < 0:
+            rows, columns = columns, rows
+        factor = min(rows / height, columns / width)
+        resized = max(1, round(height * factor)), max(1, round(width * factor))
+        padded = (rows, columns) if self.pad else resized
+        top, left = (padded[0] - resized[0]) // 2, (padded[1] - resized[1]) // 2
+        geometry = PadGeometry(height, width, *resized, top, left)
         for key in self.keys:
-            item[key] = _resize_and_pad(item[key], geometry, padded_size)
+            item[key] = _resize_and_pad(item[key], geometry, padded)
         item[GEOMETRY_KEY] = torch.tensor(geometry)
         return item
-
-    def _plan(self, height: int, width: int) -> tuple[PadGeometry, tuple[int, int]]:
-        if self.size is None:
-            resized = canvas = height, width
-        else:
-            rows, columns = self.size
-            if self.turn and (height - width) * (rows - columns) < 0:
-                rows, columns = columns, rows
-            factor = min(rows / height, columns / width)
-            resized = max(1, round(height * factor)), max(1, round(width * factor))
-            canvas = rows, columns
-        if self.multiple is None:
-            padded = canvas
-        else:
-            padded = _next_multiple(resized[0], self.multiple), _next_multiple(resized[1], self.multiple)
-        top, left = (padded[0] - resized[0]) // 2, (padded[1] - resized[1]) // 2
-        return PadGeometry(height, width, *resized, top, left), padded
-
-
-def _next_multiple(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple
 
 
 def _resize_and_pad(image: Tensor, geometry: PadGeometry, padded_size: tuple[int, int]) -> Tensor:
@@ -245,9 +194,7 @@ def to_original(probabilities: Tensor, geometry: PadGeometry | Tensor) -> Tensor
         )
     values = probabilities.as_subclass(torch.Tensor)[:, geometry.top : bottom, geometry.left : right].float()
     size = [geometry.height, geometry.width]
-    if list(values.shape[-2:]) == size:
-        return values
-    return _resized(values, size)
+    return values if list(values.shape[-2:]) == size else _resized(values, size)
 
 
 def label_map(logits: Tensor, geometry: PadGeometry | Tensor) -> Tensor:
@@ -288,9 +235,8 @@ class CleanUpd(MapTransform):
         item = dict(data)
         for key in self.keys:
             mask = item[key].as_subclass(torch.Tensor)
-            labels = mask.reshape(mask.shape[-2:]).cpu().numpy()
-            cleaned = clean_up(labels, self.keep_largest, self.min_area_px)
-            item[key] = torch.from_numpy(np.ascontiguousarray(cleaned)).reshape(mask.shape).to(mask)
+            cleaned = clean_up(mask.reshape(mask.shape[-2:]).cpu().numpy(), self.keep_largest, self.min_area_px)
+            item[key] = torch.from_numpy(cleaned).reshape(mask.shape).to(mask)
         return item
 
 
@@ -307,7 +253,7 @@ def clean_up(
     Returns:
         A copy.
     """
-    cleaned = mask.copy()
+    cleaned = mask.copy(order="C")
     areas_by_label = min_area_px or {}
     for label in sorted({*keep_largest, *areas_by_label}):
         components, count = ndimage.label(mask == label, structure=np.ones((3, 3), bool))

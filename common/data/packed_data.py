@@ -53,12 +53,11 @@ def rounded_store(
     store.check((image, 0) for image in range(len(store.items)))
     found: dict[str, Rounded] = {}
     lost: dict[str, float] = {}
-    for name in (*(("latents_mean",) if latents else ()), *TOKENS):
+    for name in ("latents_mean", *TOKENS) if latents else TOKENS:
         values = _pooled(store.arrays[name], patch_grid) if name == "patch_grid" else store.arrays[name][:, 0]
         values = np.asarray(values, np.float32)
-        found[name] = eight_bits(values, 1 if name == "latents_mean" else -1)
+        integers, scale = found[name] = eight_bits(values, 1 if name == "latents_mean" else -1)
         if values.size:
-            integers, scale = found[name]
             lost[name] = float(np.sqrt(np.square(integers * scale - values).mean()) / values.std())
     if latents:
         squares = np.stack([np.square(part[0].astype(np.float32)).mean((1, 2)) for part in store.arrays["latents_std"]])
@@ -99,12 +98,7 @@ def write_pack(
 
 
 class PackedData:
-    """A packed file in memory.
-
-    - `items`: split and label of each row; `about`: what `write_pack` was told.
-
-    Args:
-        path: of the file.
+    """A packed file in memory; `items` are split and label of each row, `about` what `write_pack` was told.
 
     Raises:
         DatasetError: it is missing or damaged.
@@ -115,10 +109,10 @@ class PackedData:
             with np.load(path) as file:
                 self.arrays: dict[str, NDArray[Any]] = {name: file[name] for name in file.files}
             described = json.loads(self.arrays.pop(DESCRIPTION).tobytes())
-        except FileNotFoundError:
-            raise DatasetError(f"{path}: no such file; expected one that `pack` wrote") from None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DatasetError(f"{path} is damaged or no packed file ({error}); copy or pack it anew") from None
+            raise DatasetError(
+                f"{path} is missing, damaged or no packed file ({error}); copy or pack it anew"
+            ) from None
         self.items: list[dict[str, str]] = described["items"]
         self.about: dict[str, Any] = described["about"]
 
@@ -126,13 +120,7 @@ class PackedData:
 class PackedSplit:
     """One split of a packed file as float32 tensors in the memory of a device; stands for a `LatentDataset`.
 
-    - `tensors` [n, ...] by name; `rows`: their numbers in the file.
-
-    Args:
-        store: the file.
-        split: "train" or "val".
-        device: of the tensors.
-        limit: first rows of the split, at most so many; None takes all.
+    `tensors` [n, ...] are by name, `rows` their numbers in the file: at most the first `limit` of the split.
 
     Raises:
         DatasetError: there are none.

@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..errors import SettingsError
-from ..io import read_radiograph
+from ..io import Radiograph, read_radiograph
 
 
 class LoadRadiographd(MapTransform):
-    """Replace the path under each key by its pixels [1, H, W] in [0, 1] and keep the path under `<key>_path`.
+    """Replace the path under each key by its pixels [1, H, W] in [0, 1]; a radiograph that was read is taken as it is.
+
+    Adds `<key>_path`, and `<key>_spacing_mm` [2]: mm (down the rows, along the columns), NaN where unknown.
 
     Raises:
         UnreadableRadiographError: names the file, what was found and what was expected.
@@ -26,9 +28,11 @@ class LoadRadiographd(MapTransform):
         """Load every key of one item."""
         item = dict(data)
         for key in self.keys:
-            radiograph = read_radiograph(item[key])
+            radiograph = item[key] if isinstance(item[key], Radiograph) else read_radiograph(item[key])
             item[key] = radiograph.pixels
             item[f"{key}_path"] = str(radiograph.path)
+            spacing = radiograph.spacing_mm or (float("nan"), float("nan"))
+            item[f"{key}_spacing_mm"] = torch.tensor(spacing, dtype=torch.float64)
         return item
 
 
@@ -56,21 +60,6 @@ def load_square(path: str | Path, size: int) -> Tensor:
         UnreadableRadiographError: names the file, what was found and what was expected.
     """
     return center_square(read_radiograph(path).pixels, size)
-
-
-class ResizeCenterCropd(MapTransform):
-    """Shorter side to `size` px, then the central square: [1, H, W] -> [1, size, size]."""
-
-    def __init__(self, keys: Sequence[str], size: int) -> None:
-        super().__init__(keys)
-        self.size = size
-
-    def __call__(self, data: dict) -> dict:
-        """Resize and crop every key of one item."""
-        item = dict(data)
-        for key in self.keys:
-            item[key] = center_square(item[key], self.size)
-        return item
 
 
 class LoadSquared(MapTransform):

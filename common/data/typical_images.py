@@ -70,14 +70,12 @@ class TypicalImages(nn.Module):
 
     def _distances(self, found: Tensor) -> Tensor:
         """Root mean squares of whitened features: [B, 2]."""
-        standard = (found - self.mean) / self.std
-        return torch.stack([_length(standard, self.correlation, count) for count in (TEXTURE, ALL)], 1)
-
-
-def _length(standard: Tensor, correlation: Tensor, count: int) -> Tensor:
-    part = standard[:, :count]
-    whitened = torch.linalg.solve(correlation[:count, :count].double(), part.T.double()).T
-    return ((part * whitened).sum(1) / count).clamp_min(0).sqrt().float()
+        lengths = []
+        for count in (TEXTURE, ALL):
+            part = ((found - self.mean) / self.std)[:, :count]
+            whitened = torch.linalg.solve(self.correlation[:count, :count].double(), part.T.double()).T
+            lengths.append(((part * whitened).sum(1) / count).clamp_min(0).sqrt().float())
+        return torch.stack(lengths, 1)
 
 
 def load_typical(weights_path: str | Path) -> TypicalImages | None:

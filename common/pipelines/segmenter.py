@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from .. import __version__
 from ..amp import autocast
 from ..data.dataset import RadiographDataset
-from ..data.mask_transforms import GEOMETRY_KEY, CleanUpd, LoadSpacedRadiographd, PadResized, ToOriginald, to_original
+from ..data.mask_transforms import GEOMETRY_KEY, CleanUpd, PadResized, ToOriginald, to_original
+from ..data.transforms import LoadRadiographd
 from ..data.typical_images import TypicalImages, load_typical
 from ..errors import DatasetError, SettingsError
 from ..fingerprint import network_sha256
@@ -49,7 +50,7 @@ def segmenter_preprocessing(image_size: Sequence[int], turn: bool) -> Compose:
         image_size: px, H × W: images are made to fit and padded with black.
         turn: exchange H and W for images that are taller than wide.
     """
-    return Compose([LoadSpacedRadiographd(["image"]), PadResized(["image"], image_size, turn=turn)])
+    return Compose([LoadRadiographd(["image"]), PadResized(["image"], image_size, turn=turn)])
 
 
 def segmenter_postprocessing(
@@ -416,7 +417,7 @@ def mask_tiles(
         ValueError: sizes that differ, or labels that the table does not have.
     """
     labels = {f"mask {number}": torch.from_numpy(mask.astype(np.int64))[None] for number, mask in enumerate(masks)}
-    resize = PadResized(["image", *labels], longer_side, multiple=1)
+    resize = PadResized(["image", *labels], longer_side, pad=False)
     item = resize({"image": pixels.as_subclass(torch.Tensor).float(), **labels})
     overlays = [np.array(overlay_image(item["image"], item[key][0].numpy(), classes)) for key in labels]
     return [item["image"], *(torch.from_numpy(overlay).permute(2, 0, 1) / 255 for overlay in overlays)]
