@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.command_line import run_command
-from common.data.datalist_sources import MANIFEST_NAME, folder_rows, manifest_rows
+from common.data.datalist_sources import listed_images
 from common.errors import DatasetError, SettingsError, UserError
 from common.files import atomic_path, result_names
 from common.io import read_radiograph
@@ -122,8 +122,7 @@ def list_files(source: Path, output_dir: Path) -> tuple[Path, list[Path]]:
         return source.parent, [source]
     if not source.is_dir():
         raise DatasetError(f"{source}: found nothing there; expected a radiograph or a folder of them")
-    rows = manifest_rows(source) if (source / MANIFEST_NAME).is_file() else folder_rows(source)
-    files = [Path(row.item["image"]) for row in rows]
+    files = [Path(item["image"]) for item in listed_images(source)]
     results = output_dir.resolve()
     if results != source.resolve():
         files = [file for file in files if not file.resolve().is_relative_to(results)]

@@ -7,7 +7,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +26,28 @@ IMAGE_COLUMN_ALIASES = ("file", "filename", "path", "image_path")
 _KNOWN_COLUMNS = ("image", "label", "patient_id", "split", "mask")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One image: what the data list will hold for it, and where it came from."""
-
-    item: dict[str, str]
-    name: str  # path relative to dataset_dir where possible, with forward slashes
-    line: int | None = None  # of the manifest
-
-    def __str__(self) -> str:
-        return self.name if self.line is None else f"{self.name} (line {self.line})"
-
-
 def first_few(names: Iterable[object], count: int = 3) -> str:
     """The first few names for an error message."""
     texts = [str(name) for name in names]
     return ", ".join(texts[:count]) + (f", … ({len(texts)} in all)" if len(texts) > count else "")
 
 
-def folder_rows(root: Path) -> list[Row]:
+def name_in(root: Path, image: str) -> str:
+    """An image's path, relative to the data set where it lies inside, so that moving the folder changes no split."""
+    path = Path(image)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def listed_images(root: Path) -> list[dict[str, str]]:
+    """What the manifest of a folder says, or else all radiographs below it, as dicts with `image`, an absolute path.
+
+    Raises:
+        DatasetError: there are none, or the manifest cannot be used.
+    """
+    return manifest_items(root) if (root / MANIFEST_NAME).is_file() else folder_items(root)
+
+
+def folder_items(root: Path) -> list[dict[str, str]]:
     """All radiographs below a folder without manifest, sorted by relative path."""
     names: list[str] = []
     others = 0
@@ -69,10 +71,10 @@ def folder_rows(root: Path) -> list[Row]:
             f"no radiographs in {root}: found {others or 'no'} other files; put images there "
             f"({', '.join(IMAGE_SUFFIXES)}, at any depth) or a {MANIFEST_NAME} with an image column"
         )
-    return [Row({"image": str(root / name)}, name) for name in sorted(names)]
+    return [{"image": str(root / name)} for name in sorted(names)]
 
 
-def manifest_rows(root: Path) -> list[Row]:
+def manifest_items(root: Path) -> list[dict[str, str]]:
     """The manifest's rows in its order, checked."""
     path = root / MANIFEST_NAME
     columns, records = _read_csv(path)
@@ -81,7 +83,7 @@ def manifest_rows(root: Path) -> list[Row]:
             f"{path} has no column named image (nor one of {', '.join(IMAGE_COLUMN_ALIASES)}); "
             f"found {first_few(columns, 12) or 'no header'}; columns are separated by commas"
         )
-    rows: list[Row] = []
+    items: list[dict[str, str]] = []
     first_line: dict[str, int] = {}
     for line, record in records:
         for column in ("image", "patient_id", "split"):
@@ -97,14 +99,13 @@ def manifest_rows(root: Path) -> list[Row]:
             item["split"] = item["split"].lower()
             if item["split"] not in SPLITS:
                 raise DatasetError(f"{path} line {line}: split is {record['split']!r}; it must be train, val or test")
-        image = Path(item["image"])  # its name is relative where it lies inside: moving the folder changes no split
-        name = (image.relative_to(root) if image.is_relative_to(root) else image).as_posix()
         if (other := first_line.setdefault(item["image"], line)) != line:
+            name = name_in(root, item["image"])
             raise DatasetError(f"{path} line {line}: {name} is already on line {other}; remove one")
-        rows.append(Row(item, name, line))
-    if not rows:
+        items.append(item)
+    if not items:
         raise DatasetError(f"{path} has a header but no rows; list one image per row")
-    return rows
+    return items
 
 
 def data_list_sha256(dataset_dir: str | Path) -> str | None:
@@ -113,13 +114,13 @@ def data_list_sha256(dataset_dir: str | Path) -> str | None:
     if (root / MANIFEST_NAME).is_file():
         return file_sha256(root / MANIFEST_NAME)
     try:
-        return json_sha256([row.name for row in folder_rows(root)])
+        return json_sha256([name_in(root, item["image"]) for item in folder_items(root)])
     except DatasetError:
         return None
 
 
 def write_manifest(items: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Write items as a manifest that `manifest_rows` reads back, atomically; image and mask by their absolute paths.
+    """Write items as a manifest that `listed_images` reads back, atomically; image and mask by their absolute paths.
 
     So a folder that holds this one file can be the `dataset_dir` of originals that stay where they are.
 

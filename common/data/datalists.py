@@ -13,9 +13,11 @@ from typing import Any
 
 from ..errors import DatasetError
 from ..io import IMAGE_SUFFIXES
-from .datalist_sources import MANIFEST_NAME, PATH_COLUMNS, SPLITS, Row, first_few, folder_rows, manifest_rows
+from .datalist_sources import MANIFEST_NAME, PATH_COLUMNS, SPLITS, first_few, listed_images, name_in
 
 logger = logging.getLogger(__name__)
+
+Items = list[dict[str, str]]
 
 _NOT_A_PATIENT = {"", "0", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "none", "na", "unknown"}
 
@@ -29,8 +31,8 @@ def radiograph_items(
     patient_id_pattern: str | None = None,
     where: Mapping[str, Any] | None = None,
     limit: int | None = None,
-    keep: Callable[[list[dict[str, str]]], list[dict[str, str]]] | None = None,
-) -> list[dict[str, str]]:
+    keep: Callable[[Items], Items] | None = None,
+) -> Items:
     """List the radiographs of one split; no patient is ever in two splits.
 
     `dataset_dir` holds either a `manifest.csv` (column `image`; optionally `label`, `patient_id`, `split`, `mask`; all
@@ -69,40 +71,36 @@ def radiograph_items(
     if not root.is_dir():
         kind = "is a file, not a folder" if root.exists() else "does not exist"
         raise DatasetError(f"dataset_dir {root} {kind}; point dataset_dir to the folder that holds the images")
-    rows = manifest_rows(root) if (root / MANIFEST_NAME).is_file() else folder_rows(root)
-    rows = _with_patients(rows, patient_id_pattern)
-    is_listed = "split" in rows[0].item
+    items = _with_patients(listed_images(root), root, patient_id_pattern)
+    is_listed = "split" in items[0]
 
-    def split_up(rows: list[Row]) -> dict[str, list[Row]]:
-        if is_listed:
-            sides = [row.item["split"] for row in rows]
-        else:
-            split_of = split_by_hash([row.item["patient_id"] for row in rows], val_fraction, test_fraction, seed)
-            sides = [split_of[row.item["patient_id"]] for row in rows]
-        by_split = {name: [row for row, side in zip(rows, sides, strict=True) if side == name] for name in SPLITS}
-        assert_disjoint_patients(**{name: [row.item for row in members] for name, members in by_split.items()})
-        return {"all": rows, **by_split}
+    def split_up(items: Items) -> dict[str, Items]:
+        split_of = {} if is_listed else split_by_hash(_patients(items), val_fraction, test_fraction, seed)
+        by_split: dict[str, Items] = {name: [] for name in SPLITS}
+        for item in items:
+            by_split[item["split"] if is_listed else split_of[item["patient_id"]]].append(item)
+        assert_disjoint_patients(**by_split)
+        return {"all": items, **by_split}
 
-    def kept(rows: list[Row]) -> list[Row]:
-        images = {item["image"] for item in keep([dict(row.item) for row in rows])} if keep else set()
-        return [row for row in rows if row.item["image"] in images]
-
-    by_split = split_up(rows)
+    by_split = split_up(items)
     if by_split[split] and (where or limit):
         _check_where(by_split[split], where)
         by_split = {name: _matching(members, where)[:limit] for name, members in by_split.items()}
     if by_split[split] and keep is not None:
-        if is_listed or split == "all":
-            by_split[split] = kept(by_split[split])
-        else:
-            by_split = split_up(kept([row for name in SPLITS for row in by_split[name]]))
+        looked_at = by_split[split] if is_listed or split == "all" else [i for name in SPLITS for i in by_split[name]]
+        images = {item["image"] for item in keep([dict(item) for item in looked_at])}
+        kept = [item for item in looked_at if item["image"] in images]
+        by_split = {**by_split, split: kept} if is_listed or split == "all" else split_up(kept)
     chosen = by_split[split]
     if not chosen:
         is_wanted = {"val": val_fraction, "test": test_fraction}.get(split, 1.0) > 0
         raise DatasetError(_explain_empty_split(root, split, by_split, is_wanted))
-    patients = len({row.item["patient_id"] for row in chosen})
-    logger.info("%s of %s: %d images of %d patients", split, root, len(chosen), patients)
-    return [dict(row.item) for row in chosen]
+    logger.info("%s of %s: %d images of %d patients", split, root, len(chosen), len(_patients(chosen)))
+    return [dict(item) for item in chosen]
+
+
+def _patients(items: Iterable[Mapping[str, str]]) -> set[str]:
+    return {item["patient_id"] for item in items}
 
 
 def assert_disjoint_patients(**splits: Sequence[Mapping[str, Any]]) -> None:
@@ -140,32 +138,35 @@ def _check_request(split: str, val_fraction: float, test_fraction: float, limit:
 # ---- whose image it is ---------------------------------------------------------------------------------------------
 
 
-def _with_patients(rows: list[Row], pattern: str | None) -> list[Row]:
-    """Give every row a `patient_id`, right after `image`."""
-    if "patient_id" in rows[0].item:
-        return rows
+def _with_patients(items: Items, root: Path, pattern: str | None) -> Items:
+    """Give every item a `patient_id`, right after `image`."""
+    if "patient_id" in items[0]:
+        return items
+    names = [name_in(root, item["image"]) for item in items]
     if pattern is not None:
-        patients = _patients_by_pattern(rows, pattern)
+        patients = _patients_by_pattern(names, pattern)
     else:
-        patients = [_patient_in_header(row) or row.name[: len(row.name) - _suffix_length(row.name)] for row in rows]
+        patients = [
+            _patient_in_header(item["image"]) or name[: len(name) - _suffix_length(name)]
+            for item, name in zip(items, names, strict=True)
+        ]
     return [
-        Row({"image": row.item["image"], "patient_id": patient, **row.item}, row.name, row.line)
-        for row, patient in zip(rows, patients, strict=True)
+        {"image": item["image"], "patient_id": patient, **item} for item, patient in zip(items, patients, strict=True)
     ]
 
 
-def _patients_by_pattern(rows: list[Row], pattern: str) -> list[str]:
+def _patients_by_pattern(names: list[str], pattern: str) -> list[str]:
     try:
         expression = re.compile(pattern)
     except (re.error, TypeError) as error:
         raise DatasetError(f"patient_id_pattern {pattern!r} is no regular expression: {error}") from error
     if expression.groups != 1:
         raise DatasetError(f"patient_id_pattern {pattern!r} has {expression.groups} groups; mark the patient id by one")
-    found = [expression.search(row.name if "/" in pattern else row.name.rpartition("/")[2]) for row in rows]
-    missing = [row for row, match in zip(rows, found, strict=True) if match is None or not match[1]]
+    found = [expression.search(name if "/" in pattern else name.rpartition("/")[2]) for name in names]
+    missing = [name for name, match in zip(names, found, strict=True) if match is None or not match[1]]
     if missing:
         raise DatasetError(
-            f"patient_id_pattern {pattern!r} finds no patient in {len(missing)} of {len(rows)} files: "
+            f"patient_id_pattern {pattern!r} finds no patient in {len(missing)} of {len(names)} files: "
             f"{first_few(missing)}"
         )
     return [match[1] for match in found if match is not None]
@@ -176,15 +177,15 @@ def _suffix_length(name: str) -> int:
     return max((len(suffix) for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), default=0)
 
 
-def _patient_in_header(row: Row) -> str | None:
+def _patient_in_header(image: str) -> str | None:
     """The PatientID of a DICOM file; None for other files, unreadable headers and anonymised ones."""
-    name = row.name.rpartition("/")[2].lower()
+    name = Path(image).name.lower()
     if not name.endswith((".dcm", ".dicom")) and _suffix_length(name):
         return None
     import pydicom  # only where a data set has DICOM files
 
     try:
-        header = pydicom.dcmread(row.item["image"], stop_before_pixels=True, specific_tags=["PatientID"], force=True)
+        header = pydicom.dcmread(image, stop_before_pixels=True, specific_tags=["PatientID"], force=True)
         patient = str(header.get("PatientID") or "").strip()
     except Exception:  # a damaged file raises anything; the readability scan reports it, here it just has no patient
         return None
@@ -215,9 +216,9 @@ def split_by_hash(patients: Iterable[str], val_fraction: float, test_fraction: f
     }
 
 
-def _explain_empty_split(root: Path, split: str, by_split: Mapping[str, list[Row]], is_wanted: bool) -> str:
-    rows = by_split["all"]
-    if "split" in rows[0].item:
+def _explain_empty_split(root: Path, split: str, by_split: Mapping[str, Items], is_wanted: bool) -> str:
+    items = by_split["all"]
+    if "split" in items[0]:
         present = ", ".join(f"{name} ({len(by_split[name])})" for name in SPLITS if by_split[name])
         return (
             f"{root / MANIFEST_NAME} has no rows with split {split}; it has {present}. Mark some patients as {split}, "
@@ -225,27 +226,26 @@ def _explain_empty_split(root: Path, split: str, by_split: Mapping[str, list[Row
         )
     if not is_wanted:
         return f"split {split} of {root} is empty because {split}_fraction is 0; raise it"
-    patients = sorted({row.item["patient_id"] for row in rows})
+    patients = sorted(_patients(items))
     return (
-        f"split {split} of {root} is empty: its {len(rows)} images belong to {len(patients)} patient(s), "
+        f"split {split} of {root} is empty: its {len(items)} images belong to {len(patients)} patient(s), "
         f"{first_few(patients)}; add patients, or name them by a patient_id column or patient_id_pattern"
     )
 
 
-def _check_where(rows: list[Row], where: Mapping[str, Any] | None) -> None:
+def _check_where(items: Items, where: Mapping[str, Any] | None) -> None:
     """Refuse a filter by a column that is not there, or that leaves nothing."""
     for column, value in (where or {}).items():
-        known = list(dict.fromkeys(key for row in rows for key in row.item if key not in PATH_COLUMNS))
+        known = list(dict.fromkeys(key for item in items for key in item if key not in PATH_COLUMNS))
         if column not in known:
             raise DatasetError(f"where asks for column {column!r}; there are {first_few(known, 12)}")
-        kept = _matching(rows, {column: value})
-        if not kept:
-            values = Counter(row.item[column] for row in rows)
+        values = Counter(item.get(column) for item in items)
+        items = _matching(items, {column: value})
+        if not items:
             raise DatasetError(f"where leaves nothing: no {column} is {str(value)!r}; found {first_few(values, 8)}")
-        rows = kept
 
 
-def _matching(rows: list[Row], where: Mapping[str, Any] | None) -> list[Row]:
-    """The rows whose columns equal the wanted values, compared as text."""
+def _matching(items: Items, where: Mapping[str, Any] | None) -> Items:
+    """The items whose columns equal the wanted values, compared as text."""
     wanted = {column: str(value) for column, value in (where or {}).items()}
-    return [row for row in rows if all(row.item.get(column) == value for column, value in wanted.items())]
+    return [item for item in items if all(item.get(column) == value for column, value in wanted.items())]

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..data.datalist_sources import manifest_rows
+from ..data.datalist_sources import manifest_items
 from ..errors import DatasetError
 from ..pipelines.manifest import generation_settings, revise_generation
 from .privacy_report import REPORT_NAME, TABLE_NAME
@@ -50,7 +50,7 @@ def drop_flagged(generated_dir: str | Path, report_dir: str | Path, drop_source_
         line["image"]: line["flagged"] == "yes" or (drop_source_copies and line["copies_source"] == "yes")
         for line in table
     }
-    there = [row.item["image"] for row in manifest_rows(folder)]
+    there = [item["image"] for item in manifest_items(folder)]
     listed = {os.path.relpath(image, folder): Path(image) for image in there}
     bad = [image for image in listed if is_bad.get(image)]
     for image in bad:

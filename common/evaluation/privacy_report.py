@@ -18,7 +18,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from ..data.datalist_sources import MANIFEST_NAME, manifest_rows
+from ..data.datalist_sources import MANIFEST_NAME, manifest_items, name_in
 from ..data.datalists import assert_disjoint_patients
 from ..data.transforms import load_square
 from ..errors import DatasetError
@@ -341,4 +341,4 @@ def _generated_rows(folder: Path) -> list[dict[str, str]]:
     """The manifest's rows, with "name" as listed and "image" as an absolute path."""
     if not (folder / MANIFEST_NAME).is_file():
         raise DatasetError(f"{folder / MANIFEST_NAME}: found no such file; generate first, or correct generated_dir")
-    return [{**row.item, "name": row.name} for row in manifest_rows(folder)]
+    return [{**item, "name": name_in(folder, item["image"])} for item in manifest_items(folder)]

@@ -20,7 +20,7 @@ import pydicom
 import requests
 from dicomweb_client import DICOMwebClient
 
-from ..data.datalist_sources import MANIFEST_NAME, manifest_rows
+from ..data.datalist_sources import MANIFEST_NAME, manifest_items
 from ..errors import DatasetError, UserError
 from ..files import read_json
 from ..io import read_radiograph
@@ -69,7 +69,7 @@ def synthetic_images(folder: str | Path, model: str) -> list[SyntheticImage]:
     root = Path(folder).expanduser().resolve()
     if not (root / MANIFEST_NAME).is_file():
         raise DatasetError(f"{folder}: found no {MANIFEST_NAME}; expected a folder that a generation has written")
-    return [_image(root, row.item, model) for row in manifest_rows(root)]
+    return [_image(root, item, model) for item in manifest_items(root)]
 
 
 def _image(root: Path, item: dict[str, str], model: str) -> SyntheticImage:
