@@ -33,12 +33,9 @@ def test_a_start_nearby_is_improved_and_never_made_worse():
     assert after.item() > 0.95 > before.item()
 
 
-def test_another_person_and_an_inverted_picture_are_unlike():
+def test_another_person_an_inverted_picture_and_what_hardly_overlaps_are_unlike():
     others = torch.cat([phantom(1), 1 - phantom(0)])
     correlation, _ = aligned_correlation(phantom(0).expand(2, 1, 64, 64), others, WHOLE.expand(2, 4), 1 / 32, 8)
     assert correlation[0] < 0.8 and correlation[1] < 0
-
-
-def test_what_hardly_overlaps_does_not_count():
     correlation, _ = aligned_correlation(phantom(0), phantom(0), torch.tensor([[1.0, 1.0, 1.5, 0.0]]), 1 / 16, 0)
     assert correlation.item() == -1

@@ -47,6 +47,8 @@ def test_a_pair_is_changed_by_its_draw_alone():
     same_image = augmented_image(augmentation, image[:1].repeat(3, 1, 1, 1), 0, draws)
     assert len({float(one.sum()) for one in same_image}) == 3
     assert not torch.equal(augmented_image(augmentation, image, 1, draws), together[0])
+    seeds = [derive_seed(0, Purpose.AUGMENTATION, draw) for draw in draws]
+    assert torch.equal(augmentation(image, mask, seeds)[0], together[0])
     assert together[1].dtype == torch.uint8 and together[0].min() >= 0 and together[0].max() <= 1
 
 
@@ -97,14 +99,6 @@ def test_intensities_change_and_black_stays_black():
     changed, labels = RandomAugmentation(**{**NOTHING, "max_gamma": 1.5, "max_gain": 1.2})(image, mask, [0, 1, 2])
     assert changed[..., :9].max() < 1e-4 and torch.equal(labels, mask)
     assert (changed - image).abs().max() > 0.05
-
-
-def test_the_seeds_are_those_of_the_draws():
-    given = []
-    augmented_image(
-        lambda image, mask, seeds: (given.extend(seeds), (image, mask))[1], torch.rand(2, 1, 4, 4), 3, [5, 8]
-    )
-    assert given == [derive_seed(3, Purpose.AUGMENTATION, draw) for draw in (5, 8)]
 
 
 @pytest.mark.parametrize("name", ["max_scale", "max_gamma", "max_gain"])

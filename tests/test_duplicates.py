@@ -100,12 +100,6 @@ def test_an_inverted_picture_has_the_inverted_hash():
     assert np.array_equal(perceptual_hashes(-pictures), -perceptual_hashes(pictures))
 
 
-def test_one_image_has_no_duplicate(tmp_path):
-    write(tmp_path / "a.png", draw_chest_phantom(SIDE, SIDE, 0)[0].numpy())
-    items = radiograph_items(tmp_path, "all", 0, 0)
-    assert find_duplicates(items, progress=False).pairs == []
-
-
 def test_groups_reach_through_pairs_and_leave_alike_ones_out():
     pairs = [Pair(0, 1, "copy", 0, 0.95), Pair(1, 4, "inverted copy", 0, 0.9), Pair(2, 3, "alike", 9, 0.8)]
     found = Duplicates(pairs, 6, 3)

@@ -29,12 +29,9 @@ def test_near_duplicates_come_after_the_first_of_every_group():
     items = items_of([0, 0, 0, 1, 1, 2])
     assert {item["group"] for item in within_budget(items, 3, 0)} == {0, 1, 2}
     assert len(within_budget(items, 6, 0)) == 6
-
-
-@pytest.mark.parametrize("budget", [0, 31])
-def test_a_budget_that_is_not_there_is_refused(budget):
-    with pytest.raises(DatasetError, match="label_budget"):
-        within_budget(items_of(range(30)), budget, 0)
+    for budget in (0, 7):
+        with pytest.raises(DatasetError, match="label_budget"):
+            within_budget(items, budget, 0)
 
 
 def listed(folder, split="train", **options):
@@ -113,8 +110,7 @@ def test_a_damaged_mask_is_skipped_and_reported_and_an_image_without_mask_left_o
 
 
 def test_a_folder_without_masks_is_told_so(tmp_path):
-    images = write_labelled_folder(tmp_path / "data", 4)
+    write_labelled_folder(tmp_path / "data", 4)
     (tmp_path / "data" / "manifest.csv").unlink()
-    assert images
     with pytest.raises(DatasetError, match="8 images"):
         listed(tmp_path)

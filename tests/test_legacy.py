@@ -122,13 +122,6 @@ def test_arguments_that_core_cannot_reproduce_are_refused(kind, overrides, named
         load_legacy_network(kind, legacy_arguments(kind, overrides), {})
 
 
-def test_transposed_convolutions_would_have_stayed_random_in_monai_own_loader():
-    """Why use_convtranspose is refused: core's kernel has another size, and its loader leaves it uninitialised."""
-    arguments = legacy_arguments(AUTOENCODER, {**NO_ATTENTION, "use_convtranspose": True})
-    old = old_network(AUTOENCODER, arguments)
-    assert difference(monai_loaded(AUTOENCODER, arguments, old.state_dict()), old, arguments) > 0.1
-
-
 STATE = {"conv.weight": torch.arange(3.0), "conv.bias": torch.ones(2)}
 OTHER = {"head.weight": torch.zeros(1)}
 
