@@ -33,9 +33,6 @@ def pretrained(tmp_path):
     return tmp_path / "denoiser.pt"
 
 
-# ---- the network ---------------------------------------------------------------------------------------------------
-
-
 def test_it_is_the_unet_on_the_signed_image_at_the_fixed_timestep(random_segmenter):
     image = torch.rand(2, 1, 8, 12)
     expected = random_segmenter.unet(to_signed(image), torch.tensor([1, 1]))
@@ -86,9 +83,6 @@ def test_a_trace_and_an_export_give_the_same_also_for_another_batch_and_an_odd_s
         torch.testing.assert_close(traced(image), expected, atol=1e-5, rtol=1e-5)
     exported = torch.export.export(random_segmenter, (image,)).module()
     torch.testing.assert_close(exported(image), expected, atol=1e-5, rtol=1e-5)
-
-
-# ---- pre-trained weights -------------------------------------------------------------------------------------------
 
 
 def equal(segmenter, expected):

@@ -30,12 +30,8 @@ def fitted(num_components, tokens):
     return components
 
 
-# ---- components ----------------------------------------------------------------------------------------------------
-
-
 def test_all_components_lose_nothing():
-    components = fitted(12, correlated_tokens(200))
-    unseen = correlated_tokens(20, seed=1)
+    components, unseen = fitted(12, correlated_tokens(200)), correlated_tokens(20, seed=1)
     encoded = components.encode(unseen)
     assert encoded.shape == (20, 12)
     torch.testing.assert_close(components.decode(encoded), unseen, atol=1e-4, rtol=1e-4)
@@ -89,9 +85,6 @@ def test_what_does_not_fit_is_refused(num_components, tokens, named):
         TokenComponents(4, 2, 6).fit(correlated_tokens(20, num_tokens=3))
 
 
-# ---- network -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("labels", "expected"), [(("a", "b"), [1, 2, 0, 2, 2]), ((), [0, 0, 0, 0, 0])])
 def test_an_unknown_label_is_no_label(labels, expected):
     prior = make_tiny_prior(labels=labels)
@@ -122,9 +115,6 @@ def test_the_output_depends_on_all_inputs_and_each_sample_on_its_own():
     for n in range(3):
         alone = network(noisy[n : n + 1], timesteps[n : n + 1], labels[n : n + 1])
         torch.testing.assert_close(alone[0], output[n], atol=1e-5, rtol=1e-5)
-
-
-# ---- weights -------------------------------------------------------------------------------------------------------
 
 
 def test_a_start_knows_the_components_trains_and_comes_back_from_half_precision(tmp_path):
