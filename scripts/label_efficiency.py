@@ -21,8 +21,7 @@ from common.data.transforms import LoadRadiographd
 from common.errors import SettingsError
 from common.evaluation.segmentation_evaluation import segment_and_score
 from common.evaluation.segmentation_metrics import summarise_scores
-from common.experiments.label_efficiency import FineTuning, Trial, grid
-from common.experiments.label_efficiency_report import STEM, write_report
+from common.experiments.label_efficiency import STEM, FineTuning, Trial, grid, write_report
 from common.experiments.trials import Experiment, choose_trials
 from common.fingerprint import file_sha256
 from common.io.segmentation_classes import ClassTable, class_table

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import run_command
-from common.experiments.benefit_pool import load_generator
-from common.experiments.benefit_study import CLASSIFIERS, PROBE, Study, labelled_split
+from common.experiments.benefit_study import CLASSIFIERS, PROBE, BenefitStudy
+from common.experiments.benefit_trials import labelled_split
 from common.experiments.densenet import TrainingSettings
-from common.experiments.label_fidelity import Judge, LabelFidelity
-from common.experiments.label_fidelity_report import STEM, write_report
+from common.experiments.label_fidelity import STEM, Judge, LabelFidelity, write_report
 from common.experiments.trials import Experiment, check_lists
+from common.pipelines.diffusion import DinoDiffusion
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
 QUICK_INFERENCE_STEPS, QUICK_STEPS, QUICK_IMAGE_SIZE = 2, 2, 32
@@ -70,14 +70,15 @@ def label_fidelity(
         num_inference_steps, num_steps = QUICK_INFERENCE_STEPS, QUICK_STEPS
     limits = (QUICK_TEST_IMAGES, QUICK_TRAIN_IMAGES) if quick else (None, None)
     train, test, classes = labelled_split(dataset_dir, where, *limits)
-    generator = load_generator(bundle_root, num_inference_steps, guidance_scale, amp, device)
+    generating: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    pipe = DinoDiffusion.from_bundle(bundle_root, device or "auto", amp=amp, **generating)
     training = TrainingSettings(image_size, num_steps, batch_size, learning_rate, amp=amp)
     work_dir = work_dir or str(Path(bundle_root) / "outputs" / "synthetic_benefit")
-    study = Study(train, test, classes, generator, work_dir, training, num_views=0, amp=amp)
+    study = BenefitStudy(train, test, classes, pipe, work_dir, training, num_views=0)
     settings = {**study.settings(), "where": where, "quick": quick}
     trials = [Judge(judge, seed) for judge in judges for seed in (seeds[:1] if judge == PROBE else seeds)]
     Experiment(output_dir, STEM, settings, LabelFidelity(study, work_dir)).run(trials)
-    write_report(output_dir, study.device)
+    write_report(output_dir, pipe.device)
 
 
 if __name__ == "__main__":

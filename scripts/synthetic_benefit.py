@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import run_command
-from common.experiments.benefit_pool import load_generator
-from common.experiments.benefit_regimes import REGIMES, STRATEGIES, grid
 from common.experiments.benefit_report import STEM, write_report
-from common.experiments.benefit_study import CLASSIFIERS, Study, labelled_split
+from common.experiments.benefit_study import CLASSIFIERS, BenefitStudy
+from common.experiments.benefit_trials import REGIMES, STRATEGIES, grid, labelled_split
 from common.experiments.densenet import TrainingSettings
 from common.experiments.trials import Experiment, choose_trials
+from common.pipelines.diffusion import DinoDiffusion
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
 ALLOWED: dict[str, Sequence[str] | int] = {
@@ -94,16 +94,17 @@ def synthetic_benefit(
         num_inference_steps, num_steps = QUICK_INFERENCE_STEPS, QUICK_STEPS
         image_size, num_views = QUICK_IMAGE_SIZE, QUICK_VIEWS
     train, test, classes = labelled_split(dataset_dir, where, QUICK_TEST_IMAGES if quick else None)
-    generator = load_generator(bundle_root, num_inference_steps, guidance_scale, amp, device)
+    generating: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    pipe = DinoDiffusion.from_bundle(bundle_root, device or "auto", amp=amp, **generating)
     training = TrainingSettings(image_size, num_steps, batch_size, learning_rate, amp=amp)
     work_dir = work_dir or str(Path(bundle_root) / "outputs" / "synthetic_benefit")
-    study = Study(train, test, classes, generator, work_dir, training, num_views, amp)
+    study = BenefitStudy(train, test, classes, pipe, work_dir, training, num_views)
     if generate_only:
         study.make_images(trials, (share[0], share[1]))
         return
     settings = {**study.settings(), "where": where, "quick": quick}
     Experiment(output_dir, STEM, settings, study).run(trials, (share[0], share[1]))
-    write_report(output_dir, study.device)
+    write_report(output_dir, pipe.device)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python scripts/zero_shot_lungs.py DIR --output_dir OUT --segment True
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,16 +14,14 @@ from tqdm import tqdm
 
 from common.command_line import run_command
 from common.data.readability import readable_radiographs
-from common.experiments.attention_segmenter import Networks, load_networks
-from common.experiments.lung_masks import LungMasksError, lung_cases
+from common.errors import SettingsError
 from common.experiments.lung_report import STEM, write_overlays, write_report
-from common.experiments.lung_study import Study, write_mask
-from common.experiments.lung_tuning import Tuned
-from common.experiments.lungs import ZeroShotLungs
-from common.experiments.trials import SETTINGS_NAME, check_or_write_settings
+from common.experiments.lung_study import LungStudy, Tuned, find_lungs, lung_cases, write_mask
+from common.experiments.trials import check_or_write_settings
 from common.files import read_json, result_names, write_json
 from common.fingerprint import file_sha256, network_sha256
 from common.io import read_radiograph
+from common.pipelines.diffusion import DinoDiffusion
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
 SHIPPED = Path("docs") / "zero_shot_lungs" / "tuned.json"  # of the bundle
@@ -71,27 +70,27 @@ def zero_shot_lungs(
         seed: of subset, noise and k-means.
     """
     out = Path(output_dir)
-    networks = load_networks(bundle_root, device)
+    pipe = DinoDiffusion.from_bundle(bundle_root, device or "auto")
     if segment:
-        segment_folder(data, out, find_tuned(out, bundle_root), networks, limit)
+        segment_folder(data, out, find_tuned(out, bundle_root), pipe, limit)
         return
     if quick:
         num_tuning_images, limit, rounds = QUICK_TRAIN, QUICK_VAL, 1
     work = Path(work_dir or Path(bundle_root) / "outputs" / "zero_shot_lungs")
-    study = Study(networks, work, seed)
+    study = LungStudy(pipe, work, seed)
     cases = lung_cases(data, masks, "val")[:limit]
-    weights = {"network_sha256": network_sha256(networks.attention.denoiser), "seed": seed, "quick": quick}
+    weights = {"network_sha256": network_sha256(pipe.network), "seed": seed, "quick": quick}
     if tune and not (out / TUNED).is_file():
         train = lung_cases(data, masks, "train")
         tuned, about = study.tune(train, num_tuning_images, rounds)
-        write_json(out / TUNED, {"tuning": {**about, **weights}, **tuned.plain()})
+        write_json(out / TUNED, {"tuning": {**about, **weights}, **asdict(tuned)})
     tuned_path = find_tuned(out, bundle_root)
     content = read_json(tuned_path)
     tuning = content.pop("tuning")
     for folder in (out, work):
-        check_or_write_settings(folder / SETTINGS_NAME, {**weights, "tuned_sha256": file_sha256(tuned_path)})
+        check_or_write_settings(folder / f"{STEM}.json", {**weights, "tuned_sha256": file_sha256(tuned_path)})
     results = study.score(cases, Tuned.from_plain(content))
-    write_report(out, results, cases, tuning, networks.attention.device)
+    write_report(out, results, cases, tuning, pipe.device)
     write_overlays(work / "overlays.png", results, cases, [study.mask_path(case) for case in cases])
     print((out / f"{STEM}.md").read_text(encoding="utf-8"))
 
@@ -100,25 +99,25 @@ def find_tuned(out: Path, bundle_root: str) -> Path:
     """The hyperparameters of the folder, or else those of the bundle.
 
     Raises:
-        LungMasksError: there are none.
+        SettingsError: there are none.
     """
     for path in (out / TUNED, Path(bundle_root) / SHIPPED):
         if path.is_file():
             return path
-    raise LungMasksError(f"{out / TUNED}: found no such file, nor {SHIPPED} in the bundle; give --tune True")
+    raise SettingsError(f"{out / TUNED}: found no such file, nor {SHIPPED} in the bundle; give --tune True")
 
 
-def segment_folder(data: str, out: Path, tuned_path: Path, networks: Networks, limit: int | None) -> None:
+def segment_folder(data: str, out: Path, tuned_path: Path, pipe: DinoDiffusion, limit: int | None) -> None:
     """Write lung masks of all radiographs in a folder; those that are there already stay."""
     content = read_json(tuned_path)
     del content["tuning"]
-    lungs = ZeroShotLungs(networks, Tuned.from_plain(content))
+    tuned = Tuned.from_plain(content)
     items = readable_radiographs(data, "all", 0.1, 0, out, MAX_UNREADABLE_SHARE, limit=limit)
     names = result_names([item["image"] for item in items], data)
     for item, name in tqdm(zip(items, names, strict=True), "lungs", len(items), unit="image", dynamic_ncols=True):
         path = out / f"{name}.png"
         if not path.is_file():
-            write_mask(lungs(read_radiograph(item["image"]).pixels), path)
+            write_mask(find_lungs(pipe, tuned, read_radiograph(item["image"]).pixels), path)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.experiments.benefit_regimes import Example
+from common.experiments.benefit_trials import Example
 from common.experiments.densenet import DenseNetClassifier, TrainingSettings, batch_order, load_images, mix_up
 
 SETTINGS = TrainingSettings(image_size=32, num_steps=4, batch_size=6, learning_rate=2e-3, amp=False)

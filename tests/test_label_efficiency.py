@@ -2,24 +2,37 @@ import json
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from dental_data import TINY, write_labelled_folder
+from script_module import load_script
 
 from common.errors import SettingsError
-from common.experiments.label_efficiency import FineTuning, Trial, grid
-from common.experiments.label_efficiency_report import STEM, labels_needed, markdown, rows, write_report
-from common.experiments.trials import QUICK_WARNING, Experiment
+from common.experiments.label_efficiency import (
+    STEM,
+    FineTuning,
+    Trial,
+    grid,
+    labels_needed,
+    markdown,
+    rows,
+    write_report,
+)
+from common.experiments.trials import QUICK_WARNING, Experiment, read_trials
+from common.networks.pixel_denoiser import PixelDenoiser
+
+BUNDLE = REPOSITORY / "bundles" / "dental_radiograph_segmentation"
+SMALL = {"amp": False, **{f"network_def#{key}": value for key, value in TINY.items()}}
 
 
 def flat(network):
     return torch.cat([value.flatten() for value in network.state_dict().values()])
 
 
-def test_a_trial_is_a_run_of_train_yaml_and_depends_on_its_seed_alone(tmp_path, repository):
+def test_a_trial_is_a_run_of_train_yaml_and_depends_on_its_seed_alone(tmp_path):
     write_labelled_folder(tmp_path / "data", 6)
-    overrides = {"image_size": [48, 64], "amp": False, **{f"network_def#{key}": value for key, value in TINY.items()}}
-    bundle = repository / "bundles" / "dental_radiograph_segmentation"
+    overrides = {"image_size": [48, 64], **SMALL}
     first, second = (
-        FineTuning(str(bundle), str(tmp_path / "data"), tmp_path / name, {"none": "none"}, 2, overrides)
+        FineTuning(str(BUNDLE), str(tmp_path / "data"), tmp_path / name, {"none": "none"}, 2, overrides)
         for name in "ab"
     )
     trial = Trial("none", 2, 3)
@@ -29,7 +42,7 @@ def test_a_trial_is_a_run_of_train_yaml_and_depends_on_its_seed_alone(tmp_path, 
     (kept,) = (tmp_path / "a" / "runs").glob("none_n2_seed3_t1_*/*.pt")
     torch.save({key: value + 1 for key, value in network.state_dict().items()}, kept)
     assert torch.equal(flat(first(trial)), flat(network) + 1), "a network that is there is not trained again"
-    longer = FineTuning(str(bundle), str(tmp_path / "data"), tmp_path / "a", {"none": "none"}, 3, overrides)
+    longer = FineTuning(str(BUNDLE), str(tmp_path / "data"), tmp_path / "a", {"none": "none"}, 3, overrides)
     assert longer.run_dir(trial) != first.run_dir(trial), "a network of other settings is not taken"
     with pytest.raises(SettingsError):
         first(Trial("ddpm", 2, 0))
@@ -84,3 +97,70 @@ def test_the_report_is_written_from_what_is_there(tmp_path):
     assert text == QUICK_WARNING + markdown(report)
     assert [row["timestep"] for row in report["timesteps"]] == [1, 50]
     assert (tmp_path / "label_efficiency.png").stat().st_size > 1000
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("label_efficiency")
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_labelled_folder(tmp_path / "data", 10)
+    denoiser = PixelDenoiser(**TINY, num_res_blocks=1, patch_size=3)
+    for parameter in denoiser.parameters():  # a new one gives zeros, whatever it is shown
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.save(denoiser.state_dict(), tmp_path / "denoiser.pt")
+    return tmp_path
+
+
+def run(script, folder, starts=("none", "ddpm"), **options):
+    options = {
+        "output_dir": str(folder / "out"),
+        "work_dir": str(folder / "work"),
+        "starts": {name: "none" if name == "none" else str(folder / "denoiser.pt") for name in starts},
+        "bundle_root": str(BUNDLE),
+        "image_size": (48, 72),
+        "overrides": SMALL,
+        "quick": True,
+        **options,
+    }
+    script.label_efficiency(str(folder / "data"), **options)
+
+
+def test_all_starts_are_measured_and_reported_and_a_second_run_does_nothing(script, data):
+    run(script, data)
+    table = data / "out" / "label_efficiency.csv"
+    trials = dict(read_trials(table, Trial))
+    assert {(trial.method, trial.label_budget) for trial in trials} == {
+        (m, n) for m in ("none", "ddpm") for n in (1, 5)
+    }
+    assert all(0 <= figures["mean_pooled_iou"] <= 1 and figures["n"] == 2 for figures in trials.values())
+    assert len({figures["mean_pooled_iou"] for figures in trials.values()}) > 2
+    ddpm = trials[Trial("ddpm", 5, 0)]
+    assert ddpm["start"] == "denoiser.pt" and len(ddpm["start_sha256"]) == 64
+    assert "start_sha256" not in trials[Trial("none", 5, 0)]
+    before = table.read_text()
+    assert str(data) not in before + (data / "out" / "label_efficiency.md").read_text()
+    assert "| DDPM |" in (data / "out" / "label_efficiency.md").read_text()
+    assert json.loads((data / "out" / "label_efficiency.json").read_text())["settings"]["quick"]
+    run(script, data)
+    assert table.read_text() == before
+
+
+def test_grids_of_a_file_choose_among_the_starts(script, data):
+    (data / "grids.yaml").write_text("- {methods: [masked_images]}\n")
+    with pytest.raises(SettingsError):
+        run(script, data, ["none"], grids=str(data / "grids.yaml"))
+
+
+def test_what_cannot_be_run_is_told_before_any_work(script, data):
+    with pytest.raises(SettingsError):
+        script.label_efficiency(str(data / "data"), output_dir=str(data / "out"), starts="{none: a/b.pt}")
+    assert not (data / "out").exists()
+    run(script, data, starts=["none"])
+    with pytest.raises(SettingsError):
+        run(script, data, starts=["none"], learning_rate=0.1)

@@ -8,16 +8,22 @@ import pytest
 import torch
 from PIL import Image
 from script_module import load_script
-from tiny_benefit import CLASSES, labelled_folder, tiny_generator
+from tiny_benefit import CLASSES, labelled_folder, tiny_study
 from tiny_bundles import generator_models
 
 from common.data.transforms import load_square
 from common.errors import SettingsError
-from common.experiments.benefit_recipes import VARIATION
-from common.experiments.benefit_study import Study, labelled_split
-from common.experiments.densenet import TrainingSettings
-from common.experiments.label_fidelity import KINDS, ORIGINAL, RECONSTRUCTION, Judge, LabelFidelity
-from common.experiments.label_fidelity_report import LABELS, markdown, rows
+from common.experiments.benefit_trials import VARIATION
+from common.experiments.label_fidelity import (
+    KINDS,
+    LABELS,
+    ORIGINAL,
+    RECONSTRUCTION,
+    Judge,
+    LabelFidelity,
+    markdown,
+    rows,
+)
 from common.experiments.trials import QUICK_WARNING
 
 
@@ -46,12 +52,7 @@ def test_rows_are_means_over_seeds_and_losses_are_paired():
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, tiny_dino):
     """A study whose generator is untrained: its variations cannot keep a label."""
-    root = tmp_path_factory.mktemp("fidelity")
-    labelled_folder(root / "data", 8, 4)
-    train, test, classes = labelled_split(str(root / "data"), None)
-    training = TrainingSettings(image_size=32, num_steps=2, batch_size=4, amp=False)
-    generator = tiny_generator(root / "bundle", tiny_dino)
-    return Study(train, test, classes, generator, root / "work", training, num_views=0, amp=False)
+    return tiny_study(tmp_path_factory.mktemp("fidelity"), tiny_dino, 8, 4, num_views=0)
 
 
 def test_a_judge_knows_real_images_and_not_those_of_an_untrained_generator(study, tmp_path):
@@ -67,7 +68,7 @@ def test_what_judges_are_shown_is_made_once_and_belongs_to_its_source(study, tmp
     assert len(set(reconstructions)) == len(set(variations)) == len(study.test)
     made = {path: Image.open(path) for path in (*reconstructions, *variations)}
     assert all(image.text["Synthetic"] == "true" and image.size == (32, 32) for image in made.values())
-    codec = study.pool.generator.sampler.codec
+    codec = study.pipe.codec
     with torch.no_grad():
         expected = codec.decode(codec.encode(load_square(study.test_paths[3], 32).as_subclass(torch.Tensor)[None]))
     assert np.array_equal(np.asarray(made[reconstructions[3]]), (expected[0, 0] * 255).round().numpy())
@@ -93,11 +94,7 @@ def test_the_command_leaves_judges_table_and_plot_without_paths(script, tmp_path
     text = (tmp_path / "out" / "label_fidelity.md").read_text()
     assert text == QUICK_WARNING + markdown(report) and text.count("\n| ") == 2 * 3 + 1
     names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert names == {
-        "settings.json",
-        ".trials.lock",
-        *(f"label_fidelity.{end}" for end in ("csv", "json", "md", "png")),
-    }
+    assert names == {".trials.lock", *(f"label_fidelity.{end}" for end in ("csv", "json", "md", "png"))}
     before = (tmp_path / "out" / "label_fidelity.csv").read_text()
     assert before.count("\n") == 3 and str(tmp_path) not in before
     script.label_fidelity(str(tmp_path / "data"), **options)

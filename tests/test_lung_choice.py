@@ -3,7 +3,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from common.experiments.lung_baselines import membership_affinity
 from common.experiments.lung_choice import (
     ChoiceSettings,
     choose_lungs,
@@ -14,6 +13,7 @@ from common.experiments.lung_choice import (
     resized,
     tidied,
 )
+from common.experiments.lung_segments import membership_affinity
 from common.experiments.position_prior import EllipsePrior, dice
 
 PRIOR = EllipsePrior(0.5, 0.25, 0.3, 0.18, 0.0)

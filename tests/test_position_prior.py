@@ -1,7 +1,23 @@
 import numpy as np
 import pytest
 
-from common.experiments.position_prior import POSES, USUAL, EllipsePrior, Pose, dice, fit_ellipses
+from common.experiments.lung_segments import membership_affinity
+from common.experiments.position_prior import (
+    COARSE,
+    POSES,
+    USUAL,
+    EllipsePrior,
+    Pose,
+    dice,
+    fit_ellipses,
+    pose_evidence,
+    pose_weights,
+    posed_probability,
+)
+
+PRIOR = EllipsePrior()
+TRUE = Pose(0.04, -0.06, 0.9, 0.87)
+GRID = (32, 32)
 
 
 def test_the_two_ellipses_are_mirror_images_and_tilt_inwards():
@@ -28,9 +44,8 @@ def test_a_pose_shifts_and_scales():
 
 
 def test_probability_is_a_half_on_the_outline():
-    prior = EllipsePrior()
-    probability = prior.probability((80, 80), 0.1)
-    assert np.array_equal(probability > 0.5, prior.mask((80, 80)))
+    probability = PRIOR.probability((80, 80), 0.1)
+    assert np.array_equal(probability > 0.5, PRIOR.mask((80, 80)))
     assert probability.max() > 0.99 and probability.min() < 0.01
 
 
@@ -43,3 +58,32 @@ def test_the_fit_finds_the_ellipses_of_masks():
 def test_dice_of_constructed_masks():
     one, other = np.array([[True, True, False]]), np.array([[False, True, True]])
     assert dice(one, other) == 0.5 and dice(one, one) == 1 and dice(one & False, other & False) == 1
+
+
+@pytest.fixture
+def affinity():
+    """Lungs in an unusual pose attend to lungs, the rest to the rest."""
+    return membership_affinity(PRIOR.mask(GRID, TRUE).astype(int), GRID)
+
+
+def test_structure_tells_the_pose(affinity):
+    evidence = pose_evidence(PRIOR, affinity, np.zeros(GRID))
+    best = int(evidence[0].argmax())
+    assert POSES[best] == TRUE and evidence[0][best] == pytest.approx(2, abs=1e-4)
+    weights = pose_weights(evidence, association=200, contrast=0, deviation=0)
+    assert weights.sum() == pytest.approx(1) and weights.argmax() == best
+    posed = posed_probability(PRIOR, weights, 0.05) > 0.5
+    truth = PRIOR.mask(COARSE, TRUE)
+    assert dice(posed, truth) > 0.95 > 0.9 > dice(PRIOR.mask(COARSE), truth)
+
+
+def test_darkness_tells_the_pose_too():
+    darkness = np.where(PRIOR.mask(GRID, TRUE), 1.0, -1.0)
+    evidence = pose_evidence(PRIOR, np.full((1024, 1024), 1 / 1024), darkness)
+    assert np.ptp(evidence[0]) < 1e-3
+    assert POSES[int(pose_weights(evidence, 0, 50, 0).argmax())] == TRUE
+
+
+def test_without_evidence_the_usual_pose_is_likeliest(affinity):
+    weights = pose_weights(pose_evidence(PRIOR, affinity, np.zeros(GRID)), 0, 0, 0.5)
+    assert POSES[int(weights.argmax())] == USUAL

@@ -1,9 +1,13 @@
-"""The probe separates what can be separated, and its parts do what they say."""
+"""The probe separates what can be separated; on real features: views, folds that hide what they hold out."""
 
 import numpy as np
 import pytest
+from tiny_benefit import tiny_study
 
-from common.experiments.probe import L2_STRENGTHS, Samples, choose_strength, fit_path, standardisation
+from common.errors import SettingsError
+from common.experiments.benefit_trials import Example, Trial
+from common.experiments.probe import L2_STRENGTHS, choose_strength, fit_path, standardisation
+from common.experiments.probe_classifier import ProbeClassifier, ProbeFeatures, choose_confident
 
 
 def clouds(count, distance, seed=0, dim=6):
@@ -15,14 +19,13 @@ def clouds(count, distance, seed=0, dim=6):
     return features, labels
 
 
-def samples(count=60, distance=8.0, seed=0, weights=None):
-    features, labels = clouds(count, distance, seed)
-    return Samples(features, labels, np.ones(count) if weights is None else weights)
+def samples(count=60, distance=8.0, seed=0):
+    return *clouds(count, distance, seed), np.ones(count)
 
 
 def test_separable_classes_are_separated_on_new_data_at_every_strength():
     test, labels = clouds(300, 8.0, seed=1)
-    for probe in fit_path(samples(), 3):
+    for probe in fit_path(*samples(), 3):
         probabilities = probe.probabilities(test)
         assert (probabilities.argmax(1) == labels).mean() > 0.97
         assert probabilities.sum(1) == pytest.approx(np.ones(300))
@@ -31,16 +34,16 @@ def test_separable_classes_are_separated_on_new_data_at_every_strength():
 def test_a_weight_of_two_is_two_copies_and_scale_does_not_matter():
     features, labels = clouds(30, 2.0)
     weights = 1.0 + np.arange(30) % 2
-    doubled = Samples(features.repeat(weights.astype(int), 0), labels.repeat(weights.astype(int)), np.ones(45))
-    one, two = (fit_path(each, 3, [0.1])[0].coefficients for each in (Samples(features, labels, 7 * weights), doubled))
+    doubled = features.repeat(weights.astype(int), 0), labels.repeat(weights.astype(int)), np.ones(45)
+    one, two = (fit_path(*each, 3, [0.1])[0].coefficients for each in ((features, labels, 7 * weights), doubled))
     np.testing.assert_allclose(one, two, atol=2e-3)
-    np.testing.assert_allclose(standardisation(doubled)[0], standardisation(Samples(features, labels, weights))[0])
+    np.testing.assert_allclose(standardisation(*doubled[::2])[0], standardisation(features, weights)[0])
 
 
 def test_strong_regularisation_keeps_the_start_and_weak_leaves_it():
-    start = fit_path(samples(seed=3), 3, [0.1])[0]
+    start = fit_path(*samples(seed=3), 3, [0.1])[0]
     other = samples(distance=2.0, seed=4)
-    strong, weak = fit_path(other, 3, [1e4, 1e-2], start)
+    strong, weak = fit_path(*other, 3, [1e4, 1e-2], start)
     away = [np.abs((probe.coefficients - start.coefficients)[:-1]).max() for probe in (strong, weak)]
     assert away[0] < 1e-3 < 0.1 < away[1]
     assert strong.mean is start.mean
@@ -52,15 +55,84 @@ def test_noise_asks_for_more_regularisation_than_signal():
     def chosen(distance):
         features, labels = clouds(45, distance)
         extra = np.concatenate([features, generator.normal(size=(45, 60))], axis=1)
-        data = Samples(extra, labels, np.ones(45))
         turns = np.arange(45) // 3 % 3
         place, loss = choose_strength(
-            lambda fold: fit_path(data.keep(turns != fold), 3),
+            lambda fold: fit_path(extra[turns != fold], labels[turns != fold], np.ones(30), 3),
             [(extra[turns == fold], labels[turns == fold]) for fold in range(3)],
         )
         assert 0 < loss < 2 * np.log(3)
         return L2_STRENGTHS[place]
 
     assert chosen(0.0) == max(L2_STRENGTHS) > chosen(6.0)
-    with pytest.raises(ValueError, match="no fold"):
-        choose_strength(lambda fold: [], [])
+
+
+# ---- the classifier on real features ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory, tiny_dino):
+    """Features of a labelled folder, its images in draw order, and its test images."""
+    study = tiny_study(tmp_path_factory.mktemp("probe"), tiny_dino, 4, 2, num_views=0)
+    return study.features.encoder, study.real(Trial("probe", "real", "none", 0, 12, 0)), study.test_paths
+
+
+def test_features_are_cls_tokens_kept_by_content(setting):
+    encoder, real, _ = setting
+    paths = [each.path for each in real]
+    features = ProbeFeatures(encoder, 16, num_views=2)
+    assert np.array_equal(features.of(paths), encoder.of_files(paths).features[:, :16])
+    views = features.of_views(paths)
+    assert views.shape == (12, 2, 16) and not np.allclose(views[:, 0], views[:, 1])
+    again = ProbeFeatures(encoder, 16, num_views=2)  # from disk
+    assert np.array_equal(again.of_views(paths[::-1]), views[::-1])
+
+
+def test_folds_hide_a_held_out_image_its_views_and_what_was_made_of_it(setting, monkeypatch):
+    encoder, real, test = setting
+    synthetic = [Example(real[rank].path, real[rank].label, (real[rank].path, real[0].path)) for rank in range(12)]
+    classifier = ProbeClassifier(ProbeFeatures(encoder, 16, 2), 3, test)
+    seen = []
+    samples = classifier._samples
+
+    def noted(real, synthetic, regime):
+        seen.append((len(real), len(synthetic)))
+        return samples(real, synthetic, regime)
+
+    monkeypatch.setattr(classifier, "_samples", noted)
+    classifier.fit(real, synthetic, "mixed")
+    # Four folds of three images. The first holds image 0, of which all are made; then everything is shown.
+    assert seen == [(9, 0), (9, 9), (9, 9), (9, 9), (12, 12)]
+
+
+def test_weights_make_an_image_and_its_views_one(setting):
+    encoder, real, test = setting
+    classifier = ProbeClassifier(ProbeFeatures(encoder, 16, 2), 3, test)
+    mixed = classifier._samples(real, real[:6], "mixed")
+    assert len(mixed[1]) == 12 * 3 + 6 and mixed[2].sum() == pytest.approx(18)
+    assert len(classifier._samples(real, [], "real_unaugmented")[1]) == 12
+    assert len(classifier._samples(real, real[:6], "synthetic")[1]) == 6
+
+
+@pytest.mark.parametrize("regime", ["real_unaugmented", "real", "mixed", "synthetic", "pretrained"])
+def test_every_regime_gives_probabilities_and_repeats(setting, regime):
+    encoder, real, test = setting
+    classifier = ProbeClassifier(ProbeFeatures(encoder, 16, 1), 3, test)
+    probabilities, about = classifier(real, real[3:], regime, seed=0)
+    assert probabilities.shape == (6, 3) and probabilities.sum(1) == pytest.approx(np.ones(6))
+    assert ("l2_synthetic" in about) == (regime == "pretrained")
+    assert np.array_equal(probabilities, classifier(real, real[3:], regime, seed=5)[0])
+
+
+def test_too_few_images_for_folds_are_refused(setting):
+    encoder, real, test = setting
+    with pytest.raises(SettingsError):
+        ProbeClassifier(ProbeFeatures(encoder, 16, 0), 3, test).fit(real[:5], [], "real")
+
+
+def test_the_most_confident_near_candidates_are_taken_once_each():
+    known = np.array([[1.0, 0.0]])
+    candidates = np.array([[1.0, 0.1], [1.0, 0.2], [1.0, 0.3], [1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [0, 2], [0, 3]])
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.7, 0.3], [0.0, 1.0], [0, 1], [0, 1], [0, 1]])
+    # Candidates 4 to 7 are surest of class 1 but far away.
+    assert choose_confident(candidates, known, probabilities, [1, 1]) == [(0, 0), (2, 1)]
+    assert choose_confident(candidates, known, probabilities, [2, 2]) == [(0, 0), (1, 0), (2, 1), (3, 1)]

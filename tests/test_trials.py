@@ -95,10 +95,10 @@ def test_processes_share_the_trials_and_lose_no_row(tmp_path):
 
 
 def test_another_experiment_in_the_same_folder_is_refused(tmp_path):
-    check_or_write_settings(tmp_path / "settings.json", {"num_steps": 5, "size": (1, 2)})
-    check_or_write_settings(tmp_path / "settings.json", {"num_steps": 5, "size": (1, 2)})
+    check_or_write_settings(tmp_path / "a.json", {"num_steps": 5, "size": (1, 2)})
+    check_or_write_settings(tmp_path / "a.json", {"num_steps": 5, "size": (1, 2)})
     with pytest.raises(SettingsError):
-        check_or_write_settings(tmp_path / "settings.json", {"num_steps": 6, "size": (1, 2)})
+        check_or_write_settings(tmp_path / "a.json", {"num_steps": 6, "size": (1, 2)})
 
 
 def test_a_folder_without_results_says_so(tmp_path):
@@ -108,7 +108,7 @@ def test_a_folder_without_results_says_so(tmp_path):
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_report_has_settings_and_provenance_and_says_when_it_means_nothing(tmp_path, quick):
-    experiment(tmp_path, dict, settings={"quick": quick})
+    Experiment(tmp_path, "a", {"quick": quick}, dict)
     report = write_experiment_report(tmp_path, "a", lambda report: f"{report['rows']}\n", torch.device("cpu"), rows=[1])
     assert (tmp_path / "a.md").read_text() == (QUICK_WARNING if quick else "") + "[1]\n"
     assert json.loads((tmp_path / "a.json").read_text()) == report

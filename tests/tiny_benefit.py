@@ -12,14 +12,25 @@ from PIL import Image
 from tiny_bundles import generator_models
 
 from common.data.phantom import draw_chest_phantom
-from common.experiments.benefit_pool import Generator, load_generator
+from common.experiments.benefit_study import BenefitStudy
+from common.experiments.benefit_trials import labelled_split
+from common.experiments.densenet import TrainingSettings
+from common.pipelines.diffusion import DinoDiffusion
 
 CLASSES = ("bright", "dark", "plain")
 
 
-def tiny_generator(root: Path, dino: Path) -> Generator:
-    """What such a bundle builds, at two steps in float32."""
-    return load_generator(generator_models(root, dino), 2, 1.0, amp=False, device="cpu")
+def tiny_pipe(root: Path, dino: Path, amp: bool = False) -> DinoDiffusion:
+    """Such a bundle's generator, of two steps."""
+    settings: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 1.0, "amp": amp}
+    return DinoDiffusion.from_bundle(generator_models(root, dino), "cpu", **settings)
+
+
+def tiny_study(root: Path, dino: Path, num_train: int, num_val: int, num_views: int) -> BenefitStudy:
+    """A study of `labelled_folder` with an untrained generator."""
+    train, test, classes = labelled_split(str(labelled_folder(root / "data", num_train, num_val)), None)
+    training = TrainingSettings(image_size=32, num_steps=2, batch_size=4, amp=False)
+    return BenefitStudy(train, test, classes, tiny_pipe(root / "bundle", dino), root / "work", training, num_views)
 
 
 def labelled_folder(root: Path, num_train: int, num_val: int, size: int = 32) -> Path:

@@ -1,94 +1,147 @@
-"""The pool of synthetic images that all trials of the experiment share: made once, block by block."""
+"""The pool of synthetic images that all trials share: named by their sources' content and a number, each made once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..amp import autocast
-from ..diffusion.image_sampler import ImageSampler
-from ..diffusion.token_sampler import TokenSampler
+from ..errors import SettingsError
 from ..evaluation.image_features import FeatureExtractor, ImageFeatures
-from ..fingerprint import json_sha256, network_sha256
+from ..fingerprint import file_sha256, json_sha256, network_sha256
 from ..io.image_writer import write_png
-from ..networks.conditioning import TokenScaler, TokenSelection, named_tokens
-from ..networks.dino import DinoEncoder
+from ..networks.conditioning import named_tokens
 from ..pipelines.diffusion import DinoDiffusion
 from ..pipelines.interpolation import Interpolation
 from ..pipelines.source_table import SourceTable
 from ..pipelines.strategies import Prior, SampleRequest, Strategy, Variation
-from .benefit_recipes import INTERPOLATION, MIX_RANGE, PRIOR, VARIATION, Block, Recipe
+from ..seeding import Purpose, derive_seed, torch_seed
+from .benefit_trials import INTERPOLATION, PRIOR, VARIATION, Item
+
+BLOCK = 5  # images that are made together: what a killed run has made of one is made again to the bit
+MIX_RANGE = (0.25, 0.75)  # weight of the second source, as in the bundle's inference.yaml
+MIN_PARTNERS = 8  # first images of a class among which each has its partners; later ones pair with all before them
+
+content_sha256 = lru_cache(maxsize=None)(file_sha256)
 
 
 @dataclass(frozen=True)
-class Generator:
-    """What the bundle's inference.yaml builds.
+class Recipe:
+    """One synthetic image. What two seeds, subset sizes or ratios ask for has one name, and so is made once.
 
     Attributes:
-        sampler: tokens and seeds to images.
-        token_sampler: loads the prior, which not every strategy needs.
-        scaler: standardises tokens.
-        encoder: DINO.
-        selection: which of its tokens condition the denoiser.
-        patch_grid: k that the selection is pooled from.
+        strategy: variation, interpolation or prior.
+        sources: paths of none, one or two real images.
+        number: tells images of the same sources apart.
+        label: of the sources; "" for those of the prior.
     """
 
-    sampler: ImageSampler
-    token_sampler: Callable[[], TokenSampler]
-    scaler: TokenScaler
-    encoder: DinoEncoder
-    selection: TokenSelection
-    patch_grid: int
+    strategy: str
+    sources: tuple[str, ...]
+    number: int
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """Relative path without suffix; says nothing of whom the sources show."""
+        digests = [content_sha256(source)[:12] for source in self.sources]
+        folder = digests[0][:2] if digests else f"{self.number // 1000:03d}"
+        return f"{self.strategy}/{folder}/{'_'.join([*digests, f'{self.number:05d}'])}"
+
+    @property
+    def seed(self) -> int:
+        """Of the sample's noise."""
+        return torch_seed(*(int(content_sha256(source)[:8], 16) for source in self.sources), self.number)
+
+    @property
+    def mix(self) -> float | None:
+        """Weight of the second source."""
+        if len(self.sources) < 2:
+            return None
+        return round(float(np.random.default_rng(derive_seed(self.seed, Purpose.STRATEGY)).uniform(*MIX_RANGE)), 6)
 
 
-def load_generator(
-    bundle_root: str | Path, num_inference_steps: int, guidance_scale: float, amp: bool, device: str | None = None
-) -> Generator:
-    """Build the bundle's networks with its weights.
+Block = tuple[Recipe, ...]
+
+
+def source_blocks(order: Sequence[Item], seed: int, strategy: str, size: int, count: int) -> list[list[Block]]:
+    """For each of the first `size` images of a draw order the blocks that hold its first `count` synthetic ones.
 
     Args:
-        bundle_root: of the latent diffusion bundle.
-        num_inference_steps: of the image sampler.
-        guidance_scale: 1 is none, and costs half.
-        amp: bfloat16 where the hardware has it.
-        device: such as "cpu"; None takes the config's own choice.
+        order: of `draw_order`.
+        seed: of the partners of interpolation.
+        strategy: variation or interpolation.
+        size: of the subset.
+        count: synthetic images per real one.
 
     Raises:
-        WeightsError: the bundle has no weights.
+        SettingsError: a class with a single image.
     """
-    settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "amp": amp}
-    pipe = DinoDiffusion.from_bundle(bundle_root, device or "auto", **settings)
-    parts = pipe.scaler, pipe.encoder, pipe.selection, pipe.patch_grid
-    return Generator(pipe.image_sampler, lambda: pipe.token_sampler, *parts)
+
+    def recipe(rank: int, number: int) -> Recipe:
+        sources = [order[rank]["image"]]
+        if strategy == INTERPOLATION:
+            sources.append(_partner(order[:size], seed, rank, number)["image"])
+        return Recipe(strategy, tuple(sources), number, order[rank]["label"])
+
+    numbers = range(0, count, BLOCK)
+    return [
+        [tuple(recipe(rank, number) for number in range(first, first + BLOCK)) for first in numbers]
+        for rank in range(size)
+    ]
+
+
+def _partner(items: Sequence[Item], seed: int, rank: int, number: int) -> Item:
+    """An image of the same class that comes before it, so that a subset's pairs are pairs of every larger one."""
+    label = items[rank]["label"]
+    mates = [place for place, item in enumerate(items) if item["label"] == label]
+    mates = [place for place in mates[: max(mates.index(rank), MIN_PARTNERS)] if place != rank]
+    if not mates:
+        raise SettingsError(
+            f"interpolation: found a single image of {label} among {len(items)}; expected two or more, take larger "
+            "sizes"
+        )
+    draw = np.random.default_rng(derive_seed(seed, Purpose.STRATEGY, rank, number))
+    return items[mates[int(draw.integers(len(mates)))]]
+
+
+def prior_blocks(count: int) -> list[Block]:
+    """Blocks that hold the first `count` samples of the prior, which belong to no real image."""
+    return [
+        tuple(Recipe(PRIOR, (), number) for number in range(first, first + BLOCK)) for first in range(0, count, BLOCK)
+    ]
+
+
+def first_recipes(blocks: Sequence[Block], count: int) -> list[Recipe]:
+    """The first `count` recipes of some blocks."""
+    return [recipe for block in blocks for recipe in block][:count]
 
 
 class DinoTokens(nn.Module):
     """The tokens that condition the denoiser, CLS first: [B, 1, H, W] in [0, 1] -> [B, N·D]."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, pipe: DinoDiffusion) -> None:
         super().__init__()
-        self.encoder = generator.encoder
-        self.selection = generator.selection
-        self.patch_grid = generator.patch_grid
+        self.encoder, self.selection, self.patch_grid = pipe.encoder, pipe.selection, pipe.patch_grid
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode a batch."""
         return self.selection.select(named_tokens(self.encoder, image, self.patch_grid)).flatten(1)
 
 
-def token_features(generator: Generator, cache_dir: str | Path, progress: bool = True) -> ImageFeatures:
+def token_features(pipe: DinoDiffusion, cache_dir: str | Path, progress: bool = True) -> ImageFeatures:
     """Encodes files to `DinoTokens`, and keeps them by content."""
-    network = DinoTokens(generator)
-    settings = f"{generator.selection.use_registers}, {generator.selection.patch_grid}, {generator.patch_grid}"
-    extractor = FeatureExtractor("dino_tokens", network, f"{settings}, {generator.encoder.image_size}")
-    sampler = generator.sampler
-    return ImageFeatures(extractor, cache_dir, sampler.image_size, device=sampler.device, progress=progress)
+    selection = pipe.selection
+    settings = f"{selection.use_registers}, {selection.patch_grid}, {pipe.patch_grid}, {pipe.encoder.image_size}"
+    extractor = FeatureExtractor("dino_tokens", DinoTokens(pipe), settings)
+    return ImageFeatures(extractor, cache_dir, pipe.image_size, device=pipe.device, progress=progress)
 
 
 class SyntheticPool:
@@ -99,17 +152,23 @@ class SyntheticPool:
 
     Args:
         root: of all pools.
-        generator: of the bundle.
+        pipe: the generator.
         sources: encodes the real images.
-        amp: decode in bfloat16 too, where the hardware has it.
     """
 
-    def __init__(self, root: str | Path, generator: Generator, sources: ImageFeatures, amp: bool) -> None:
-        self.generator = generator
+    def __init__(self, root: str | Path, pipe: DinoDiffusion, sources: ImageFeatures) -> None:
+        self.pipe = pipe
         self.sources = sources
-        self.amp = amp
-        self._prior: TokenSampler | None = None
-        settings = self._settings()
+        sampler = pipe.sampler
+        settings = {  # what an image depends on beside its recipe
+            "denoiser": network_sha256(pipe.network),
+            "codec": network_sha256(pipe.codec),
+            "method": sampler.method,
+            "timesteps": [round(float(each), 4) for each in sampler.timesteps],
+            "guidance": [sampler.guidance_scale, list(sampler.guidance_interval)],
+            "amp": [pipe.amp, pipe.amp],  # of the denoiser, and of the decoder
+            "image_size": pipe.image_size,
+        }
         self.folder = Path(root) / json_sha256(settings)[:16]
 
     def path(self, recipe: Recipe) -> Path:
@@ -118,61 +177,41 @@ class SyntheticPool:
 
     def make(self, blocks: Sequence[Block]) -> None:
         """Make the images that are not there."""
-        missing = [block for block in blocks if not all(self.path(recipe).is_file() for recipe in block)]
-        if not missing:
-            return
-        tokens = self._source_tokens(missing)
-        with tqdm(total=sum(map(len, missing)), desc="generating", unit="image", dynamic_ncols=True) as bar:
+        missing = [block for block in blocks if not self._has(block)]
+        paths = sorted({source for block in missing for recipe in block for source in recipe.sources})
+        tokens: dict[str, Tensor] = {}
+        if paths:
+            shape = tuple(self.pipe.scaler.tokens_mean.shape)
+            found = torch.from_numpy(self.sources.of_files(paths).features).unflatten(1, shape)
+            tokens = dict(zip(paths, found, strict=True))
+        total = sum(map(len, missing))
+        with tqdm(total=total, desc="generating", unit="image", dynamic_ncols=True, disable=not missing) as bar:
             for block in missing:
-                if not all(self.path(recipe).is_file() for recipe in block):  # another process may have made it
+                if not self._has(block):  # another process may have made it
                     self._make(block, tokens)
                 bar.update(len(block))
 
+    def _has(self, block: Block) -> bool:
+        return all(self.path(recipe).is_file() for recipe in block)
+
     def _make(self, block: Block, tokens: dict[str, Tensor]) -> None:
-        strategy, requests = self._strategy(block, tokens)
-        with autocast(self.generator.sampler.device, self.amp):
-            images = self.generator.sampler.sample(strategy.tokens(requests), [request.seed for request in requests])
+        with autocast(self.pipe.device, self.pipe.amp):
+            images = self.pipe.image_sampler.sample(self._tokens(block, tokens), [recipe.seed for recipe in block])
         for recipe, image in zip(block, images, strict=True):
             if not self.path(recipe).is_file():
                 about = {"strategy": recipe.strategy, "seed": str(recipe.seed), "pool": self.folder.name}
                 write_png(image.clamp(0, 1), self.path(recipe), provenance=about)
 
-    def _source_tokens(self, blocks: Sequence[Block]) -> dict[str, Tensor]:
-        paths = sorted({source for block in blocks for recipe in block for source in recipe.sources})
-        if not paths:
-            return {}
-        shape = tuple(self.generator.scaler.tokens_mean.shape)
-        found = torch.from_numpy(self.sources.of_files(paths).features).unflatten(1, shape)
-        return dict(zip(paths, found, strict=True))
-
-    def _strategy(self, block: Block, tokens: dict[str, Tensor]) -> tuple[Strategy, list[SampleRequest]]:
-        """The bundle's own strategy for the sources of one block."""
+    def _tokens(self, block: Block, tokens: dict[str, Tensor]) -> Tensor:
+        """Of the images of one block, by the bundle's own strategy."""
         paths = list(dict.fromkeys(source for recipe in block for source in recipe.sources))
         requests = [
-            SampleRequest(each.name, each.seed, tuple(map(paths.index, each.sources)), each.mix, each.label)
-            for each in block
+            SampleRequest(each.name, each.seed, tuple(map(paths.index, each.sources)), each.mix) for each in block
         ]
-        kind = block[0].strategy
-        if kind == PRIOR:
-            self._prior = self._prior or self.generator.token_sampler()
-            return Prior(self._prior, len(block), None, seed=0), requests
+        if block[0].strategy == PRIOR:
+            return Prior(self.pipe.token_sampler, len(block), None, seed=0).tokens(requests)
         table = SourceTable(paths, paths, [""] * len(paths), torch.stack([tokens[path] for path in paths]))
-        if kind == VARIATION:
-            return Variation(table, 1, seed=0), requests
-        if kind == INTERPOLATION:
-            return Interpolation(table, 1, "slerp", MIX_RANGE, self.generator.scaler, seed=0), requests
-        raise ValueError(f"strategy: expected {VARIATION}, {INTERPOLATION} or {PRIOR}, found {kind!r}")
-
-    def _settings(self) -> dict[str, Any]:
-        """What an image depends on beside its recipe."""
-        sampler = self.generator.sampler
-        rule = sampler.sampler
-        return {
-            "denoiser": network_sha256(sampler.denoiser),
-            "codec": network_sha256(sampler.codec),
-            "method": rule.method,
-            "timesteps": [round(float(each), 4) for each in rule.timesteps],
-            "guidance": [rule.guidance_scale, list(rule.guidance_interval)],
-            "amp": [sampler.amp, self.amp],
-            "image_size": sampler.image_size,
-        }
+        strategy: Strategy = Variation(table, 1, seed=0)
+        if block[0].strategy != VARIATION:
+            strategy = Interpolation(table, 1, "slerp", MIX_RANGE, self.pipe.scaler, seed=0)
+        return strategy.tokens(requests)

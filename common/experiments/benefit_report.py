@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..evaluation.report import Point, Row, cell, markdown_table, mean_sd, write_error_bar_plot
-from .benefit_regimes import (
+from .benefit_trials import (
     MIXED,
     NO_STRATEGY,
     PRETRAINED,
@@ -23,7 +23,7 @@ from .benefit_regimes import (
     UNLABELLED,
     Trial,
 )
-from .trials import Trials, by_seed, holm, paired_difference, read_trials, write_experiment_report
+from .trials import Trials, by_seed, grouped, holm, paired_difference, read_trials, write_experiment_report
 
 STEM = "synthetic_benefit"
 SIGNIFICANT = 0.05
@@ -62,12 +62,7 @@ def rows(trials: Trials[Trial]) -> list[Row]:
     "p" of a difference is that of the paired t-test; "p_holm" is corrected for all differences of the same classifier
     and size (Holm 1979), the more honest one where many were tried.
     """
-    aucs: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
-    pseudo: dict[tuple[Any, ...], list[float]] = defaultdict(list)
-    for trial, figures in trials:
-        key = tuple(getattr(trial, name) for name in KEYS)
-        aucs[key][trial.seed] = figures["auc"]
-        pseudo[key] += [figures["pseudo_label_accuracy"]] if "pseudo_label_accuracy" in figures else []
+    aucs, pseudo = (grouped(trials, KEYS, figure) for figure in ("auc", "pseudo_label_accuracy"))
     found = []
     families: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for key in sorted(aucs, key=_order):
@@ -77,8 +72,8 @@ def rows(trials: Trials[Trial]) -> list[Row]:
             baseline = aucs.get((row["classifier"], REAL, NO_STRATEGY, 0, row["size"]), {})
             row["gain"] = {**paired_difference(aucs[key], baseline), "p_holm": None}
             families[row["classifier"], row["size"]] += [row["gain"]] if row["gain"]["p"] is not None else []
-        if pseudo[key]:
-            row["pseudo_label_accuracy"] = mean_sd(pseudo[key])
+        if key in pseudo:
+            row["pseudo_label_accuracy"] = mean_sd(pseudo[key].values())
         found.append(row)
     for gains in families.values():
         for gain, p in zip(gains, holm([gain["p"] for gain in gains]), strict=True):

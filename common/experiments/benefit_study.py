@@ -4,10 +4,10 @@ Choices of the protocol, after DiNO-Diffusion (arXiv 2407.11594, section 2.4), a
 
 - **Labels within one source.** Label and source are confounded in public collections, so a classifier could read the
   source; `where` picks one. Scores are macro averages of one-vs-rest AUC.
-- **Subsets** are nested and balanced by class, one image a patient (`subsets.draw_order`). The test images are the
-  validation split: other patients, which is checked, as is that no file is in both. The generator has seen the whole
-  training split without labels, so also images outside of the subset; it has not seen the test patients. The prior's
-  checkpoint was chosen by their loss, which can hardly matter here, and is said for completeness.
+- **Subsets** are nested and balanced by class, one image a patient (`draw_order`). The test images are the validation
+  split: other patients, which is checked, as is that no file is in both. The generator has seen the whole training
+  split without labels, so also images outside of the subset; it has not seen the test patients. The prior's checkpoint
+  was chosen by their loss, which can hardly matter here, and is said for completeness.
 - **No label beyond the subset.** The shipped prior can be conditioned on labels, but learned them from the whole
   training split. Its samples are therefore drawn without label and labelled by a linear probe on DINO features of the
   subset, which keeps the candidates near to the subset and of those the most confident of each class.
@@ -30,93 +30,45 @@ Choices of the protocol, after DiNO-Diffusion (arXiv 2407.11594, section 2.4), a
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
+from monai.metrics import compute_roc_auc
 from numpy.typing import NDArray
 
-from ..data.datalists import assert_disjoint_patients, radiograph_items
-from ..fingerprint import file_sha256, json_sha256
-from .benefit_examples import Examples
-from .benefit_features import ProbeFeatures
-from .benefit_pool import Generator, SyntheticPool, token_features
-from .benefit_recipes import Block
-from .benefit_regimes import UNLABELLED, Example, Trial
-from .benefit_scores import scores_of
-from .benefit_subsets import Item, SubsetError, class_names
+from ..errors import DatasetError, NonFiniteLossError, SettingsError
+from ..fingerprint import json_sha256
+from ..pipelines.diffusion import DinoDiffusion
+from ..seeding import Purpose, derive_seed
+from .benefit_pool import Block, SyntheticPool, first_recipes, prior_blocks, source_blocks, token_features
+from .benefit_trials import PRIOR, REAL, UNLABELLED, Example, Item, Trial, draw_order, subset
 from .densenet import DenseNetClassifier, TrainingSettings
-from .probe_classifier import ProbeClassifier
+from .probe_classifier import ProbeClassifier, ProbeFeatures, choose_confident
 
 PROBE, DENSENET = "probe", "densenet"
 CLASSIFIERS = (PROBE, DENSENET)
+OVERSAMPLING = 3  # candidates per pseudo-labelled image that is taken
+
+# Trained on real and synthetic images in a regime with a seed: probabilities [N, C] of the test images, and what else
+# is worth keeping.
+Classifier = Callable[[Sequence[Example], Sequence[Example], str, int], tuple[NDArray[np.float64], dict[str, object]]]
 
 
-class Classifier(Protocol):
-    """Trains on the images of a trial, and predicts the test images."""
-
-    def __call__(
-        self, real: Sequence[Example], synthetic: Sequence[Example], regime: str, seed: int
-    ) -> tuple[NDArray[np.float64], dict[str, object]]:
-        """Probabilities [N, C], and what else is worth keeping."""
-        ...
-
-
-def labelled_split(
-    dataset_dir: str,
-    where: Mapping[str, Any] | None,
-    limit_per_class: int | None = None,
-    train_limit_per_class: int | None = None,
-) -> tuple[list[Item], list[Item], list[str]]:
-    """Training images, test images (the validation split) and class names.
-
-    Args:
-        dataset_dir: with a manifest.csv that has labels.
-        where: columns and the value that each must have.
-        limit_per_class: test images of a class at most.
-        train_limit_per_class: training images of a class at most.
-
-    Raises:
-        SubsetError: a file is in both, or labels are missing.
-        DatasetError: a patient is in both, or the folder cannot be used.
-    """
-    train, test = ([*radiograph_items(dataset_dir, split, 0.1, 0, where=where)] for split in ("train", "val"))
-    classes = class_names(train)
-    train, test = ([item for item in items if item.get("label") in classes] for items in (train, test))
-    assert_disjoint_patients(train=train, val=test)
-    both = {file_sha256(item["image"]) for item in train} & {file_sha256(item["image"]) for item in test}
-    if both:
-        raise SubsetError(f"data: {len(both)} files are in train and in val under other names; remove them from one")
-    shown = sorted(_first_of_each(test, limit_per_class), key=lambda item: classes.index(item["label"]))
-    return _first_of_each(train, train_limit_per_class), shown, classes
-
-
-def _first_of_each(items: Sequence[Item], limit_per_class: int | None) -> list[Item]:
-    """Items in their order, of each class at most so many."""
-    seen: Counter[str] = Counter()
-    chosen = []
-    for item in items:
-        seen[item["label"]] += 1
-        if limit_per_class is None or seen[item["label"]] <= limit_per_class:
-            chosen.append(item)
-    return chosen
-
-
-class Study:
+class BenefitStudy:
     """Trains and scores trials.
 
     Args:
         train: items to draw subsets from.
         test: items to score on.
-        classes: names.
-        generator: of synthetic images.
+        classes: names, in the order of the class numbers.
+        pipe: the generator of synthetic images.
         work_dir: of the pool and of features.
         training: of the network.
         num_views: changed views of a real image for the probe.
-        amp: bfloat16 for generating, where the hardware has it.
     """
 
     def __init__(
@@ -124,75 +76,158 @@ class Study:
         train: Sequence[Item],
         test: Sequence[Item],
         classes: Sequence[str],
-        generator: Generator,
+        pipe: DinoDiffusion,
         work_dir: str | Path,
         training: TrainingSettings,
         num_views: int,
-        amp: bool,
     ) -> None:
         self.train, self.test, self.classes = list(train), list(test), list(classes)
-        self.training, self.num_views = training, num_views
-        self.device: torch.device = generator.sampler.device
-        tokens = token_features(generator, Path(work_dir) / "features")
-        self.pool = SyntheticPool(Path(work_dir) / "pool", generator, tokens, amp)
+        self.training, self.num_views, self.pipe = training, num_views, pipe
+        tokens = token_features(pipe, Path(work_dir) / "features")
+        self.pool = SyntheticPool(Path(work_dir) / "pool", pipe, tokens)
         self.test_labels = np.array([self.classes.index(item["label"]) for item in test])
         self.test_paths = [item["image"] for item in test]
-        features = ProbeFeatures(tokens, generator.encoder.hidden_size, num_views)
-        self.probe = ProbeClassifier(features, len(classes), self.test_paths)  # which also labels what has no label
-        self.examples = Examples(train, classes, self.pool, self.probe)
-        self._true_labels = {item["image"]: self.classes.index(item["label"]) for item in train}
-        self._classifiers: dict[str, Classifier] = {PROBE: self.probe}
+        self.features = ProbeFeatures(tokens, pipe.encoder.hidden_size, num_views)
+        self._orders: dict[int, list[Item]] = {}
+        self._classifiers: dict[str, Classifier] = {}
 
     def __call__(self, trial: Trial) -> dict[str, Any]:
         """Train and score one trial."""
-        real, synthetic = self.examples.real(trial), self.examples.synthetic(trial)
-        probabilities, about = self._classifier(trial.classifier)(real, synthetic, trial.regime, trial.seed)
+        real, synthetic = self.real(trial), self.synthetic(trial)
+        if trial.classifier not in self._classifiers:
+            self._classifiers[trial.classifier] = self.new_classifier(trial.classifier, self.test_paths)
+        probabilities, about = self._classifiers[trial.classifier](real, synthetic, trial.regime, trial.seed)
         result = {**scores_of(probabilities, self.test_labels), **about}
         if trial.strategy == UNLABELLED:  # the true labels are known: how good the pseudo-labels are
-            right = [self._true_labels[each.path] == each.label for each in synthetic]
-            result["pseudo_label_accuracy"] = float(np.mean(right))
+            true = {item["image"]: self.classes.index(item["label"]) for item in self.train}
+            result["pseudo_label_accuracy"] = float(np.mean([true[each.path] == each.label for each in synthetic]))
         return {**result, "num_real": len(real), "num_synthetic": len(synthetic)}
 
     def make_images(self, trials: Sequence[Trial], share: tuple[int, int]) -> None:
         """Only make the synthetic images of some trials; the share is of these images."""
-        unique: dict[Block, None] = {}
-        for trial in trials:
-            unique.update(dict.fromkeys(self.examples.blocks(trial)))
+        unique = dict.fromkeys(block for trial in trials for blocks in self._blocks(trial) for block in blocks)
         self.pool.make(list(unique)[share[0] :: share[1]])
 
     def settings(self) -> dict[str, Any]:
         """What all trials of a folder share."""
-        sampler = self.pool.generator.sampler
+        items = [*self.train, *self.test]
+        rows = [[Path(item["image"]).name, item["patient_id"], item["label"]] for item in items]
         return {
             "classes": self.classes,
             "num_train_images": len(self.train),
             "num_train_patients": len({item["patient_id"] for item in self.train}),
             "num_test_images": len(self.test),
             "num_test_patients": len({item["patient_id"] for item in self.test}),
-            "data_sha256": data_sha256([*self.train, *self.test]),
+            "data_sha256": json_sha256(rows),  # whatever folder they are in
             "pool": self.pool.folder.name,
-            "num_inference_steps": len(sampler.sampler.timesteps),
-            "guidance_scale": sampler.sampler.guidance_scale,
-            "features_sha256": self.probe.features.encoder.extractor.fingerprint,
+            "num_inference_steps": len(self.pipe.sampler.timesteps),
+            "guidance_scale": self.pipe.sampler.guidance_scale,
+            "features_sha256": self.features.encoder.extractor.fingerprint,
             "num_views": self.num_views,
-            "training": self.training.plain(),
+            "training": asdict(self.training),
         }
 
     def new_classifier(self, name: str, paths: Sequence[str]) -> Classifier:
-        """A classifier that predicts the images of `paths`, which it keeps in memory."""
+        """One of `CLASSIFIERS`, which predicts the images of `paths`; a DenseNet keeps them in memory."""
         if name == PROBE:
-            return ProbeClassifier(self.probe.features, len(self.classes), paths)
-        if name == DENSENET:
-            return DenseNetClassifier(len(self.classes), paths, self.training, self.device)
-        raise ValueError(f"classifier: expected one of {', '.join(CLASSIFIERS)}, found {name!r}")
+            return ProbeClassifier(self.features, len(self.classes), paths)
+        return DenseNetClassifier(len(self.classes), paths, self.training, self.pipe.device)
 
-    def _classifier(self, name: str) -> Classifier:
-        if name not in self._classifiers:
-            self._classifiers[name] = self.new_classifier(name, self.test_paths)
-        return self._classifiers[name]
+    # ---- images of a trial -------------------------------------------------------------------------------------------
+
+    def real(self, trial: Trial) -> list[Example]:
+        """The trial's labelled images, in the order in which they were drawn.
+
+        Raises:
+            SettingsError: there are not so many.
+        """
+        return [
+            Example(item["image"], self.classes.index(item["label"]), (item["image"],)) for item in self._subset(trial)
+        ]
+
+    def synthetic(self, trial: Trial) -> list[Example]:
+        """`ratio` synthetic images per real one, made where they are not there yet."""
+        if trial.ratio == 0:
+            return []
+        candidates = OVERSAMPLING * trial.size * trial.ratio
+        if trial.strategy == UNLABELLED:
+            return self._pseudo_labelled(trial, self._unlabelled(trial)[:candidates])
+        blocks_by_source = self._blocks(trial)
+        self.pool.make([block for blocks in blocks_by_source for block in blocks])
+        if trial.strategy == PRIOR:
+            drawn = first_recipes(blocks_by_source[0], candidates)
+            return self._pseudo_labelled(trial, [str(self.pool.path(recipe)) for recipe in drawn])
+        chosen = [recipe for blocks in blocks_by_source for recipe in first_recipes(blocks, trial.ratio)]
+        return [Example(str(self.pool.path(each)), self.classes.index(each.label), each.sources) for each in chosen]
+
+    def _subset(self, trial: Trial) -> list[Item]:
+        if trial.seed not in self._orders:
+            self._orders[trial.seed] = draw_order(self.train, self.classes, trial.seed)
+        return subset(self._orders[trial.seed], trial.size)
+
+    def _blocks(self, trial: Trial) -> list[list[Block]]:
+        """What has to be in the pool for it: lists of blocks by source; one list for the prior, which has none."""
+        if trial.ratio == 0 or trial.strategy == UNLABELLED:
+            return []
+        if trial.strategy == PRIOR:
+            return [prior_blocks(OVERSAMPLING * trial.size * trial.ratio)]
+        return source_blocks(self._subset(trial), trial.seed, trial.strategy, trial.size, trial.ratio)
+
+    def _unlabelled(self, trial: Trial) -> list[str]:
+        """Real images of patients outside the trial's subset, alike for all seeds but for those patients.
+
+        Raises:
+            SettingsError: there are fewer than the ratio asks for.
+        """
+        known = {item["patient_id"] for item in self._subset(trial)}
+        order = np.random.default_rng(derive_seed(0, Purpose.ORDER)).permutation(len(self.train))
+        others = [self.train[place]["image"] for place in order if self.train[place]["patient_id"] not in known]
+        if len(others) < trial.size * trial.ratio:
+            raise SettingsError(
+                f"strategy {UNLABELLED}: found {len(others)} real images beside the subset of {trial.size}; expected "
+                f"{trial.size * trial.ratio} for ratio {trial.ratio}. Leave that ratio out for it"
+            )
+        return others
+
+    def _pseudo_labelled(self, trial: Trial, paths: Sequence[str]) -> list[Example]:
+        """The most confident of them by a probe on the trial's own real images."""
+        real = self.real(trial)
+        teacher, _ = ProbeClassifier(self.features, len(self.classes), []).fit(real, [], REAL)
+        features, known = self.features.of(paths), self.features.of([each.path for each in real])
+        counts = trial.ratio * np.bincount([each.label for each in real], minlength=len(self.classes))
+        chosen = choose_confident(features, known, teacher.probabilities(features), counts)
+        return [Example(paths[row], label) for row, label in chosen]
 
 
-def data_sha256(items: Sequence[Item]) -> str:
-    """Which images, by file name, with which patients and labels; whatever folder they are in."""
-    rows = [[Path(item["image"]).name, item["patient_id"], item["label"]] for item in items]
-    return json_sha256(rows)
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def auc_by_class(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> list[float]:
+    """One-vs-rest AUC of every class; equal probabilities count half, as in the Mann-Whitney U statistic.
+
+    Args:
+        probabilities: [N, C], or any score that grows with them.
+        labels: [N], classes 0 to C - 1.
+
+    Raises:
+        DatasetError: a class is missing among the labels.
+        NonFiniteLossError: a probability is not finite.
+    """
+    num_classes = probabilities.shape[1]
+    if missing := sorted(set(range(num_classes)) - set(labels.tolist())):
+        raise DatasetError(f"AUC: found no image of class {missing} among {len(labels)}; expected some of each")
+    if not np.isfinite(probabilities).all():
+        raise NonFiniteLossError(
+            "AUC: found probabilities that are not finite; the training has diverged, lower learning_rate"
+        )
+    one_hot = torch.from_numpy(np.eye(num_classes)[labels])
+    scores = torch.from_numpy(np.asarray(probabilities, dtype=np.float64))
+    columns = zip(scores.T, one_hot.T, strict=True)
+    return [float(np.asarray(compute_roc_auc(score, is_class))) for score, is_class in columns]
+
+
+def scores_of(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> dict[str, object]:
+    """What a trial keeps: "auc", the mean over the classes (macro), "auc_by_class" and "accuracy"."""
+    by_class = auc_by_class(probabilities, labels)
+    accuracy = float((probabilities.argmax(1) == labels).mean())
+    return {"auc": float(np.mean(by_class)), "auc_by_class": by_class, "accuracy": accuracy}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from ..amp import autocast
 from ..data.augmentation import augmented_image
 from ..data.transforms import load_square
 from ..seeding import Purpose, derive_seed
-from .benefit_features import plain_augmentation
-from .benefit_regimes import UNAUGMENTED, Example, stages
+from .benefit_trials import UNAUGMENTED, Example, stages
+from .probe_classifier import plain_augmentation
 
 READING_THREADS = 4
 INTENSITY_MEAN, INTENSITY_SD = 0.5, 0.25  # of radiographs in [0, 1], roughly
@@ -48,27 +48,18 @@ class TrainingSettings:
     mixup_alpha: float = 0.2
     amp: bool = True
 
-    def plain(self) -> dict[str, float]:
-        """In JSON types."""
-        return asdict(self)
-
 
 def mix_up(image: Tensor, target: Tensor, alpha: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Blend every image and its target with those of another of the batch (Zhang et al. 2018).
+    """Blend every image [B, 1, H, W] and its target [B, C] with those of another of the batch (Zhang et al. 2018).
 
-    Args:
-        image: [B, 1, H, W].
-        target: probabilities [B, C].
-        alpha: of Beta(alpha, alpha), which an image's own share is drawn from; 0 changes nothing.
-        seed: of partners and shares.
+    An image's own share is drawn from Beta(alpha, alpha); alpha 0 changes nothing.
     """
     if alpha == 0:
         return image, target
     generator = np.random.default_rng(seed)
     partner = torch.from_numpy(generator.permutation(len(image)))
     share = torch.from_numpy(generator.beta(alpha, alpha, len(image))).to(image)
-    wide = share.view(-1, 1, 1, 1)
-    narrow = share.view(-1, 1)
+    wide, narrow = share.view(-1, 1, 1, 1), share.view(-1, 1)
     return wide * image + (1 - wide) * image[partner], narrow * target + (1 - narrow) * target[partner]
 
 

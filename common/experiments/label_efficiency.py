@@ -1,18 +1,36 @@
-"""How many labels a segmenter needs, by what it started from: one fine-tuning per trial of a grid."""
+"""How many labels a segmenter needs, by what it started from: one fine-tuning per trial of a grid, and the report."""
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from monai.bundle import ConfigWorkflow
 from torch import nn
 
 from ..errors import SettingsError
+from ..evaluation.report import Point, Row, cell, markdown_table, mean_sd, write_error_bar_plot
 from ..fingerprint import file_sha256, json_sha256
 from ..networks.weights import load_weights, save_atomically
+from .trials import Trials, by_seed, grouped, paired_difference, read_trials, write_experiment_report
+
+STEM = "label_efficiency"
+BASELINE = "none"
+HEADLINE = "mean_pooled_iou"  # mIoU as the segmentation literature has it
+LABELS = {
+    "none": "random initialisation",
+    "ddpm": "DDPM",
+    "ddpm_short": "DDPM, steps as the baselines",
+    "denoising_autoencoder": "denoising autoencoder",
+    "masked_images": "masked images",
+}
 
 
 @dataclass(frozen=True)
@@ -95,10 +113,8 @@ class FineTuning:
 
     def workflow(self, trial: Trial, run_dir: Path) -> ConfigWorkflow:
         """The bundle's train.yaml for a trial, not yet initialised."""
-        deep: dict[str, Any] = {
-            "train#trainer#checkpoint_every_steps": self.num_steps,
-            "network_def#timestep": trial.timestep,
-        }
+        deep: dict[str, Any] = {"network_def#timestep": trial.timestep}
+        deep["train#trainer#checkpoint_every_steps"] = self.num_steps
         return ConfigWorkflow(
             config_file=f"{self.bundle_root}/configs/train.yaml",
             workflow_type="train",
@@ -116,3 +132,105 @@ class FineTuning:
             **deep,
             **self.overrides,
         )
+
+
+# ---- the report ------------------------------------------------------------------------------------------------------
+
+
+def write_report(output_dir: str | Path, device: torch.device) -> dict[str, Any]:
+    """Write label_efficiency.json, .md and .png of all trials that a folder holds; return the JSON.
+
+    Raises:
+        SettingsError: there are none.
+    """
+    trials = read_trials(Path(output_dir) / f"{STEM}.csv", Trial)
+    usual = min(trial.timestep for trial, _ in trials)
+    found = rows([(trial, row) for trial, row in trials if trial.timestep == usual])
+    report = write_experiment_report(output_dir, STEM, markdown, device, rows=found, timesteps=timestep_rows(trials))
+    series: dict[str, list[Point]] = defaultdict(list)
+    for row in found:
+        series[_label(row["method"])].append((row["label_budget"], 100 * row["mean"], 100 * (row["sd"] or 0.0)))
+    titles = "labelled radiographs", "mIoU on held-out images, %"
+    write_error_bar_plot(Path(output_dir) / f"{STEM}.png", series, titles)
+    return report
+
+
+def rows(trials: Trials[Trial]) -> list[Row]:
+    """One row per method and budget: mIoU mean, sd and n over seeds, by seed, and the gain over `BASELINE`.
+
+    The gain is paired: the mean over the seeds that both have of the difference on the same subset.
+    """
+    ious, dices = (grouped(trials, ("method", "label_budget"), figure) for figure in (HEADLINE, "mean_dice"))
+    order = {name: place for place, name in enumerate(LABELS)}
+    return [
+        {
+            "method": method,
+            "label_budget": budget,
+            **mean_sd(ious[method, budget].values()),
+            "by_seed": by_seed(ious[method, budget]),
+            "mean_dice": statistics.fmean(dices[method, budget].values()),
+            "gain": paired_difference(ious[method, budget], ious.get((BASELINE, budget), {})),
+        }
+        for method, budget in sorted(ious, key=lambda key: (order.get(key[0], len(order)), key))
+    ]
+
+
+def timestep_rows(trials: Trials[Trial]) -> list[Row]:
+    """Rows of every method and budget that was trained at several timesteps."""
+    ious = grouped(trials, ("method", "label_budget", "timestep"), HEADLINE)
+    num_timesteps = Counter((method, budget) for method, budget, _ in ious)
+    return [
+        {"method": method, "label_budget": budget, "timestep": timestep, **mean_sd(values.values())}
+        for (method, budget, timestep), values in sorted(ious.items())
+        if num_timesteps[method, budget] > 1
+    ]
+
+
+def labels_needed(report_rows: Sequence[Row], method: str) -> list[tuple[int, float | None]]:
+    """For each budget of a method, how many labels `BASELINE` needs for the same mean mIoU.
+
+    Between budgets interpolated linearly in log(budget); None where no budget of the baseline reaches it.
+    """
+    own, baseline = (
+        sorted((row["label_budget"], row["mean"]) for row in report_rows if row["method"] == name)
+        for name in (method, BASELINE)
+    )
+    budgets, reached = np.array(baseline or [(1.0, -math.inf)]).T
+    reached = np.maximum.accumulate(reached)
+    needed = np.exp([np.interp(value, reached, np.log(budgets), right=math.nan) for _, value in own])
+    return [(n, None if math.isnan(x) else float(x)) for (n, _), x in zip(own, needed, strict=True)]
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The tables: mIoU in percent by method and budget, paired gains, labels needed, timesteps."""
+    found = {(row["method"], row["label_budget"]): row for row in report["rows"]}
+    methods = list(dict.fromkeys(method for method, _ in found))
+    budgets = sorted({budget for _, budget in found})
+    headings = ["start", *map(str, budgets)]
+    means = [
+        [_label(method), *(cell(found.get((method, budget)), 1, factor=100) for budget in budgets)]
+        for method in methods
+    ]
+    gains = [
+        [_label(method), *(cell(found.get((method, n), {}).get("gain"), 1, "+", factor=100) for n in budgets)]
+        for method in methods
+        if method != BASELINE
+    ]
+    text = "mIoU in %, mean ± sd over seeds, by number of labelled radiographs\n\n" + markdown_table(headings, means)
+    text += f"\nDifference to {LABELS[BASELINE]}, in points, paired by seed\n\n" + markdown_table(headings, gains)
+    text += f"\nLabels that {LABELS[BASELINE]} needs for what DDPM reaches with n\n\n"
+    for budget, needed in labels_needed(report["rows"], "ddpm"):
+        text += f"- {budget}: {'more than measured' if needed is None else f'{needed:.1f} ({needed / budget:.1f} ×)'}\n"
+    if report["timesteps"]:
+        keys = "label_budget", "timestep"
+        lines = [
+            [_label(row["method"]), *(str(row[key]) for key in keys), cell(row, 1, factor=100)]
+            for row in report["timesteps"]
+        ]
+        headings = ["start", "labels", "timestep", "mIoU"]
+        text += "\nmIoU in % by the timestep that the network is told\n\n" + markdown_table(headings, lines)
+    return text
+
+
+def _label(method: str) -> str:
+    return LABELS.get(method, method)

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional as F
 
-from .pose_fit import PoseEvidence, pose_evidence, pose_weights, posed_probability
-from .position_prior import EllipsePrior
+from .position_prior import EllipsePrior, pose_evidence, pose_weights, posed_probability
 
 BORDER_SHARE = 0.02  # of the shorter side: what counts as the image's border
 
@@ -58,7 +57,7 @@ class Evidence:
         affinity: [h·w, h·w], each row sums to 1.
         grid: h, w.
         darkness: [H, W], (median - grey value) / spread within the central image.
-        pose: of the position prior.
+        poses: of `pose_evidence`.
         prior: the two ellipses.
     """
 
@@ -66,23 +65,15 @@ class Evidence:
     affinity: Array
     grid: tuple[int, int]
     darkness: Array
-    pose: PoseEvidence
+    poses: tuple[Array, Array]
     prior: EllipsePrior
 
 
 def gather(image: Array, labels: Labels, affinity: Array, grid: tuple[int, int], prior: EllipsePrior) -> Evidence:
-    """Collect the evidence.
-
-    Args:
-        image: [H, W] in [0, 1].
-        labels: segments [H, W].
-        affinity: [h·w, h·w], each row sums to 1.
-        grid: h, w.
-        prior: the two ellipses.
-    """
+    """Collect the evidence from an image [H, W] in [0, 1] and its segments [H, W]; the rest as in `Evidence`."""
     dark = relative_darkness(image)
-    pose = pose_evidence(prior, affinity, resized(dark, grid))
-    return Evidence(connected_parts(labels), affinity, grid, dark, pose, prior)
+    poses = pose_evidence(prior, affinity, resized(dark, grid))
+    return Evidence(connected_parts(labels), affinity, grid, dark, poses, prior)
 
 
 def choose_lungs(evidence: Evidence, settings: ChoiceSettings) -> Mask:
@@ -103,8 +94,8 @@ def choose_lungs(evidence: Evidence, settings: ChoiceSettings) -> Mask:
 
 
 def posed_prior(evidence: Evidence, settings: ChoiceSettings) -> Array:
-    """How likely lung is by place alone, after the prior has been moved to this image; small, see `pose_fit.COARSE`."""
-    weights = pose_weights(evidence.pose, settings.pose_association, settings.pose_contrast, settings.pose_deviation)
+    """How likely lung is by place alone, after the prior was moved to this image, `position_prior.COARSE` in size."""
+    weights = pose_weights(evidence.poses, settings.pose_association, settings.pose_contrast, settings.pose_deviation)
     return posed_probability(evidence.prior, weights, settings.softness)
 
 
@@ -145,12 +136,12 @@ def relative_darkness(image: Array) -> Array:
     return (np.median(middle) - image) / max(high - low, 1e-6)
 
 
-def resized(values: Array, size: tuple[int, ...]) -> Array:
-    """[h, w] to [H, W], bilinear, antialiased where it gets smaller."""
+def resized(values: Array, size: tuple[int, ...], antialias: bool = True) -> Array:
+    """[h, w] to [H, W], bilinear, by default antialiased where it gets smaller."""
     if values.shape == tuple(size):
         return values
     tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None, None]
-    return F.interpolate(tensor, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)[0, 0].numpy()
+    return F.interpolate(tensor, size=tuple(size), mode="bilinear", antialias=antialias)[0, 0].numpy()
 
 
 def tidied(mask: Mask, min_area: float) -> Mask:

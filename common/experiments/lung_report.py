@@ -16,7 +16,7 @@ from ..io.contact_sheet import save_contact_sheet
 from ..io.mask_files import read_mask
 from ..io.segmentation_classes import ClassTable, SegmentationClass
 from ..pipelines.segmenter import mask_tiles
-from .lung_masks import LungCase
+from .lung_study import LungCase
 from .trials import write_experiment_report
 
 STEM = "zero_shot_lungs"
@@ -40,12 +40,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Write zero_shot_lungs.json, .md and .png, which name and show no patient; return the JSON.
 
-    Args:
-        output_dir: with the study's settings.
-        results: of each case.
-        cases: in the same order.
-        tuning: where the hyperparameters come from.
-        device: that the figures were made on.
+    Results are those of the cases, in their order; tuning says where the hyperparameters come from.
     """
     report = write_experiment_report(
         output_dir,

@@ -2,41 +2,209 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import csv
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
+from ..errors import DatasetError
 from ..files import atomic_path, read_json, write_json
 from ..io import read_radiograph
+from ..io.mask_files import read_mask
+from ..pipelines.diffusion import DinoDiffusion
 from ..seeding import derive_seed
-from .attention_segmenter import DIFFSEG, METHODS, Networks, Seen, SegmentSettings, at_size, evidence, look
 from .lung_choice import ChoiceSettings, choose_lungs, pick_by_dice, posed_prior, resized, tidied
-from .lung_masks import LungCase
-from .lung_tuning import TIMESTEPS, Tuned, tune_method
-from .position_prior import dice, fit_ellipses
+from .lung_segments import DIFFSEG, KMEANS, METHODS, EncodedImage, SegmentSettings, at_size, encode_image, evidence
+from .position_prior import EllipsePrior, dice, fit_ellipses
 
+COLUMNS = ("image", "mask_file", "source", "split")
 PRIOR_SIZE = (64, 64)  # that masks are reduced to for the fit of the ellipses
 SCORED = ("diffseg", "diffseg_picked_by_dice", "posed_prior", "kmeans", "otsu", "prior")
+TIMESTEPS = (300.0, 500.0, 700.0)
+SEGMENT_GRID: dict[str, dict[str, Sequence[float]]] = {
+    DIFFSEG: {
+        "timestep": TIMESTEPS,
+        "threshold": (0.00625, 0.0125, 0.025, 0.05),
+        "anchors": (8, 16, 32),
+        "exponent": (1.0, 3.0, 9.0),
+    },
+    KMEANS: {"clusters": (4, 8, 16, 32, 64)},
+}
+CHOICE_GRID: dict[str, Sequence[float]] = {
+    "pose_association": (0.0, 20.0, 40.0, 80.0, 160.0),
+    "attention": (0.0, 0.5, 1.0, 1.5, 2.0),
+    "bias": (-0.8, -0.4, 0.0, 0.4, 0.8),
+    "position": (0.5, 1.0, 2.0),
+    "softness": (0.05, 0.1, 0.2),
+    "pose_deviation": (0.0, 0.1, 0.25),
+    "pose_contrast": (0.0, 2.0, 5.0),
+    "darkness": (-0.4, 0.0, 0.4, 0.8),
+    "symmetry": (0.0, 1.0, 2.0),
+    "border": (0.0, 1.0, 3.0),
+    "min_area": (0.01, 0.02, 0.04),
+}
+
+Settings = TypeVar("Settings", SegmentSettings, ChoiceSettings)
+Mask = NDArray[np.bool_]
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Study:
+class LungCase:
+    """One radiograph with its mask.
+
+    Attributes:
+        name: of its results.
+        image, mask: files.
+        source: data set that it comes from.
+        definition: what the mask counts as lung, "" where the list does not say.
+    """
+
+    name: str
+    image: Path
+    mask: Path
+    source: str
+    definition: str
+
+    def truth(self) -> Mask:
+        """Lungs of reference at the mask's own size [H, W]."""
+        return read_mask(self.mask) > 0
+
+
+def lung_cases(data: str | Path, masks: str, split: str) -> list[LungCase]:
+    """The cases of a split, in the order of the list.
+
+    Args:
+        data: folder that images and masks are relative to.
+        masks: name of the CSV in it, with the columns image, mask_file, source, split, and optionally mask_definition.
+        split: train or val.
+
+    Raises:
+        DatasetError: there is no such file, column or split.
+    """
+    path = Path(data) / masks
+    if not path.is_file():
+        raise DatasetError(f"{path}: found no such file; expected a CSV with the columns {', '.join(COLUMNS)}")
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    if missing := [column for column in COLUMNS if rows and column not in rows[0]]:
+        raise DatasetError(f"{path}: found no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
+    chosen = [row for row in rows if row["split"] == split]
+    if not chosen:
+        raise DatasetError(f"{path}: found no row of split {split!r}; give a list that has one")
+    return [
+        LungCase(
+            str(Path(row["image"]).with_suffix("")).replace("/", "__"),
+            Path(data) / row["image"],
+            Path(data) / row["mask_file"],
+            row["source"],
+            row.get("mask_definition") or "",
+        )
+        for row in chosen
+    ]
+
+
+# ---- hyperparameters, searched one after the other on training patients only -----------------------------------------
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What is fixed before anything is measured on held-out patients.
+
+    Attributes:
+        prior: the ellipses.
+        segments: by method.
+        choice: by method.
+    """
+
+    prior: EllipsePrior
+    segments: dict[str, SegmentSettings]
+    choice: dict[str, ChoiceSettings]
+
+    @staticmethod
+    def from_plain(content: Mapping[str, Any]) -> Tuned:
+        """From what `asdict` gave."""
+        return Tuned(
+            EllipsePrior(**content["prior"]),
+            {method: SegmentSettings(**values) for method, values in content["segments"].items()},
+            {method: ChoiceSettings(**values) for method, values in content["choice"].items()},
+        )
+
+
+def tune_method(
+    method: str,
+    encoded: Sequence[EncodedImage],
+    truths: Sequence[Mask],
+    prior: EllipsePrior,
+    start: tuple[SegmentSettings, ChoiceSettings],
+    rounds: int,
+) -> tuple[SegmentSettings, ChoiceSettings, float]:
+    """Coordinate search for the best mean Dice on training images: segments first, then rounds over the choice.
+
+    Truths have the size of their encoded images. Returns both settings and their mean Dice on these images.
+    """
+    segment_settings, choice = start
+
+    def of_segments(candidate: SegmentSettings) -> float:
+        found = (evidence(item, method, candidate, prior)[0] for item in encoded)
+        return float(np.mean([dice(choose_lungs(e, choice), t) for e, t in zip(found, truths, strict=True)]))
+
+    grid = SEGMENT_GRID.get(method, {})
+    segment_settings, _ = coordinate_search(segment_settings, grid, of_segments, f"{method}: segments")
+    kept = [evidence(item, method, segment_settings, prior)[0] for item in encoded]
+
+    def of_choice(candidate: ChoiceSettings) -> float:
+        return float(np.mean([dice(choose_lungs(e, candidate), t) for e, t in zip(kept, truths, strict=True)]))
+
+    best = of_choice(choice)
+    for number in range(rounds):
+        choice, best = coordinate_search(choice, CHOICE_GRID, of_choice, f"{method}: choice, round {number + 1}")
+    return segment_settings, choice, best
+
+
+def coordinate_search(
+    start: Settings, grid: Mapping[str, Sequence[float]], objective: Callable[[Settings], float], title: str
+) -> tuple[Settings, float]:
+    """Set one field of a dataclass after the other to its best candidate of the grid; ties keep what is there.
+
+    Higher is better; the title is that of the progress bar.
+    """
+    best, score = start, objective(start)
+    with tqdm(grid.items(), desc=title, unit="setting", dynamic_ncols=True) as bar:
+        for name, candidates in bar:
+            for value in candidates:
+                candidate = replace(best, **{name: value})  # type: ignore[arg-type]
+                found = score if candidate == best else objective(candidate)
+                if found > score:
+                    best, score = candidate, found
+            bar.set_postfix_str(f"{name} {getattr(best, name)}: {score:.4f}")
+    _logger.info("%s: %s, Dice %.4f", title, best, score)
+    return best, score
+
+
+# ---- the study -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LungStudy:
     """A study, with a folder to work in.
 
     Attributes:
-        networks: of the bundle.
+        pipe: of the bundle.
         work_dir: of what is read off and found in each image, which is data of patients.
         seed: of the training subset, noise and k-means.
     """
 
-    networks: Networks
+    pipe: DinoDiffusion
     work_dir: Path
     seed: int = 0
 
@@ -44,10 +212,9 @@ class Study:
         """Search hyperparameters on a seeded subset of training cases; returns them and what is to be said of it."""
         order = np.random.default_rng(derive_seed(self.seed)).permutation(len(cases))[:num_images]
         chosen = [cases[index] for index in sorted(order)]
-        seen, truths = [], []
-        for case in tqdm(chosen, desc="training images", unit="image", dynamic_ncols=True):
-            seen.append(self._look_cached(case))
-            truths.append(at_size(case.truth(), (seen[-1].image.shape[1], seen[-1].image.shape[2])))
+        bar = tqdm(chosen, desc="training images", unit="image", dynamic_ncols=True)
+        encoded = [self._encoded(case) for case in bar]
+        truths = [at_size(case.truth(), each.size) for case, each in zip(chosen, encoded, strict=True)]
         prior = fit_ellipses([at_size(truth, PRIOR_SIZE) for truth in truths])
         segment_settings: dict[str, SegmentSettings] = {}
         choice: dict[str, ChoiceSettings] = {}
@@ -55,9 +222,8 @@ class Study:
         for method in METHODS:
             # The baselines keep DiffSeg's place in the image: only what is theirs starts anew.
             start = segment_settings.get(DIFFSEG, SegmentSettings(seed=self.seed)), ChoiceSettings()
-            segment_settings[method], choice[method], train_dice[method] = tune_method(
-                method, seen, truths, prior, start, rounds
-            )
+            found = tune_method(method, encoded, truths, prior, start, rounds)
+            segment_settings[method], choice[method], train_dice[method] = found
         about = {"num_images": len(chosen), "rounds": rounds, "mean_dice_on_these": train_dice}
         return Tuned(prior, segment_settings, choice), about
 
@@ -78,40 +244,46 @@ class Study:
     def _score_one(self, case: LungCase, tuned: Tuned) -> dict[str, Any]:
         truth = case.truth()
         size = (truth.shape[0], truth.shape[1])
-        settings = tuned.segments[DIFFSEG]
-        seen = look(
-            self.networks, read_radiograph(case.image).pixels, (settings.timestep,), settings.num_noises, settings.seed
-        )
-        masks = {"prior": tuned.prior.mask(size)}
-        counts = {}
+        encoded = _encoded_for(self.pipe, read_radiograph(case.image).pixels, tuned)
+        masks, counts = {"prior": tuned.prior.mask(size)}, {}
         for method in METHODS:
-            found, labels = evidence(seen, method, tuned.segments[method], tuned.prior)
-            masks[method] = at_size(choose_lungs(found, tuned.choice[method]), size)
+            found, labels = evidence(encoded, method, tuned.segments[method], tuned.prior)
+            choice = tuned.choice[method]
+            masks[method] = at_size(choose_lungs(found, choice), size)
             counts[method] = len(np.unique(labels))
             if method == DIFFSEG:
-                small = at_size(truth, (labels.shape[0], labels.shape[1]))
+                small = at_size(truth, encoded.size)
                 masks["diffseg_picked_by_dice"] = at_size(pick_by_dice(labels, small), size)
-                choice = tuned.choice[method]
                 masks["posed_prior"] = tidied(resized(posed_prior(found, choice), size) > 0.5, choice.min_area)
         write_mask(masks[DIFFSEG], self.mask_path(case))
         scores = {name: dice(masks[name], truth) for name in SCORED}
         return {"name": case.name, "source": case.source, "dice": scores, "segments": counts}
 
-    def _look_cached(self, case: LungCase) -> Seen:
+    def _encoded(self, case: LungCase) -> EncodedImage:
         path = self.work_dir / "cache" / f"{case.name}.pt"
-        if path.is_file():
-            kept = torch.load(path, map_location="cpu", weights_only=True)
-            layers = {timestep: [layer.float() for layer in kept["layers"][timestep]] for timestep in kept["layers"]}
-            return Seen(kept["image"], kept["patch_tokens"], tuple(kept["patch_size"]), layers)
-        seen = look(self.networks, read_radiograph(case.image).pixels, TIMESTEPS, 1, self.seed)
-        kept = {"image": seen.image.clone(), "patch_tokens": seen.patch_tokens.clone(), "patch_size": seen.patch_size}
-        kept["layers"] = {timestep: [layer.half() for layer in layers] for timestep, layers in seen.layers.items()}
-        with atomic_path(path) as temporary:
-            torch.save(kept, temporary)
-        return seen
+        if not path.is_file():
+            encoded = encode_image(self.pipe, read_radiograph(case.image).pixels, TIMESTEPS, 1, self.seed)
+            layers = {timestep: [layer.half() for layer in layers] for timestep, layers in encoded.layers.items()}
+            with atomic_path(path) as temporary:
+                torch.save({**vars(encoded), "layers": layers}, temporary)
+            return encoded
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        layers = {timestep: [layer.float() for layer in layers] for timestep, layers in kept["layers"].items()}
+        return EncodedImage(kept["image"], kept["patch_tokens"], tuple(kept["patch_size"]), layers)
 
 
-def write_mask(mask: NDArray[np.bool_], path: Path) -> None:
+def find_lungs(pipe: DinoDiffusion, tuned: Tuned, pixels: Tensor) -> Mask:
+    """Lungs [H, W] of a radiograph [1, H, W] in [0, 1], by DiffSeg and the choice without ground truth."""
+    found, _ = evidence(_encoded_for(pipe, pixels, tuned), DIFFSEG, tuned.segments[DIFFSEG], tuned.prior)
+    return at_size(choose_lungs(found, tuned.choice[DIFFSEG]), (pixels.shape[1], pixels.shape[2]))
+
+
+def _encoded_for(pipe: DinoDiffusion, pixels: Tensor, tuned: Tuned) -> EncodedImage:
+    settings = tuned.segments[DIFFSEG]
+    return encode_image(pipe, pixels, (settings.timestep,), settings.num_noises, settings.seed)
+
+
+def write_mask(mask: Mask, path: Path) -> None:
     """Lungs as an 8-bit PNG, 255 inside, atomically."""
     with atomic_path(path) as temporary:
         Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, format="PNG")

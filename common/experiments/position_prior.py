@@ -1,17 +1,21 @@
-"""Where lungs usually are: two ellipses, mirror images of each other, and the poses a patient may show them in."""
+"""Where lungs usually are: two ellipses, mirror images of each other, moved to where an image's own structure is."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 Size = tuple[int, int]
+Array = NDArray[np.floating]
 FIT_STEPS = (0.06, -0.1, 0.06, -0.04)  # of the simplexes, one after the other, in the units of the ellipses
+COARSE = (64, 64)  # the mean over poses is smooth, so it is made small and enlarged
+NEGLIGIBLE = 1e-4  # weight of a pose that is left out
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,9 @@ class Pose:
 
 
 USUAL = Pose()
-POSES = tuple(
-    Pose(*values)
-    for values in itertools.product(
-        (-0.08, -0.04, 0.0, 0.04, 0.08),
-        (-0.12, -0.06, 0.0, 0.06, 0.12),
-        (0.8, 0.9, 1.0, 1.1),
-        (0.75, 0.87, 1.0, 1.13, 1.25),
-    )
-)
+COLUMNS, ROWS = (-0.08, -0.04, 0.0, 0.04, 0.08), (-0.12, -0.06, 0.0, 0.06, 0.12)
+WIDTHS, HEIGHTS = (0.8, 0.9, 1.0, 1.1), (0.75, 0.87, 1.0, 1.13, 1.25)
+POSES = tuple(Pose(*values) for values in itertools.product(COLUMNS, ROWS, WIDTHS, HEIGHTS))
 
 
 @dataclass(frozen=True)
@@ -91,12 +89,12 @@ def dice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> float:
     return 2 * int((prediction & reference).sum()) / total if total else 1.0
 
 
-def fit_ellipses(masks: Sequence[NDArray[np.bool_]], start: EllipsePrior | None = None) -> EllipsePrior:
-    """The ellipses of the best mean Dice with lung masks (of training patients), by Nelder-Mead from `start`.
+def fit_ellipses(masks: Sequence[NDArray[np.bool_]]) -> EllipsePrior:
+    """The ellipses of the best mean Dice with lung masks (of training patients), by Nelder-Mead.
 
     Dice over pixels has flat steps on which a simplex collapses, so the search starts anew from what it found.
     """
-    best = np.array(astuple(start or EllipsePrior()))
+    best = np.array(astuple(EllipsePrior()))
 
     def loss(values: NDArray[np.float64]) -> float:
         prior = EllipsePrior(*values)
@@ -107,3 +105,50 @@ def fit_ellipses(masks: Sequence[NDArray[np.bool_]], start: EllipsePrior | None 
         found = minimize(loss, best, method="Nelder-Mead", options={"initial_simplex": simplex, "maxiter": 150})
         best = found.x
     return EllipsePrior(*(float(value) for value in best))
+
+
+# ---- the pose of an image, without any mask --------------------------------------------------------------------------
+
+
+def pose_evidence(prior: EllipsePrior, affinity: Array, darkness: Array) -> tuple[Array, Array]:
+    """What speaks for each of `POSES`: normalised association, as in normalised cuts (Shi & Malik 2000), and darkness.
+
+    Affinity is [h·w, h·w], each row sums to 1, such as an aggregated self-attention; darkness [h, w], standardised.
+
+    Returns:
+        [P], 0 to 2, how much lungs attend to lungs and the rest to the rest; [P], mean darkness inside less outside.
+    """
+    inside = _inside(prior, darkness.shape)
+    count = inside.sum(1)
+    rest = inside.shape[1] - count
+    within = ((inside @ affinity) * inside).sum(1)
+    from_rest = inside @ affinity.sum(0) - within  # what the rest sends to the inside ...
+    rest_within = rest - from_rest  # ... and so, as rows sum to 1, not to itself
+    dark = inside @ darkness.ravel()
+    contrast = dark / np.maximum(count, 1) - (darkness.sum() - dark) / np.maximum(rest, 1)
+    return within / np.maximum(count, 1) + rest_within / np.maximum(rest, 1), contrast
+
+
+def pose_weights(evidence: tuple[Array, Array], association: float, contrast: float, deviation: float) -> Array:
+    """Softmax over poses [P] of the weighted evidence, less the pose's own deviation from the usual."""
+    deviations = np.array([pose.deviation() for pose in POSES])
+    score = association * evidence[0] + contrast * evidence[1] - deviation * deviations
+    weights = np.exp(score - score.max())
+    return weights / weights.sum()
+
+
+def posed_probability(prior: EllipsePrior, weights: Array, softness: float) -> NDArray[np.float64]:
+    """Mean over poses of the soft ellipses, `COARSE` in size: how likely lung is at each place of this image."""
+    kept = weights > NEGLIGIBLE
+    mean = weights[kept] @ _soft(prior, softness)[kept] / weights[kept].sum()
+    return mean.reshape(COARSE)
+
+
+@lru_cache(maxsize=4)
+def _inside(prior: EllipsePrior, size: Size) -> Array:
+    return np.stack([prior.mask(size, pose).ravel() for pose in POSES]).astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _soft(prior: EllipsePrior, softness: float) -> Array:
+    return np.stack([prior.probability(COARSE, softness, pose).ravel() for pose in POSES]).astype(np.float32)

@@ -17,25 +17,6 @@ SMALLEST_SD = 1e-6
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Training data of a probe.
-
-    Attributes:
-        features: [N, D].
-        labels: [N], classes from 0 on.
-        weights: [N], any positive scale.
-    """
-
-    features: Array
-    labels: NDArray[np.int64]
-    weights: Array
-
-    def keep(self, chosen: NDArray[np.bool_]) -> Samples:
-        """Some of them."""
-        return Samples(self.features[chosen], self.labels[chosen], self.weights[chosen])
-
-
-@dataclass(frozen=True)
 class Probe:
     """A linear classifier.
 
@@ -58,30 +39,37 @@ class Probe:
         return np.exp(self.log_probabilities(features))
 
 
-def standardisation(samples: Samples) -> tuple[Array, Array]:
-    """Weighted mean and standard deviation of every feature."""
-    share = samples.weights / samples.weights.sum()
-    mean = share @ samples.features
-    return mean, np.sqrt(share @ (samples.features - mean) ** 2).clip(SMALLEST_SD)
+def standardisation(features: Array, weights: Array) -> tuple[Array, Array]:
+    """Weighted mean and standard deviation [D] of every feature of [N, D]."""
+    share = weights / weights.sum()
+    mean = share @ features
+    return mean, np.sqrt(share @ (features - mean) ** 2).clip(SMALLEST_SD)
 
 
 def fit_path(
-    samples: Samples, num_classes: int, strengths: Sequence[float] = L2_STRENGTHS, start: Probe | None = None
+    features: Array,
+    labels: NDArray[np.int64],
+    weights: Array,
+    num_classes: int,
+    strengths: Sequence[float] = L2_STRENGTHS,
+    start: Probe | None = None,
 ) -> list[Probe]:
     """A probe for every strength of L2, the minimum of mean cross-entropy + strength / 2 · |W - centre|².
 
     Args:
-        samples: to fit.
+        features: [N, D].
+        labels: [N], classes from 0 on.
+        weights: [N] of the samples, any positive scale.
         num_classes: C.
         strengths: strong ones first.
         start: pulls the coefficients to its own instead of to zero, and lends its standardisation: fine-tuning of a
             linear classifier.
     """
-    mean, sd = standardisation(samples) if start is None else (start.mean, start.sd)
-    inputs = _with_bias((samples.features - mean) / sd)
+    mean, sd = standardisation(features, weights) if start is None else (start.mean, start.sd)
+    inputs = _with_bias((features - mean) / sd)
     centre = np.zeros((inputs.shape[1], num_classes)) if start is None else start.coefficients
-    targets = np.eye(num_classes)[samples.labels]
-    share = (samples.weights / samples.weights.sum())[:, None]
+    targets = np.eye(num_classes)[labels]
+    share = (weights / weights.sum())[:, None]
     penalised = np.ones((inputs.shape[1], 1))
     penalised[-1] = 1e-3  # the bias: just enough to make the minimum unique
 
@@ -105,22 +93,17 @@ def fit_path(
 def choose_strength(
     fit: Callable[[int], Sequence[Probe]], held_out: Sequence[tuple[Array, NDArray[np.int64]]]
 ) -> tuple[int, float]:
-    """The place of the strength whose probes give held-out images the highest likelihood.
+    """The place of the strength whose probes give held-out images the highest likelihood, and its mean loss, nats.
 
     Args:
         fit: number of a fold to the probes of all strengths, fitted without it.
-        held_out: features and labels of every fold.
-
-    Returns:
-        Its place among the strengths, and the mean negative log-likelihood reached, nats.
+        held_out: features and labels of every fold; at least one.
     """
-    totals: Array | None = None
-    for fold, (features, labels) in enumerate(held_out):
-        rows = np.arange(len(labels))
-        losses = np.array([-each.log_probabilities(features)[rows, labels].sum() for each in fit(fold)])
-        totals = losses if totals is None else totals + losses
-    if totals is None:
-        raise ValueError("choose_strength: found no fold; expected some")
+    losses = [
+        [-each.log_probabilities(features)[np.arange(len(labels)), labels].sum() for each in fit(fold)]
+        for fold, (features, labels) in enumerate(held_out)
+    ]
+    totals = np.sum(losses, axis=0)
     best = int(totals.argmin())
     return best, float(totals[best] / sum(len(labels) for _, labels in held_out))
 

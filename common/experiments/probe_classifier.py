@@ -3,16 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from .benefit_features import ProbeFeatures
-from .benefit_regimes import MIXED, PRETRAINED, REAL, REAL_REGIMES, SYNTHETIC, UNAUGMENTED, Example
-from .benefit_subsets import SubsetError
-from .probe import L2_STRENGTHS, Probe, Samples, choose_strength, fit_path
+from ..data.augmentation import RandomAugmentation
+from ..data.transforms import load_square
+from ..errors import DatasetError, SettingsError
+from ..evaluation.image_features import ImageFeatures
+from ..files import atomic_path
+from ..fingerprint import file_sha256
+from ..seeding import Purpose, derive_seed
+from .benefit_trials import MIXED, PRETRAINED, REAL, REAL_REGIMES, SYNTHETIC, UNAUGMENTED, Example
+from .probe import L2_STRENGTHS, Array, Probe, choose_strength, fit_path
 
 FOLDS = 4
+VIEWS_VERSION = "views_1"  # changes with `plain_augmentation`
+NEAR_SHARE = 0.5  # of the candidates for pseudo-labels, nearest to the labelled images
+
+
+def plain_augmentation() -> RandomAugmentation:
+    """Flips left to right, small affine changes, gamma and gain: the usual ones for chest radiographs."""
+    return RandomAugmentation(
+        mirrored_labels=[0],
+        flip_horizontal=True,
+        flip_vertical=False,
+        max_rotation_degrees=10.0,
+        max_translation=0.05,
+        max_scale=1.15,
+        max_gamma=1.2,
+        max_gain=1.1,
+    )
+
+
+class ProbeFeatures:
+    """CLS tokens of images, and of randomly changed views of them, each encoded once.
+
+    Args:
+        encoder: gives tokens, of which the CLS token comes first; keeps them by content.
+        num_features: D of the CLS token.
+        num_views: changed views of every real image.
+    """
+
+    def __init__(self, encoder: ImageFeatures, num_features: int, num_views: int) -> None:
+        self.encoder, self.num_features, self.num_views = encoder, num_features, num_views
+        about = encoder.extractor, None, encoder.image_size
+        self.view_encoder = ImageFeatures(*about, device=encoder.device, progress=False)
+        self._known: dict[str, Array] = {}
+        self._views: dict[str, Array] = {}
+
+    def of(self, paths: Sequence[str]) -> Array:
+        """Features [N, D] of files.
+
+        Raises:
+            DatasetError: one cannot be read.
+        """
+        unknown = [path for path in dict.fromkeys(paths) if path not in self._known]
+        if unknown:
+            found = self.encoder.of_files(unknown)
+            if found.problems:
+                path, problem = found.problems[0]
+                raise DatasetError(f"{path}: {problem}; expected readable images, {len(found.problems)} are not")
+            self._known.update(zip(unknown, found.features[:, : self.num_features].astype(np.float64), strict=True))
+        return np.stack([self._known[path] for path in paths]) if paths else np.zeros((0, self.num_features))
+
+    def of_views(self, paths: Sequence[str]) -> Array:
+        """Features [N, V, D] of changed views; those of a file depend on its content alone."""
+        unknown = [path for path in dict.fromkeys(paths) if path not in self._views]
+        for path in tqdm(unknown, desc="features of changed views", unit="image", disable=not unknown):
+            self._views[path] = self._views_of(path).astype(np.float64)
+        return np.stack([self._views[path] for path in paths])
+
+    def _views_of(self, path: str) -> NDArray[np.float32]:
+        digest = file_sha256(path)
+        folder = self.encoder.folder
+        kept = None if folder is None else folder / VIEWS_VERSION / f"{digest}_{self.num_views}.npy"
+        if kept is not None and kept.is_file():
+            return np.load(kept, allow_pickle=False)
+        image = load_square(path, self.encoder.image_size).as_subclass(torch.Tensor)[None]
+        seeds = [derive_seed(int(digest[:8], 16), Purpose.AUGMENTATION, view) for view in range(self.num_views)]
+        views = image.expand(self.num_views, -1, -1, -1)
+        changed, _ = plain_augmentation()(views, torch.zeros_like(views, dtype=torch.int64), seeds)
+        found = self.view_encoder.of_batches([changed])[:, : self.num_features]
+        if kept is not None:
+            with atomic_path(kept) as temporary, Path(temporary).open("wb") as file:
+                np.save(file, found)
+        return found
 
 
 class ProbeClassifier:
@@ -29,13 +108,11 @@ class ProbeClassifier:
     """
 
     def __init__(self, features: ProbeFeatures, num_classes: int, test_paths: Sequence[str]) -> None:
-        self.features = features
-        self.num_classes = num_classes
-        self.test_paths = list(test_paths)
+        self.features, self.num_classes, self.test_paths = features, num_classes, list(test_paths)
 
     def __call__(
         self, real: Sequence[Example], synthetic: Sequence[Example], regime: str, seed: int
-    ) -> tuple[NDArray[np.float64], dict[str, object]]:
+    ) -> tuple[Array, dict[str, object]]:
         """Probabilities [N, C] of the test images, and the strengths that were chosen; nothing in it is random."""
         probe, about = self.fit(real, synthetic, regime)
         return probe.probabilities(self.features.of(self.test_paths)), about
@@ -46,7 +123,7 @@ class ProbeClassifier:
         """The probe of a regime, and the strengths chosen.
 
         Raises:
-            SubsetError: less than two real images a class, so that there are no folds.
+            SettingsError: less than two real images a class, so that there are no folds.
         """
         if regime != PRETRAINED:
             probe, strength, loss = self._fit(real, synthetic, regime, None)
@@ -60,7 +137,7 @@ class ProbeClassifier:
     ) -> tuple[Probe, float, float]:
         folds = min(FOLDS, len(real) // self.num_classes)
         if folds < 2:
-            raise SubsetError(
+            raise SettingsError(
                 f"sizes: found {len(real)} images of {self.num_classes} classes; expected at least two a class"
             )
         # Real images take turns by class, so that every fold has all classes.
@@ -74,14 +151,17 @@ class ProbeClassifier:
             shown = [
                 [each for each in kind if hidden.isdisjoint((each.path, *each.sources))] for kind in (real, synthetic)
             ]
-            return fit_path(self._samples(shown[0], shown[1], regime), self.num_classes, start=start)
+            return fit_path(*self._samples(shown[0], shown[1], regime), self.num_classes, start=start)
 
         targets = [(self.features.of([each.path for each in fold]), _labels(fold)) for fold in members]
         place, loss = choose_strength(lambda fold: path_without(members[fold]), targets)
         return path_without(())[place], L2_STRENGTHS[place], loss
 
-    def _samples(self, real: Sequence[Example], synthetic: Sequence[Example], regime: str) -> Samples:
-        parts: list[tuple[NDArray[np.float64], NDArray[np.int64], float]] = []
+    def _samples(
+        self, real: Sequence[Example], synthetic: Sequence[Example], regime: str
+    ) -> tuple[Array, NDArray[np.int64], Array]:
+        """Features, labels and weights of what a regime trains on."""
+        parts: list[tuple[Array, NDArray[np.int64], float]] = []
         if regime in (*REAL_REGIMES, MIXED):
             views = 0 if regime == UNAUGMENTED else self.features.num_views
             paths, labels = [each.path for each in real], _labels(real)
@@ -90,14 +170,42 @@ class ProbeClassifier:
                 changed = self.features.of_views(paths).reshape(len(real) * views, -1)
                 parts.append((changed, labels.repeat(views), 1 / (1 + views)))
         if regime in (SYNTHETIC, MIXED):
-            labels = _labels(synthetic)
-            parts.append((self.features.of([each.path for each in synthetic]), labels, 1.0))
-        return Samples(
-            np.concatenate([features for features, _, _ in parts]),
-            np.concatenate([labels for _, labels, _ in parts]),
-            np.concatenate([np.full(len(labels), weight) for _, labels, weight in parts]),
-        )
+            parts.append((self.features.of([each.path for each in synthetic]), _labels(synthetic), 1.0))
+        features = np.concatenate([part for part, _, _ in parts])
+        weights = np.concatenate([np.full(len(part), weight) for part, _, weight in parts])
+        return features, np.concatenate([part for _, part, _ in parts]), weights
 
 
 def _labels(examples: Sequence[Example]) -> NDArray[np.int64]:
     return np.array([each.label for each in examples], dtype=np.int64)
+
+
+def choose_confident(
+    candidates: Array, known: Array, probabilities: Array, counts: Sequence[int] | NDArray[np.integer]
+) -> list[tuple[int, int]]:
+    """Pseudo-labels: of the candidates near to known images the most probable of every class.
+
+    Nearness is the cosine to the nearest known image; it keeps out samples of other kinds of radiographs than the
+    labelled ones (the prior knows adults and children), about which a classifier can be confident and wrong.
+
+    Args:
+        candidates: features [M, D].
+        known: features [n, D] of the labelled images.
+        probabilities: [M, C] of the candidates.
+        counts: [C], how many to take; at most M together.
+
+    Returns:
+        (row, class) of those taken, no row twice, sorted.
+    """
+    counts = np.asarray(counts)
+    units = [each / np.linalg.norm(each, axis=1, keepdims=True).clip(1e-12) for each in (candidates, known)]
+    nearness = (units[0] @ units[1].T).max(1)
+    num_near = max(int(counts.sum()), round(NEAR_SHARE * len(candidates)))
+    near = np.sort(np.argsort(-nearness, kind="stable")[:num_near])
+    left, taken = counts.copy(), {}
+    for place in np.argsort(-probabilities[near].ravel(), kind="stable"):
+        row, label = int(near[place // len(counts)]), int(place % len(counts))
+        if row not in taken and left[label] > 0:
+            taken[row] = label
+            left[label] -= 1
+    return sorted(taken.items())

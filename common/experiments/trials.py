@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import yaml
@@ -22,14 +22,11 @@ from ..evaluation.report import Row, mean_sd, read_rows, write_report, write_row
 from ..files import read_json, write_json
 from ..provenance import git_state, provenance
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-SETTINGS_NAME, LOCK_NAME = "settings.json", ".trials.lock"
+LOCK_NAME = ".trials.lock"
 QUICK_WARNING = "**Made with --quick: no figure here means anything.**\n\n"
 _logger = logging.getLogger(__name__)
 
-TrialT = TypeVar("TrialT", bound="DataclassInstance")
+TrialT = TypeVar("TrialT", bound=Any)  # a dataclass, frozen
 Trials = Sequence[tuple[TrialT, Row]]  # with what was measured
 
 
@@ -60,14 +57,10 @@ class Experiment(Generic[TrialT]):
         self.do, self.describe = do, describe
         git = git_state()  # of the code that is in memory, whatever happens to the checkout
         self.commit = None if git is None else git["commit"] + ("-dirty" if git["is_dirty"] else "")
-        check_or_write_settings(self.path.parent / SETTINGS_NAME, settings)
+        check_or_write_settings(self.path.with_suffix(".json"), settings)
 
     def run(self, trials: Sequence[TrialT], share: tuple[int, int] = (0, 1)) -> None:
-        """Do the trials that are not done.
-
-        Args:
-            trials: in this order.
-            share: (i, n): every n-th of them from the i-th on, so that n processes can share the work.
+        """Do the trials that are not done, in this order; of share (i, n) every n-th from the i-th on, for n processes.
 
         Raises:
             SettingsError: a row of one of them was made from something else.
@@ -108,33 +101,29 @@ def _flat(found: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def read_trials(path: str | Path, kind: Callable[..., TrialT]) -> list[tuple[TrialT, Row]]:
-    """All rows of an experiment's CSV, sorted by their settings, with what was measured.
-
-    Args:
-        path: of the CSV.
-        kind: the dataclass of its trials.
+    """All rows of an experiment's CSV as trials of a dataclass, sorted by their settings, with what was measured.
 
     Raises:
         SettingsError: there are none.
     """
     if not Path(path).is_file():
         raise SettingsError(f"{path}: found no results; expected the CSV that the run of the experiment writes")
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    names = [field.name for field in fields(kind)]
     rows = sorted(read_rows(path), key=lambda row: [row[name] for name in names])
     return [(kind(**{name: row[name] for name in names}), row) for row in rows]
 
 
 def check_or_write_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings where there are none, else compare.
+    """Write a report of nothing but its settings where there is none, else compare with its own.
 
     Raises:
         SettingsError: names what differs.
     """
     wanted = json.loads(json.dumps(settings))
     if not path.is_file():
-        write_json(path, wanted)
+        write_json(path, {"settings": wanted})
         return
-    found = read_json(path)
+    found = read_json(path)["settings"]
     differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
     if differing:
         pairs = ", ".join(f"{key} {found.get(key)!r}, now {wanted.get(key)!r}" for key in differing)
@@ -148,16 +137,16 @@ def write_experiment_report(
     device: torch.device,
     **content: Any,
 ) -> dict[str, Any]:
-    """Write `<stem>.json` and `<stem>.md`; return what the first holds.
+    """Write `<stem>.json`, which holds the settings already, and `<stem>.md`; return what the first holds.
 
     Args:
         output_dir: of the experiment.
         stem: of the files' names.
         tables: the report to the text; where the settings say `quick`, a warning goes before it.
         device: that the figures were made on.
-        **content: of the report, beside the settings of the folder and the provenance.
+        **content: of the report, beside settings and provenance.
     """
-    settings = read_json(Path(output_dir) / SETTINGS_NAME)
+    settings = read_json(Path(output_dir) / f"{stem}.json")["settings"]
     report = {"settings": settings, "provenance": provenance(device), **content}
     text = (QUICK_WARNING if settings.get("quick") else "") + tables(report)
     write_report(output_dir, report, text, (f"{stem}.json", f"{stem}.md"))
@@ -242,6 +231,15 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 def by_seed(values: Mapping[int, float]) -> dict[str, float]:
     """The values of all seeds, in order, as JSON can hold them."""
     return {str(seed): value for seed, value in sorted(values.items())}
+
+
+def grouped(trials: Trials[Any], names: Sequence[str], figure: str) -> dict[tuple[Any, ...], dict[int, float]]:
+    """A figure by seed, for each combination of the trials' settings of these names; rows without it are left out."""
+    found: dict[tuple[Any, ...], dict[int, float]] = {}
+    for trial, row in trials:
+        if figure in row:
+            found.setdefault(tuple(getattr(trial, name) for name in names), {})[trial.seed] = row[figure]
+    return found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,0 +1,200 @@
+"""The trials of the benefit of synthetic data, and the real images that each of them draws."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data.datalists import assert_disjoint_patients, radiograph_items
+from ..errors import DatasetError, SettingsError
+from ..fingerprint import file_sha256
+from ..seeding import Purpose, derive_seed
+
+Item = Mapping[str, str]
+
+UNAUGMENTED, REAL, MIXED, SYNTHETIC, PRETRAINED = "real_unaugmented", "real", "mixed", "synthetic", "pretrained"
+REAL_REGIMES = (UNAUGMENTED, REAL)
+SYNTHETIC_REGIMES = (MIXED, SYNTHETIC, PRETRAINED)
+REGIMES = (*REAL_REGIMES, *SYNTHETIC_REGIMES)
+STAGES = {MIXED: ("both",), SYNTHETIC: ("synthetic",), PRETRAINED: ("synthetic", "real")}  # of the others: real
+VARIATION, INTERPOLATION, PRIOR = "variation", "interpolation", "prior"
+UNLABELLED = "unlabelled"  # real images of the training split without their labels: what samples compete with
+STRATEGIES = (VARIATION, INTERPOLATION, PRIOR, UNLABELLED)
+NO_STRATEGY = "none"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training and its score.
+
+    Attributes:
+        classifier: probe or densenet.
+        regime: what it is trained on.
+        strategy: of the synthetic images; "none" without them.
+        ratio: synthetic images per real one; 0 without them.
+        size: real images whose labels are known.
+        seed: of the subset, and of all else that is random.
+    """
+
+    classifier: str
+    regime: str
+    strategy: str
+    ratio: int
+    size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image to train on.
+
+    Attributes:
+        path: of the file.
+        label: class, from 0 on.
+        sources: paths of the real images that it shows or was made from; empty for samples of the prior.
+    """
+
+    path: str
+    label: int
+    sources: tuple[str, ...] = ()
+
+
+def grid(
+    classifiers: Sequence[str],
+    regimes: Sequence[str],
+    strategies: Sequence[str],
+    ratios: Sequence[int],
+    sizes: Sequence[int],
+    seeds: Sequence[int],
+) -> list[Trial]:
+    """All trials, small ones first and seed by seed, so that what a stopped experiment leaves compares all regimes."""
+    real = [(regime, NO_STRATEGY, 0) for regime in regimes if regime in REAL_REGIMES]
+    added = [regime for regime in regimes if regime in SYNTHETIC_REGIMES]
+    kinds = real + [(regime, strategy, ratio) for strategy in strategies for ratio in ratios for regime in added]
+    return [
+        Trial(name, *kind, size, seed)
+        for size in sorted(sizes)
+        for seed in seeds
+        for name in classifiers
+        for kind in kinds
+    ]
+
+
+def stages(regime: str, num_steps: int) -> list[tuple[str, int]]:
+    """What a network is trained on, one after the other: pairs of "real", "synthetic" or "both", and steps.
+
+    The steps are `num_steps` together in every regime.
+    """
+    kinds = STAGES.get(regime, ("real",))
+    first = num_steps // len(kinds)
+    return [(kind, first) for kind in kinds[:-1]] + [(kinds[-1], num_steps - first * (len(kinds) - 1))]
+
+
+# ---- labelled images, and nested, stratified subsets of them ---------------------------------------------------------
+
+
+def labelled_split(
+    dataset_dir: str,
+    where: Mapping[str, Any] | None,
+    limit_per_class: int | None = None,
+    train_limit_per_class: int | None = None,
+) -> tuple[list[Item], list[Item], list[str]]:
+    """Training images, test images (the validation split) and class names.
+
+    Args:
+        dataset_dir: with a manifest.csv that has labels.
+        where: columns and the value that each must have.
+        limit_per_class: test images of a class at most.
+        train_limit_per_class: training images of a class at most.
+
+    Raises:
+        DatasetError: a patient or a file is in both, labels are missing, or the folder cannot be used.
+    """
+    train, test = ([*radiograph_items(dataset_dir, split, 0.1, 0, where=where)] for split in ("train", "val"))
+    classes = class_names(train)
+    train, test = ([item for item in items if item.get("label") in classes] for items in (train, test))
+    assert_disjoint_patients(train=train, val=test)
+    both = {file_sha256(item["image"]) for item in train} & {file_sha256(item["image"]) for item in test}
+    if both:
+        raise DatasetError(f"data: {len(both)} files are in train and in val under other names; remove them from one")
+    shown = sorted(_first_of_each(test, limit_per_class), key=lambda item: classes.index(item["label"]))
+    return _first_of_each(train, train_limit_per_class), shown, classes
+
+
+def _first_of_each(items: Sequence[Item], limit_per_class: int | None) -> list[Item]:
+    """Items in their order, of each class at most so many."""
+    seen: Counter[str] = Counter()
+    chosen = []
+    for item in items:
+        seen[item["label"]] += 1
+        if limit_per_class is None or seen[item["label"]] <= limit_per_class:
+            chosen.append(item)
+    return chosen
+
+
+def class_names(items: Sequence[Item]) -> list[str]:
+    """The labels, sorted; images without one are no class.
+
+    Raises:
+        DatasetError: fewer than two.
+    """
+    found = sorted({item.get("label", "") for item in items} - {""})
+    if len(found) < 2:
+        raise DatasetError(f"labels: found {found}; expected at least two classes. Widen `where`, or label more images")
+    return found
+
+
+def draw_order(items: Sequence[Item], classes: Sequence[str], seed: int) -> list[Item]:
+    """The order in which labelled images are drawn; a subset of n is its first n, and so part of every larger one.
+
+    The classes take turns, so that their numbers differ by one at most, and each draw is an image of a patient who has
+    none yet in any class: more films of one patient say little more. It ends where a class has no patient left.
+
+    Args:
+        items: of the training split, with "image", "patient_id" and "label".
+        classes: names; items of others are left out.
+        seed: of the order.
+    """
+    queues = [
+        _patients_in_order(items, name, derive_seed(seed, Purpose.LABEL_BUDGET, number))
+        for number, name in enumerate(classes)
+    ]
+    used: set[str] = set()
+    order: list[Item] = []
+    while True:
+        for queue in queues:
+            item = next((each for each in queue if each["patient_id"] not in used), None)
+            if item is None:
+                return order
+            used.add(item["patient_id"])
+            order.append(item)
+
+
+def _patients_in_order(items: Sequence[Item], name: str, seed: int) -> Iterator[Item]:
+    """One image of each patient who has any of this class, in random order; an iterator, so that a turn goes on."""
+    generator = np.random.default_rng(seed)
+    by_patient: dict[str, list[Item]] = {}
+    for item in sorted(items, key=lambda each: each["image"]):
+        if item.get("label") == name:
+            by_patient.setdefault(item["patient_id"], []).append(item)
+    patients = sorted(by_patient)
+    chosen = [by_patient[patients[place]] for place in generator.permutation(len(patients))]
+    return iter([films[int(generator.integers(len(films)))] for films in chosen])
+
+
+def subset(order: Sequence[Item], size: int) -> list[Item]:
+    """The first `size` of `draw_order`.
+
+    Raises:
+        SettingsError: there are fewer.
+    """
+    if not 1 <= size <= len(order):
+        raise SettingsError(
+            f"sizes: found {size}; expected 1 to {len(order)}, as many as can be drawn in equal classes with one image "
+            "a patient"
+        )
+    return list(order[:size])

@@ -1,0 +1,179 @@
+"""DiffSeg (arXiv 2308.12469): from the self-attention of a denoiser's U-Net to segments, without any training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from monai.networks.blocks import SABlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import SettingsError
+from ..pipelines.diffusion import DinoDiffusion
+from ..seeding import Purpose, derive_seed, seeded_normal
+
+TINY = 1e-12  # probabilities below it count as this, so that the logarithm is finite
+
+
+@contextmanager
+def saved_attention(network: nn.Module) -> Iterator[list[SABlock]]:
+    """Within the block the self-attentions of a network keep their `att_mat` [B, heads, N, N]; given in their order.
+
+    Raises:
+        SettingsError: it has none, or fused ones, which never hold the matrix.
+    """
+    found = [getattr(module, "attn1", None) for module in network.modules()]
+    blocks = [block for block in found if isinstance(block, SABlock)]
+    if not blocks or any(block.use_flash_attention for block in blocks):
+        raise SettingsError(
+            f"self-attention: found {len(blocks)} blocks, fused ones among them or none at all; expected "
+            "transformer blocks built with use_flash_attention false"
+        )
+    before = [block.save_attn for block in blocks]
+    for block in blocks:
+        block.save_attn = True
+    try:
+        yield blocks
+    finally:
+        for block, save_attn in zip(blocks, before, strict=True):
+            block.save_attn = save_attn
+            block.att_mat = torch.Tensor()  # a large matrix that nobody else would ever free
+
+
+@torch.inference_mode()
+def attention_layers(
+    pipe: DinoDiffusion, image: Tensor, timestep: float, seed: int, tokens: Tensor | None = None, num_noises: int = 1
+) -> list[Tensor]:
+    """One forward pass of the noised latents; the self-attention of each layer, mean over heads and noises.
+
+    Args:
+        pipe: whose denoiser looks.
+        image: [1, H, W] in [0, 1], H and W multiples of the downsampling factors of autoencoder and U-Net together.
+        timestep: how noisy, of the pipe's schedule.
+        seed: of the noise.
+        tokens: [1, N, D] of the image's DINO encoding; None takes the null context.
+        num_noises: draws to average over.
+
+    Returns:
+        Per layer float32 [h, w, h, w] on the CPU: queries, then keys, each query's keys sum to 1.
+    """
+    denoiser, device = pipe.network, pipe.device
+    latents = pipe.codec.encode(image[None].to(device)).expand(num_noises, -1, -1, -1)
+    seeds = [derive_seed(seed, Purpose.NOISE, draw) for draw in range(num_noises)]
+    noise = seeded_normal(seeds, tuple(latents.shape[1:])).to(device)
+    timesteps = torch.full((num_noises,), timestep, device=device)
+    timesteps = timesteps.to(torch.float32 if pipe.schedule.is_flow else torch.int64)
+    context = denoiser.null_context if tokens is None else denoiser.encode_tokens(tokens.to(device))
+    with saved_attention(denoiser.unet) as blocks:
+        noisy = pipe.schedule.add_noise(latents, noise, timesteps)
+        denoiser(noisy, timesteps, context.expand(num_noises, -1, -1))
+        matrices = [block.att_mat.float().mean((0, 1)).cpu() for block in blocks]
+    return [_as_grid(matrix, latents.shape[2], latents.shape[3]) for matrix in matrices]
+
+
+def _as_grid(matrix: Tensor, height: int, width: int) -> Tensor:
+    """[N, N] to [h, w, h, w], where h × w = N is the latent's size halved some times."""
+    while height * width > len(matrix):
+        height, width = height // 2, width // 2
+    return matrix.reshape(height, width, height, width)
+
+
+def aggregate(layers: Sequence[Tensor], size: tuple[int, int], exponent: float = 1.0) -> Tensor:
+    """Attention of all layers at one resolution (section 3.2.1, equations 1 and 2).
+
+    Keys are interpolated bilinearly, queries repeated (nearest), layers weighted in proportion to their resolution.
+
+    Args:
+        layers: each [h, w, h, w], queries, then keys.
+        size: rows R_h and columns R_w of the result.
+        exponent: of the resolution in a layer's weight; 1 is DiffSeg's, 0 weighs all alike.
+
+    Returns:
+        [R_h, R_w, R_h, R_w]; each query's map sums to 1.
+    """
+    rows, columns = size
+    total = torch.zeros(rows, columns, rows, columns)
+    weights = [(layer.shape[0] * layer.shape[1]) ** (exponent / 2) for layer in layers]
+    for layer, weight in zip(layers, weights, strict=True):
+        height, width = layer.shape[:2]
+        keys = layer.reshape(height * width, 1, height, width)
+        keys = F.interpolate(keys, size=size, mode="bilinear", align_corners=False)
+        keys = (keys / keys.sum((2, 3), keepdim=True)).reshape(height, width, rows, columns)
+        row = (torch.arange(rows) * height).div(rows, rounding_mode="floor")
+        column = (torch.arange(columns) * width).div(columns, rounding_mode="floor")
+        total += weight / sum(weights) * keys[row][:, column]
+    return total
+
+
+def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
+    """Half the sum of both Kullback-Leibler divergences (equation 3), in nats, between rows [M, K] and [N, K]: [M, N].
+
+    Rows sum to 1.
+    """
+    log_first, log_second = first.clamp_min(TINY).log(), second.clamp_min(TINY).log()
+    own = (first * log_first).sum(1)[:, None] + (second * log_second).sum(1)[None]
+    crossed = first @ log_second.T + log_first @ second.T
+    return ((own - crossed) / 2).clamp_min(0.0)
+
+
+def anchor_indices(size: tuple[int, int], anchors: int) -> Tensor:
+    """Positions, row by row, of an M × M grid of anchors in a map of R_h × R_w; fewer where M exceeds a side."""
+    rows, columns = (
+        torch.unique(((torch.arange(anchors) + 0.5) * length / anchors).long().clamp(max=length - 1)) for length in size
+    )
+    return (rows[:, None] * size[1] + columns[None]).flatten()
+
+
+def merge(attention: Tensor, anchors: int, threshold: float, max_rounds: int = 10) -> Tensor:
+    """Merge attention maps into object proposals (section 3.2).
+
+    First each anchor's map becomes the mean of all maps nearer than the threshold; then, round by round, the first map
+    left takes all that are nearer than the threshold, until a round changes nothing. Nothing is drawn at random.
+
+    Args:
+        attention: [R_h, R_w, R_h, R_w], every query's map sums to 1.
+        anchors: M, per side.
+        threshold: of the symmetric KL divergence, in nats; 0 leaves the anchors' own maps.
+        max_rounds: of merging.
+
+    Returns:
+        [S, R_h, R_w], each map sums to 1.
+    """
+    rows, columns = attention.shape[:2]
+    maps = attention.reshape(rows * columns, rows * columns)
+    chosen = maps[anchor_indices((rows, columns), anchors)]
+    near = symmetric_kl(chosen, maps) < threshold
+    count = near.sum(1, keepdim=True)
+    proposals = torch.where(count > 0, near.float() @ maps / count.clamp_min(1), chosen)
+    for _ in range(max_rounds):
+        merged = _one_round(proposals, threshold)
+        if len(merged) == len(proposals):
+            break
+        proposals = merged
+    return proposals.reshape(-1, rows, columns)
+
+
+def _one_round(proposals: Tensor, threshold: float) -> Tensor:
+    near = symmetric_kl(proposals, proposals) < threshold
+    left = torch.ones(len(proposals), dtype=torch.bool)
+    merged = []
+    for index in range(len(proposals)):
+        if left[index]:
+            group = near[index] & left
+            group[index] = True
+            merged.append(proposals[group].mean(0))
+            left &= ~group
+    return torch.stack(merged)
+
+
+def label_map(proposals: Tensor, size: tuple[int, int]) -> Tensor:
+    """Which proposal [S, R_h, R_w] is strongest at each pixel, maps upsampled bilinearly: int64 [H, W] of `size`."""
+    best = torch.full(size, -1.0)
+    labels = torch.zeros(size, dtype=torch.int64)
+    for number, proposal in enumerate(proposals):  # one at a time: all at a large image's size would not fit in memory
+        values = F.interpolate(proposal[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+        labels[values > best] = number
+        best = torch.maximum(values, best)
+    return labels

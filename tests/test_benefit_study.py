@@ -1,0 +1,162 @@
+"""Trials are trained on labels of their sources or of a probe, and scored; and the command in miniature."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from script_module import load_script
+from tiny_benefit import labelled_folder, tiny_study
+from tiny_bundles import generator_models
+
+from common.errors import DatasetError, NonFiniteLossError, SettingsError
+from common.evaluation.report import read_rows
+from common.experiments.benefit_study import auc_by_class, scores_of
+from common.experiments.benefit_trials import Trial
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, tiny_dino):
+    return tiny_study(tmp_path_factory.mktemp("examples"), tiny_dino, 6, 1, num_views=1)
+
+
+def trial(strategy, ratio=2, size=6, seed=0):
+    return Trial("probe", "mixed", strategy, ratio, size, seed)
+
+
+@pytest.mark.parametrize("strategy", ["variation", "interpolation", "prior", "unlabelled"])
+def test_every_strategy_gives_the_ratio_in_balanced_classes(study, strategy):
+    ratio = 1 if strategy == "unlabelled" else 2
+    found = study.synthetic(trial(strategy, ratio))
+    assert Counter(each.label for each in found) == dict.fromkeys(range(3), 2 * ratio)
+    assert len({each.path for each in found}) == 6 * ratio
+    assert found == study.synthetic(trial(strategy, ratio))
+
+
+def test_synthetic_images_carry_the_label_and_the_sources_of_the_subset(study):
+    label = {each.path: each.label for each in study.real(trial("none", 0))}
+    for strategy, number in (("variation", 1), ("interpolation", 2)):
+        for each in study.synthetic(trial(strategy)):
+            assert len(each.sources) == number and {label[source] for source in each.sources} == {each.label}
+            assert str(study.pool.folder) in each.path
+
+
+def test_pseudo_labelled_real_images_are_of_other_patients(study):
+    real = {each.path for each in study.real(trial("unlabelled", 1))}
+    assert real.isdisjoint(each.path for each in study.synthetic(trial("unlabelled", 1)))
+    with pytest.raises(SettingsError):
+        study.synthetic(trial("unlabelled", 3))
+
+
+def test_subsets_of_a_seed_are_nested_and_too_large_ones_refused(study):
+    small, large = (study.real(trial("none", 0, size)) for size in (6, 12))
+    assert large[:6] == small
+    with pytest.raises(SettingsError):
+        study.real(trial("none", 0, 19))
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def two(scores):
+    """Probabilities of two classes from the score of the second."""
+    return np.stack([1 - np.array(scores), np.array(scores)], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "expected"),
+    [
+        ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 1.0),
+        ([0.1, 0.2, 0.8, 0.9], [1, 1, 0, 0], 0.0),
+        ([0.5, 0.5, 0.5, 0.5], [0, 1, 0, 1], 0.5),  # all tied
+        ([0.2, 0.6, 0.6, 0.9], [0, 0, 1, 1], 3.5 / 4),  # one pair of four tied
+    ],
+)
+def test_the_share_of_pairs_in_order_with_ties_as_a_half(scores, labels, expected):
+    assert auc_by_class(two(scores), np.array(labels)) == pytest.approx([expected, expected])
+
+
+def test_the_macro_average_weighs_classes_alike():
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7], [0.6, 0.3, 0.1]])
+    labels = np.array([0, 1, 1, 2, 2])
+    pairs = [
+        np.mean([(a > b) + (a == b) / 2 for a in p[labels == c] for b in p[labels != c]])
+        for c, p in enumerate(probabilities.T)
+    ]
+    scores = scores_of(probabilities, labels)
+    assert scores["auc_by_class"] == pytest.approx(pairs)
+    assert scores["auc"] == pytest.approx(np.mean(pairs)) and scores["accuracy"] == pytest.approx(0.8)
+
+
+def test_what_cannot_be_scored_is_refused():
+    with pytest.raises(DatasetError):
+        auc_by_class(two([0.1, 0.2]), np.array([0, 0]))
+    with pytest.raises(NonFiniteLossError):
+        auc_by_class(two([0.1, np.nan]), np.array([0, 1]))
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("synthetic_benefit")
+
+
+@pytest.fixture(scope="module")
+def done(script, tmp_path_factory, tiny_dino):
+    """A finished quick run, its bundle and its data."""
+    root = tmp_path_factory.mktemp("benefit")
+    generator_models(root / "bundle", tiny_dino)
+    labelled_folder(root / "data", 8, 2)
+    run(script, root, root / "out")
+    return root
+
+
+def run(script, root, out, **changed):
+    options = {"strategies": ["variation"], "regimes": ["real", "mixed"], "image_size": 32}
+    options |= {"where": {"source": "clinic"}, "quick": True, "amp": False, "device": "cpu", "batch_size": 4}
+    options |= {"work_dir": str(root / "work"), "bundle_root": str(root / "bundle"), "num_views": 1}
+    script.synthetic_benefit(str(root / "data"), output_dir=str(out), **{**options, **changed})
+
+
+def trials_of(folder):
+    rows = [{**row, "date": ""} for row in read_rows(folder / "synthetic_benefit.csv")]
+    return sorted(rows, key=lambda row: (row["classifier"], row["regime"]))
+
+
+def test_a_run_leaves_trials_table_and_plots_without_paths_or_images(done):
+    out = done / "out"
+    assert len(trials_of(out)) == 2 * 2
+    assert "--quick" in (out / "synthetic_benefit.md").read_text()
+    written = [path for path in out.rglob("*") if path.is_file()]
+    assert {path.suffix for path in written} == {".csv", ".json", ".md", ".png", ".lock"}
+    for path in written:
+        if path.suffix != ".png" and path.name != "synthetic_benefit.json":  # which has the command
+            assert str(done) not in path.read_text()
+    settings = json.loads((out / "synthetic_benefit.json").read_text())["settings"]
+    assert settings["num_test_images"] == 6 and settings["training"]["num_steps"] == 2
+
+
+def test_stopped_and_continued_is_as_never_stopped_and_images_can_be_made_before(done, script, tmp_path):
+    expected, work = trials_of(done / "out"), {"work_dir": str(tmp_path / "work")}
+    run(script, done, tmp_path / "out", generate_only=True, **work)
+    made = sorted((tmp_path / "work" / "pool").rglob("*.png"))
+    assert {path.name for path in made} == {path.name for path in (done / "work" / "pool").rglob("*.png")}
+    assert not (tmp_path / "out").exists()
+    run(script, done, tmp_path / "out", share=[0, 2], **work)
+    assert len(trials_of(tmp_path / "out")) == 2
+    for path in made[::3]:
+        path.unlink()
+    run(script, done, tmp_path / "out", **work)
+    assert trials_of(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize(
+    "changed", [{"strategies": "prior"}, {"regimes": ["both"]}, {"ratios": 5, "quick": False}, {"learning_rate": 0.1}]
+)
+def test_wrong_settings_are_refused_before_anything_is_done(done, script, tmp_path, changed):
+    out = done / "out" if "learning_rate" in changed else tmp_path / "out"
+    with pytest.raises(SettingsError):
+        run(script, done, out, **changed)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,101 @@
+"""The grid holds every trial once; subsets are nested, balanced, of one image a patient, and follow their seed."""
+
+from collections import Counter
+
+import pytest
+from tiny_benefit import labelled_folder, write_manifest
+
+from common.errors import DatasetError, SettingsError
+from common.experiments.benefit_trials import (
+    REGIMES,
+    STRATEGIES,
+    Trial,
+    class_names,
+    draw_order,
+    grid,
+    labelled_split,
+    stages,
+    subset,
+)
+
+CLASSES = ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("num_steps", [1, 7, 300])
+def test_all_regimes_take_the_same_number_of_steps(num_steps):
+    for regime in REGIMES:
+        assert sum(steps for _, steps in stages(regime, num_steps)) == num_steps
+    assert [kind for kind, _ in stages("pretrained", num_steps)] == ["synthetic", "real"]
+
+
+def test_the_grid_has_every_trial_once_with_baselines_first():
+    trials = grid(["probe", "densenet"], REGIMES, STRATEGIES, [1, 5], [100, 50], [0, 1])
+    assert len(trials) == len(set(trials)) == 2 * 2 * 2 * (2 + 3 * 4 * 2)
+    assert [trial.size for trial in trials] == sorted(trial.size for trial in trials)
+    assert trials[0] == Trial("probe", "real_unaugmented", "none", 0, 50, 0) and trials[1].regime == "real"
+    assert trials[2] == Trial("probe", "mixed", "variation", 1, 50, 0)
+
+
+def people(per_class=20, films=3):
+    """Patients with several films each; the first five of `a` have one of `b` as well."""
+    items = [
+        {"image": f"{name}{person}_{film}.png", "patient_id": f"{name}{person}", "label": name}
+        for name in CLASSES
+        for person in range(per_class)
+        for film in range(films)
+    ]
+    return items + [{"image": f"both{person}.png", "patient_id": f"a{person}", "label": "b"} for person in range(5)]
+
+
+def test_subsets_are_nested_balanced_and_of_one_image_a_patient():
+    order = draw_order(people(), CLASSES, seed=0)
+    for size in (1, 7, 24, 50):
+        chosen = subset(order, size)
+        counts = Counter(item["label"] for item in chosen)
+        assert chosen == order[:size] and max(counts.values()) - min(counts[name] for name in CLASSES) <= 1
+        assert len({item["patient_id"] for item in chosen}) == size
+
+
+def test_the_order_follows_the_seed_and_not_the_order_of_the_files():
+    items = people()
+    assert draw_order(items, CLASSES, 1) == draw_order(items[::-1], CLASSES, 1)
+    assert len({tuple(item["image"] for item in draw_order(items, CLASSES, seed)) for seed in range(4)}) == 4
+
+
+def test_it_ends_where_a_class_has_no_patient_left():
+    items = [item for item in people() if item["label"] != "c" or item["patient_id"] in ("c0", "c1")]
+    order = draw_order(items, CLASSES, 0)
+    assert Counter(item["label"] for item in order)["c"] == 2 and len(order) == 8
+    with pytest.raises(SettingsError):
+        subset(order, 9)
+
+
+def test_images_without_label_are_no_class():
+    assert class_names([*people(1), {"image": "x", "patient_id": "x", "label": ""}]) == CLASSES
+    with pytest.raises(DatasetError):
+        class_names([{"image": "x", "patient_id": "x"}])
+
+
+def test_a_patient_or_a_file_in_both_splits_is_refused(tmp_path):
+    folder = labelled_folder(tmp_path / "data", 2, 1)
+    rows = [line.split(",") for line in (folder / "manifest.csv").read_text().split()]
+    items = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    train, test = (next(item for item in items if item["split"] == split) for split in ("train", "val"))
+    write_manifest(folder, [{**item, "patient_id": train["patient_id"]} if item is test else item for item in items])
+    with pytest.raises(DatasetError):
+        labelled_split(str(folder), None)
+    write_manifest(folder, items)
+    labelled_split(str(folder), None)
+    (folder / test["image"]).write_bytes((folder / train["image"]).read_bytes())
+    with pytest.raises(DatasetError):
+        labelled_split(str(folder), None)
+
+
+@pytest.mark.shared
+def test_the_real_split_has_no_patient_in_both_and_room_for_a_thousand(shared_data):
+    train, test, classes = labelled_split(str(shared_data / "cxr"), {"source": "kermany"})
+    assert classes == ["normal", "pneumonia_bacteria", "pneumonia_virus"]
+    assert not {item["patient_id"] for item in train} & {item["patient_id"] for item in test}
+    assert Counter(item["label"] for item in test) == dict(zip(classes, (88, 176, 73), strict=True))
+    for seed in range(5):
+        assert len(subset(draw_order(train, classes, seed), 1000)) == 1000
