@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import run_command
-from common.experiments.benefit_study import CLASSIFIERS, PROBE, BenefitStudy
+from common.experiments.benefit_study import CLASSIFIERS, BenefitStudy
 from common.experiments.benefit_trials import labelled_split
 from common.experiments.densenet import TrainingSettings
-from common.experiments.label_fidelity import STEM, Judge, LabelFidelity, write_report
-from common.experiments.trials import Experiment, check_lists
+from common.experiments.label_fidelity import STEM, LabelFidelity, grid, write_report
+from common.experiments.trials import Experiment, choose_trials
 from common.pipelines.diffusion import DinoDiffusion
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
@@ -64,9 +64,10 @@ def label_fidelity(
         bundle_root: of the latent diffusion bundle.
         device: such as cpu; None takes a GPU where there is one.
     """
-    check_lists({"judges": judges, "seeds": seeds}, {"judges": CLASSIFIERS, "seeds": 0})
+    lists, allowed = {"judges": judges, "seeds": seeds}, {"judges": CLASSIFIERS, "seeds": 0}
+    trials = choose_trials(grid, lists, allowed, forced={"seeds": (0,)} if quick else None)
     if quick:
-        seeds, image_size = seeds[:1], QUICK_IMAGE_SIZE
+        image_size = QUICK_IMAGE_SIZE
         num_inference_steps, num_steps = QUICK_INFERENCE_STEPS, QUICK_STEPS
     limits = (QUICK_TEST_IMAGES, QUICK_TRAIN_IMAGES) if quick else (None, None)
     train, test, classes = labelled_split(dataset_dir, where, *limits)
@@ -76,7 +77,6 @@ def label_fidelity(
     work_dir = work_dir or str(Path(bundle_root) / "outputs" / "synthetic_benefit")
     study = BenefitStudy(train, test, classes, pipe, work_dir, training, num_views=0)
     settings = {**study.settings(), "where": where, "quick": quick}
-    trials = [Judge(judge, seed) for judge in judges for seed in (seeds[:1] if judge == PROBE else seeds)]
     Experiment(output_dir, STEM, settings, LabelFidelity(study, work_dir)).run(trials)
     write_report(output_dir, pipe.device)
 

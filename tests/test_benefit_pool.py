@@ -44,18 +44,14 @@ def test_those_of_a_subset_and_a_ratio_are_among_those_of_larger_ones(order, str
     assert len({recipe.name for recipe in large}) == len({recipe.seed for recipe in large}) == 600
 
 
-def test_whole_blocks_are_made_and_the_ratio_is_taken(order):
+def test_whole_blocks_are_made_and_variations_shared_by_seeds_and_copies_of_a_file(order, tmp_path):
     (first, *_) = source_blocks(order, 0, "variation", 3, 7)
     assert [len(block) for block in first] == [BLOCK, BLOCK]
     assert [recipe.number for recipe in first_recipes(first, 7)] == list(range(7))
-
-
-def test_variations_are_shared_by_seeds_and_copies_of_a_file(order, tmp_path):
-    one = flat(source_blocks(order, 0, "variation", 1, 1))[0]
     copy = tmp_path / "copy.png"
     copy.write_text("content 0")
     other = flat(source_blocks([{**order[0], "image": str(copy)}], 7, "variation", 1, 1))[0]
-    assert (one.name, one.seed) == (other.name, other.seed) and "0.png" not in one.name
+    assert (first[0][0].name, first[0][0].seed) == (other.name, other.seed) and "copy" not in other.name
 
 
 def test_pairs_are_of_one_class_never_of_an_image_with_itself_and_within_the_subset(order):

@@ -31,28 +31,19 @@ def test_every_strategy_gives_the_ratio_in_balanced_classes(study, strategy):
     assert Counter(each.label for each in found) == dict.fromkeys(range(3), 2 * ratio)
     assert len({each.path for each in found}) == 6 * ratio
     assert found == study.synthetic(trial(strategy, ratio))
+    real = {each.path: each.label for each in study.real(trial("none", 0))}
+    assert real.keys().isdisjoint(each.path for each in found)  # unlabelled ones are of other patients
+    for each in found:
+        assert {real[source] for source in each.sources} <= {each.label}
+        assert len(each.sources) == {"variation": 1, "interpolation": 2}.get(strategy, 0)
 
 
-def test_synthetic_images_carry_the_label_and_the_sources_of_the_subset(study):
-    label = {each.path: each.label for each in study.real(trial("none", 0))}
-    for strategy, number in (("variation", 1), ("interpolation", 2)):
-        for each in study.synthetic(trial(strategy)):
-            assert len(each.sources) == number and {label[source] for source in each.sources} == {each.label}
-            assert str(study.pool.folder) in each.path
-
-
-def test_pseudo_labelled_real_images_are_of_other_patients(study):
-    real = {each.path for each in study.real(trial("unlabelled", 1))}
-    assert real.isdisjoint(each.path for each in study.synthetic(trial("unlabelled", 1)))
-    with pytest.raises(SettingsError):
-        study.synthetic(trial("unlabelled", 3))
-
-
-def test_subsets_of_a_seed_are_nested_and_too_large_ones_refused(study):
+def test_subsets_of_a_seed_are_nested_and_what_there_are_too_few_of_refused(study):
     small, large = (study.real(trial("none", 0, size)) for size in (6, 12))
     assert large[:6] == small
-    with pytest.raises(SettingsError):
-        study.real(trial("none", 0, 19))
+    for too_many in (trial("none", 0, 19), trial("unlabelled", 3)):
+        with pytest.raises(SettingsError):
+            study.synthetic(too_many) if too_many.ratio else study.real(too_many)
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------

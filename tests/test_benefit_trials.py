@@ -3,9 +3,10 @@
 from collections import Counter
 
 import pytest
-from tiny_benefit import labelled_folder, write_manifest
+from tiny_benefit import labelled_folder
 
 from common.errors import DatasetError, SettingsError
+from common.evaluation.report import read_rows, write_rows
 from common.experiments.benefit_trials import (
     REGIMES,
     STRATEGIES,
@@ -62,29 +63,25 @@ def test_the_order_follows_the_seed_and_not_the_order_of_the_files():
     assert len({tuple(item["image"] for item in draw_order(items, CLASSES, seed)) for seed in range(4)}) == 4
 
 
-def test_it_ends_where_a_class_has_no_patient_left():
+def test_it_ends_where_a_class_has_no_patient_left_and_images_without_label_are_no_class():
     items = [item for item in people() if item["label"] != "c" or item["patient_id"] in ("c0", "c1")]
     order = draw_order(items, CLASSES, 0)
     assert Counter(item["label"] for item in order)["c"] == 2 and len(order) == 8
     with pytest.raises(SettingsError):
         subset(order, 9)
-
-
-def test_images_without_label_are_no_class():
-    assert class_names([*people(1), {"image": "x", "patient_id": "x", "label": ""}]) == CLASSES
+    assert class_names([*items, {"image": "x", "patient_id": "x", "label": ""}]) == CLASSES
     with pytest.raises(DatasetError):
         class_names([{"image": "x", "patient_id": "x"}])
 
 
 def test_a_patient_or_a_file_in_both_splits_is_refused(tmp_path):
     folder = labelled_folder(tmp_path / "data", 2, 1)
-    rows = [line.split(",") for line in (folder / "manifest.csv").read_text().split()]
-    items = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    items = read_rows(folder / "manifest.csv")
     train, test = (next(item for item in items if item["split"] == split) for split in ("train", "val"))
-    write_manifest(folder, [{**item, "patient_id": train["patient_id"]} if item is test else item for item in items])
+    write_rows(folder / "manifest.csv", [{**item, "patient_id": train["patient_id"]} for item in items])
     with pytest.raises(DatasetError):
         labelled_split(str(folder), None)
-    write_manifest(folder, items)
+    write_rows(folder / "manifest.csv", items)
     labelled_split(str(folder), None)
     (folder / test["image"]).write_bytes((folder / train["image"]).read_bytes())
     with pytest.raises(DatasetError):

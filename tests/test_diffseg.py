@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_bundles import generator_models
+from tiny_benefit import tiny_pipe
 
 from common.errors import SettingsError
 from common.experiments.diffseg import (
@@ -12,36 +12,25 @@ from common.experiments.diffseg import (
     saved_attention,
     symmetric_kl,
 )
-from common.pipelines.diffusion import DinoDiffusion
 
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory, tiny_dino):
-    return DinoDiffusion.from_bundle(generator_models(tmp_path_factory.mktemp("bundle"), tiny_dino), "cpu")
+    return tiny_pipe(tmp_path_factory.mktemp("bundle"), tiny_dino)
 
 
-def test_layers_are_distributions_over_an_image_that_need_not_be_square(pipe):
-    layers = attention_layers(pipe, torch.rand(1, 32, 64), timestep=300, seed=0, tokens=torch.randn(1, 2, 16))
-    assert layers and all(layer.shape == (2, 4, 2, 4) for layer in layers)
-    for layer in layers:
-        torch.testing.assert_close(layer.sum((2, 3)), torch.ones(2, 4))
-
-
-def test_layers_depend_on_image_context_noise_and_timestep_alone(pipe):
-    image, tokens = torch.rand(1, 32, 32), torch.randn(1, 2, 16)
+def test_layers_are_distributions_that_depend_on_image_context_noise_and_timestep_alone(pipe):
+    image, tokens = torch.rand(1, 32, 64), torch.randn(1, 2, 16)  # it need not be square
     one = torch.stack(attention_layers(pipe, image, 300, 0, tokens))
+    assert one.shape[1:] == (2, 4, 2, 4)
     assert torch.equal(one, torch.stack(attention_layers(pipe, image, 300, 0, tokens)))
     others = (image.flip(2), 300, 0, tokens), (image, 300, 1, tokens), (image, 700, 0, tokens), (image, 300, 0, None)
     for other in (*others, (image, 300, 0, tokens, 2)):  # the last is the mean of two noises
         layers = torch.stack(attention_layers(pipe, *other))
         assert not torch.allclose(one, layers)
-        torch.testing.assert_close(layers.sum((3, 4)), torch.ones(len(layers), 2, 2))
-
-
-def test_nothing_stays_behind_in_the_network(pipe):
-    attention_layers(pipe, torch.rand(1, 32, 32), 300, 0)
+        torch.testing.assert_close(layers.sum((3, 4)), torch.ones(len(layers), 2, 4))
     with saved_attention(pipe.network.unet) as blocks:
-        assert all(block.att_mat.numel() == 0 for block in blocks)
+        assert all(block.att_mat.numel() == 0 for block in blocks)  # nothing stays behind in the network
     assert not any(block.save_attn for block in blocks)
 
 
@@ -50,17 +39,13 @@ def test_a_network_without_self_attention_is_refused():
         pass
 
 
-def test_one_layer_at_its_own_resolution_comes_back():
-    layer = torch.rand(2, 4, 2, 4)
-    layer = layer / layer.sum((2, 3), keepdim=True)
-    torch.testing.assert_close(aggregate([layer], (2, 4)), layer)
-
-
 def test_queries_are_repeated_and_maps_sum_to_one():
     layers = [torch.rand(2, 2, 2, 2), torch.rand(4, 4, 4, 4)]
     maps = aggregate(layers[:1], (8, 8))
     assert torch.equal(maps[0, 0], maps[3, 3]) and not torch.equal(maps[3, 3], maps[4, 3])
     torch.testing.assert_close(aggregate(layers, (8, 8)).sum((2, 3)), torch.ones(8, 8))
+    own = layers[0] / layers[0].sum((2, 3), keepdim=True)
+    torch.testing.assert_close(aggregate([own], (2, 2)), own)
 
 
 def test_layers_weigh_as_their_resolution():
@@ -71,23 +56,14 @@ def test_layers_weigh_as_their_resolution():
     assert aggregate([flat, peaked], (4, 4), exponent=0)[2, 2, 0, 0].item() == pytest.approx(0.5 / 16 + 0.5)
 
 
-# ---- merging ---------------------------------------------------------------------------------------------------------
-
-
-def attention_of(labels):
-    """Every place attends to its own segment alone, a little unevenly."""
-    generator = torch.Generator().manual_seed(0)
-    flat = labels.flatten()
-    weights = (flat[:, None] == flat[None]).float() * (1 + 0.1 * torch.rand(len(flat), len(flat), generator=generator))
-    return (weights / weights.sum(1, keepdim=True)).reshape(*labels.shape, *labels.shape)
-
-
 @pytest.fixture
 def quarters():
-    """Four segments of unequal size, 8 × 12."""
+    """Four segments of unequal size, 8 × 12; every place attends to its own segment alone, a little unevenly."""
     labels = torch.zeros(8, 12, dtype=torch.int64)
     labels[:3, 5:], labels[3:, :5], labels[3:, 5:] = 1, 2, 3
-    return labels
+    flat = labels.flatten()
+    weights = (flat[:, None] == flat[None]).float() * (1 + 0.1 * torch.rand(96, 96))
+    return labels, (weights / weights.sum(1, keepdim=True)).reshape(8, 12, 8, 12)
 
 
 def test_the_divergence_is_the_textbook_one():
@@ -98,10 +74,10 @@ def test_the_divergence_is_the_textbook_one():
 
 
 def test_known_segments_come_back_exactly_at_whatever_size(quarters):
-    proposals = merge(attention_of(quarters), anchors=4, threshold=0.5)
+    labels, attention = quarters
+    proposals = merge(attention, anchors=4, threshold=0.5)
     assert len(proposals) == 4
-    found = label_map(proposals, (8, 12))
-    pairs = torch.unique(torch.stack([found.flatten(), quarters.flatten()]), dim=1)
+    pairs = torch.unique(torch.stack([label_map(proposals, (8, 12)).flatten(), labels.flatten()]), dim=1)
     assert pairs.shape[1] == 4  # one to one
     torch.testing.assert_close(proposals.sum((1, 2)), torch.ones(4))
     large = label_map(proposals, (40, 61))
@@ -109,12 +85,9 @@ def test_known_segments_come_back_exactly_at_whatever_size(quarters):
 
 
 def test_threshold_zero_gives_the_anchors_and_a_huge_one_a_single_segment(quarters):
-    attention = attention_of(quarters)
+    _, attention = quarters
     alone = merge(attention, anchors=4, threshold=0.0)
     assert torch.equal(alone, attention.reshape(96, 8, 12)[anchor_indices((8, 12), 4)])
     assert len(merge(attention, anchors=4, threshold=1e6)) == 1
-
-
-def test_anchors_are_spread_evenly_and_never_twice():
-    assert anchor_indices((4, 4), 2).tolist() == [5, 7, 13, 15]
+    assert anchor_indices((4, 4), 2).tolist() == [5, 7, 13, 15]  # spread evenly, and never twice
     assert anchor_indices((2, 3), 5).tolist() == list(range(6))

@@ -64,22 +64,19 @@ def results():
     ]
 
 
-def test_gains_are_paired_by_seed():
+def test_gains_are_paired_by_seed_and_labels_needed_interpolated():
     found = {(row["method"], row["label_budget"]): row for row in rows(results())}
     assert found["ddpm", 1]["mean"] == pytest.approx(0.3) and found["ddpm", 1]["n"] == 2
     assert found["ddpm", 1]["sd"] == pytest.approx(0.02**0.5)
     assert found["ddpm", 1]["gain"]["mean"] == pytest.approx(0.15)
     assert found["ddpm", 1]["gain"]["sd"] == pytest.approx(0.005**0.5)
+    needed = dict(labels_needed(list(found.values()), "ddpm"))
+    # 0.30 lies three quarters of the way from 0.15 at 1 label to 0.35 at 10, on the logarithmic axis
+    assert needed[1] == pytest.approx(10**0.75) and needed[10] is None
+    assert labels_needed([found["ddpm", 1]], "ddpm") == [(1, None)]
     only_one = [pair for pair in results() if pair[0] != Trial("none", 10, 1)]
     (row,) = (r for r in rows(only_one) if (r["method"], r["label_budget"]) == ("ddpm", 10))
     assert row["gain"]["n"] == 1 and row["gain"]["mean"] == pytest.approx(0.2)
-
-
-def test_labels_that_random_initialisation_needs():
-    needed = dict(labels_needed(rows(results()), "ddpm"))
-    # 0.30 lies three quarters of the way from 0.15 at 1 label to 0.35 at 10, on the logarithmic axis
-    assert needed[1] == pytest.approx(10**0.75)
-    assert needed[10] is None
 
 
 def test_the_report_is_written_from_what_is_there(tmp_path):
@@ -102,11 +99,6 @@ def test_the_report_is_written_from_what_is_there(tmp_path):
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def script():
-    return load_script("label_efficiency")
-
-
 @pytest.fixture
 def data(tmp_path):
     write_labelled_folder(tmp_path / "data", 10)
@@ -117,22 +109,22 @@ def data(tmp_path):
     return tmp_path
 
 
-def run(script, folder, starts=("none", "ddpm"), **options):
+def run(folder, starts=None, **options):
     options = {
         "output_dir": str(folder / "out"),
         "work_dir": str(folder / "work"),
-        "starts": {name: "none" if name == "none" else str(folder / "denoiser.pt") for name in starts},
+        "starts": starts or {"none": "none", "ddpm": str(folder / "denoiser.pt")},
         "bundle_root": str(BUNDLE),
         "image_size": (48, 72),
         "overrides": SMALL,
         "quick": True,
         **options,
     }
-    script.label_efficiency(str(folder / "data"), **options)
+    load_script("label_efficiency").label_efficiency(str(folder / "data"), **options)
 
 
-def test_all_starts_are_measured_and_reported_and_a_second_run_does_nothing(script, data):
-    run(script, data)
+def test_all_starts_are_measured_and_reported_and_a_second_run_does_nothing(data):
+    run(data)
     table = data / "out" / "label_efficiency.csv"
     trials = dict(read_trials(table, Trial))
     assert {(trial.method, trial.label_budget) for trial in trials} == {
@@ -147,20 +139,16 @@ def test_all_starts_are_measured_and_reported_and_a_second_run_does_nothing(scri
     assert str(data) not in before + (data / "out" / "label_efficiency.md").read_text()
     assert "| DDPM |" in (data / "out" / "label_efficiency.md").read_text()
     assert json.loads((data / "out" / "label_efficiency.json").read_text())["settings"]["quick"]
-    run(script, data)
+    run(data)
     assert table.read_text() == before
 
 
-def test_grids_of_a_file_choose_among_the_starts(script, data):
-    (data / "grids.yaml").write_text("- {methods: [masked_images]}\n")
-    with pytest.raises(SettingsError):
-        run(script, data, ["none"], grids=str(data / "grids.yaml"))
-
-
-def test_what_cannot_be_run_is_told_before_any_work(script, data):
-    with pytest.raises(SettingsError):
-        script.label_efficiency(str(data / "data"), output_dir=str(data / "out"), starts="{none: a/b.pt}")
+def test_what_cannot_be_run_is_told_before_any_work(data):
+    (data / "grids.yaml").write_text("- {methods: [masked_images]}\n")  # none of the starts
+    for wrong in ({"grids": str(data / "grids.yaml")}, {"starts": "{none: a/b.pt}"}):
+        with pytest.raises(SettingsError):
+            run(data, **wrong)
     assert not (data / "out").exists()
-    run(script, data, starts=["none"])
+    run(data, {"none": "none"})
     with pytest.raises(SettingsError):
-        run(script, data, starts=["none"], learning_rate=0.1)
+        run(data, {"none": "none"}, learning_rate=0.1)

@@ -104,23 +104,21 @@ def test_folds_hide_a_held_out_image_its_views_and_what_was_made_of_it(setting, 
     assert seen == [(9, 0), (9, 9), (9, 9), (9, 9), (12, 12)]
 
 
-def test_weights_make_an_image_and_its_views_one(setting):
-    encoder, real, test = setting
-    classifier = ProbeClassifier(ProbeFeatures(encoder, 16, 2), 3, test)
-    mixed = classifier._samples(real, real[:6], "mixed")
-    assert len(mixed[1]) == 12 * 3 + 6 and mixed[2].sum() == pytest.approx(18)
-    assert len(classifier._samples(real, [], "real_unaugmented")[1]) == 12
-    assert len(classifier._samples(real, real[:6], "synthetic")[1]) == 6
-
-
-@pytest.mark.parametrize("regime", ["real_unaugmented", "real", "mixed", "synthetic", "pretrained"])
-def test_every_regime_gives_probabilities_and_repeats(setting, regime):
+@pytest.mark.parametrize(
+    ("regime", "num_samples"),
+    [("real_unaugmented", 12), ("real", 24), ("mixed", 24 + 9), ("synthetic", 9), ("pretrained", None)],
+)
+def test_every_regime_gives_probabilities_and_repeats(setting, regime, num_samples):
     encoder, real, test = setting
     classifier = ProbeClassifier(ProbeFeatures(encoder, 16, 1), 3, test)
     probabilities, about = classifier(real, real[3:], regime, seed=0)
     assert probabilities.shape == (6, 3) and probabilities.sum(1) == pytest.approx(np.ones(6))
     assert ("l2_synthetic" in about) == (regime == "pretrained")
     assert np.array_equal(probabilities, classifier(real, real[3:], regime, seed=5)[0])
+    if num_samples:
+        _, labels, weights = classifier._samples(real, real[3:], regime)
+        assert len(labels) == num_samples  # an image and its view together weigh as much as one
+        assert weights.sum() == 12 * (regime != "synthetic") + 9 * (regime in ("mixed", "synthetic"))
 
 
 def test_too_few_images_for_folds_are_refused(setting):

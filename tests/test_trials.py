@@ -16,6 +16,7 @@ from common.experiments.trials import (
     by_seed,
     check_or_write_settings,
     choose_trials,
+    grouped,
     holm,
     paired_difference,
     read_trials,
@@ -94,14 +95,11 @@ def test_processes_share_the_trials_and_lose_no_row(tmp_path):
     assert {row["part"] for row in found_in(tmp_path).values()} == {0, 1}
 
 
-def test_another_experiment_in_the_same_folder_is_refused(tmp_path):
-    check_or_write_settings(tmp_path / "a.json", {"num_steps": 5, "size": (1, 2)})
-    check_or_write_settings(tmp_path / "a.json", {"num_steps": 5, "size": (1, 2)})
+def test_another_experiment_in_the_same_folder_and_a_folder_without_results_are_refused(tmp_path):
+    for _ in range(2):
+        check_or_write_settings(tmp_path / "a.json", {"num_steps": 5, "size": (1, 2)})
     with pytest.raises(SettingsError):
         check_or_write_settings(tmp_path / "a.json", {"num_steps": 6, "size": (1, 2)})
-
-
-def test_a_folder_without_results_says_so(tmp_path):
     with pytest.raises(SettingsError):
         found_in(tmp_path)
 
@@ -130,7 +128,7 @@ def written(folder, text):
     return folder / "grids.yaml"
 
 
-@pytest.mark.parametrize("lists", [{"methods": given} for given in ("a", ["a", "c"], [1], None)])
+@pytest.mark.parametrize("lists", [{"methods": each} for each in ("a", ["a", "c"], [1], None)])
 def test_names_must_be_known_and_in_a_list(lists):
     with pytest.raises(SettingsError):
         chosen(**lists)
@@ -170,8 +168,6 @@ def test_differences_are_paired_by_seed_and_tested_as_scipy_does():
     assert found["mean"] == pytest.approx(0.1) and found["n"] == 3
     assert found["p"] == pytest.approx(stats.ttest_rel([0.5, 0.7, 0.65], [0.4, 0.65, 0.5]).pvalue)
 
-
-def test_no_p_without_spread():
     assert paired_difference({0: 0.5}, {0: 0.25})["p"] is None
     assert paired_difference({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5})["p"] is None
     assert paired_difference({0: 0.5}, {1: 0.25})["n"] == 0
@@ -182,5 +178,7 @@ def test_holm_corrects_step_by_step():
     assert holm([0.5, 0.6]) == pytest.approx([1.0, 1.0]) and holm([]) == []
 
 
-def test_seeds_are_in_order_and_text():
+def test_figures_are_grouped_by_settings_and_seeds_are_in_order_and_text():
+    rows = [(Trial("a", 10), {"auc": 0.1}), (Trial("a", 2), {"auc": 0.2}), (Trial("b", 0), {})]
+    assert grouped(rows, ("method",), "auc") == {("a",): {10: 0.1, 2: 0.2}}
     assert list(by_seed({10: 0.1, 2: 0.2}).items()) == [("2", 0.2), ("10", 0.1)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 from tiny_bundles import generator_models
 
 from common.data.phantom import draw_chest_phantom
+from common.evaluation.report import write_rows
 from common.experiments.benefit_study import BenefitStudy
 from common.experiments.benefit_trials import labelled_split
 from common.experiments.densenet import TrainingSettings
@@ -37,22 +37,13 @@ def labelled_folder(root: Path, num_train: int, num_val: int, size: int = 32) ->
     """So many phantoms of each class in train and val, all of different patients; classes differ in brightness."""
     (root / "images").mkdir(parents=True)
     rows = []
-    for place, name in enumerate(CLASSES):
+    for place, (name, gamma) in enumerate(zip(CLASSES, (0.5, 2.0, 1.0), strict=True)):
         for number in range(num_train + num_val):
             seed = 100 * place + number
-            gamma = (0.5, 2.0, 1.0)[place]
             pixels = (draw_chest_phantom(size, size, seed=seed)[0] ** gamma * 255).round().to(torch.uint8).numpy()
             Image.fromarray(pixels.astype(np.uint8)).save(root / "images" / f"{seed}.png")
             split = "train" if number < num_train else "val"
             row = {"image": f"images/{seed}.png", "label": name, "patient_id": f"p{seed}", "split": split}
             rows.append({**row, "source": "clinic"})
-    write_manifest(root, rows)
+    write_rows(root / "manifest.csv", rows)
     return root
-
-
-def write_manifest(root: Path, rows: list[dict[str, Any]]) -> None:
-    """manifest.csv of a folder."""
-    with (root / "manifest.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from PIL import Image
 
 from common.data.phantom import draw_chest_phantom, draw_lung_mask
+from common.evaluation.report import write_rows
 
 
 def lung_folder(root: Path, num_train: int, num_val: int, size: tuple[int, int] = (72, 80)) -> Path:
@@ -25,8 +25,5 @@ def lung_folder(root: Path, num_train: int, num_val: int, size: tuple[int, int] 
         Image.fromarray(lungs).save(root / files["mask_file"])
         about = {"source": f"clinic{number % 2}", "mask_definition": "drawn"}
         rows.append({**files, **about, "split": "train" if number < num_train else "val"})
-    with (root / "lung_masks.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(root / "lung_masks.csv", rows)
     return root

@@ -9,7 +9,7 @@ are wrong to that extent. The generator has not seen these patients.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ..fingerprint import file_sha256, json_sha256, network_sha256
 from ..io.image_writer import write_png
 from .benefit_pool import BLOCK, Recipe
 from .benefit_report import TITLES
-from .benefit_study import BenefitStudy, scores_of
+from .benefit_study import PROBE, BenefitStudy, scores_of
 from .benefit_trials import REAL, VARIATION, Example
 from .trials import Trials, by_seed, grouped, paired_difference, read_trials, write_experiment_report
 
@@ -45,6 +45,11 @@ class Judge:
 
     classifier: str
     seed: int
+
+
+def grid(judges: Sequence[str], seeds: Sequence[int]) -> list[Judge]:
+    """All judges; the probe has nothing random and takes the first seed."""
+    return [Judge(name, seed) for name in judges for seed in (seeds[:1] if name == PROBE else seeds)]
 
 
 class LabelFidelity:

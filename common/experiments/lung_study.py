@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -28,7 +27,6 @@ from .position_prior import EllipsePrior, dice, fit_ellipses
 
 COLUMNS = ("image", "mask_file", "source", "split")
 PRIOR_SIZE = (64, 64)  # that masks are reduced to for the fit of the ellipses
-SCORED = ("diffseg", "diffseg_picked_by_dice", "posed_prior", "kmeans", "otsu", "prior")
 TIMESTEPS = (300.0, 500.0, 700.0)
 SEGMENT_GRID: dict[str, dict[str, Sequence[float]]] = {
     DIFFSEG: {
@@ -213,7 +211,8 @@ class LungStudy:
         order = np.random.default_rng(derive_seed(self.seed)).permutation(len(cases))[:num_images]
         chosen = [cases[index] for index in sorted(order)]
         bar = tqdm(chosen, desc="training images", unit="image", dynamic_ncols=True)
-        encoded = [self._encoded(case) for case in bar]
+        pixels = (read_radiograph(case.image).pixels for case in bar)
+        encoded = [encode_image(self.pipe, image, TIMESTEPS, 1, self.seed) for image in pixels]
         truths = [at_size(case.truth(), each.size) for case, each in zip(chosen, encoded, strict=True)]
         prior = fit_ellipses([at_size(truth, PRIOR_SIZE) for truth in truths])
         segment_settings: dict[str, SegmentSettings] = {}
@@ -256,20 +255,8 @@ class LungStudy:
                 masks["diffseg_picked_by_dice"] = at_size(pick_by_dice(labels, small), size)
                 masks["posed_prior"] = tidied(resized(posed_prior(found, choice), size) > 0.5, choice.min_area)
         write_mask(masks[DIFFSEG], self.mask_path(case))
-        scores = {name: dice(masks[name], truth) for name in SCORED}
+        scores = {name: dice(mask, truth) for name, mask in masks.items()}
         return {"name": case.name, "source": case.source, "dice": scores, "segments": counts}
-
-    def _encoded(self, case: LungCase) -> EncodedImage:
-        path = self.work_dir / "cache" / f"{case.name}.pt"
-        if not path.is_file():
-            encoded = encode_image(self.pipe, read_radiograph(case.image).pixels, TIMESTEPS, 1, self.seed)
-            layers = {timestep: [layer.half() for layer in layers] for timestep, layers in encoded.layers.items()}
-            with atomic_path(path) as temporary:
-                torch.save({**vars(encoded), "layers": layers}, temporary)
-            return encoded
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        layers = {timestep: [layer.float() for layer in layers] for timestep, layers in kept["layers"].items()}
-        return EncodedImage(kept["image"], kept["patch_tokens"], tuple(kept["patch_size"]), layers)
 
 
 def find_lungs(pipe: DinoDiffusion, tuned: Tuned, pixels: Tensor) -> Mask:

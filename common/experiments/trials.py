@@ -71,7 +71,7 @@ class Experiment(Generic[TrialT]):
                 bar.set_postfix_str(" ".join(map(str, asdict(trial).values())))
                 done = next((row for row in rows if asdict(trial).items() <= row.items()), None)
                 if done is None:
-                    self._append({**asdict(trial), **self.describe(trial), **self._measure(trial)})
+                    self._append(trial, dict(_flat(self.do(trial))))
                 elif differing := [key for key, value in self.describe(trial).items() if done.get(key) != value]:
                     raise SettingsError(
                         f"{self.path} has another {', '.join(differing)} than now for {asdict(trial)}; give another "
@@ -81,12 +81,9 @@ class Experiment(Generic[TrialT]):
     def _rows(self) -> list[Row]:
         return read_rows(self.path) if self.path.is_file() else []
 
-    def _measure(self, trial: TrialT) -> Row:
-        figures = dict(_flat(self.do(trial)))
+    def _append(self, trial: TrialT, figures: Row) -> None:
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return {"commit": self.commit, "date": date, **figures}
-
-    def _append(self, row: Row) -> None:
+        row = {**asdict(trial), **self.describe(trial), "commit": self.commit, "date": date, **figures}
         with FileLock(self.path.with_name(LOCK_NAME)):
             write_rows(self.path, [*self._rows(), row])
 
@@ -108,7 +105,7 @@ def read_trials(path: str | Path, kind: Callable[..., TrialT]) -> list[tuple[Tri
     """
     if not Path(path).is_file():
         raise SettingsError(f"{path}: found no results; expected the CSV that the run of the experiment writes")
-    names = [field.name for field in fields(kind)]
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     rows = sorted(read_rows(path), key=lambda row: [row[name] for name in names])
     return [(kind(**{name: row[name] for name in names}), row) for row in rows]
 
@@ -179,25 +176,19 @@ def choose_trials(
     found: dict[TrialT, None] = {}
     for given in [{}] if grids is None else _read_grids(Path(grids), lists):
         chosen = {**lists, **given, **(forced or {})}
-        check_lists({name: chosen[name] for name in allowed}, allowed)
+        for name, known in allowed.items():
+            _check_list(name, chosen[name], known)
         found |= dict.fromkeys(grid(**chosen))
     return list(found)
 
 
-def check_lists(lists: Mapping[str, Any], allowed: Mapping[str, Sequence[str] | int]) -> None:
-    """Refuse what is no list of known names, or of large enough integers; see `choose_trials`.
-
-    Raises:
-        SettingsError: says what was found.
-    """
-    for name, given in lists.items():
-        known = allowed[name]
-        is_list = isinstance(given, Sequence) and not isinstance(given, str)
-        if isinstance(known, int):
-            if not is_list or not all(type(each) is int and each >= known for each in given):
-                raise SettingsError(f"--{name}: found {given!r}; expected a list of integers from {known} on: [50,100]")
-        elif not is_list or not all(each in known for each in given):
-            raise SettingsError(f"--{name}: found {given!r}; expected a list such as [{known[0]}], of {known}")
+def _check_list(name: str, given: Any, known: Sequence[str] | int) -> None:
+    is_list = isinstance(given, Sequence) and not isinstance(given, str)
+    if isinstance(known, int):
+        if not is_list or not all(type(each) is int and each >= known for each in given):
+            raise SettingsError(f"--{name}: found {given!r}; expected a list of integers from {known} on: [50,100]")
+    elif not is_list or not all(each in known for each in given):
+        raise SettingsError(f"--{name}: found {given!r}; expected a list such as [{known[0]}], of {known}")
 
 
 def _read_grids(path: Path, lists: Mapping[str, Any]) -> list[Mapping[str, Any]]:
