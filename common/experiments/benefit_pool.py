@@ -72,14 +72,9 @@ Block = tuple[Recipe, ...]
 
 
 def source_blocks(order: Sequence[Item], seed: int, strategy: str, size: int, count: int) -> list[list[Block]]:
-    """For each of the first `size` images of a draw order the blocks that hold its first `count` synthetic ones.
+    """For each of the first `size` images of `draw_order` the blocks that hold its first `count` synthetic ones.
 
-    Args:
-        order: of `draw_order`.
-        seed: of the partners of interpolation.
-        strategy: variation or interpolation.
-        size: of the subset.
-        count: synthetic images per real one.
+    By variation, or by interpolation with partners from the seed.
 
     Raises:
         SettingsError: a class with a single image.

@@ -205,9 +205,7 @@ class BenefitStudy:
 def auc_by_class(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> list[float]:
     """One-vs-rest AUC of every class; equal probabilities count half, as in the Mann-Whitney U statistic.
 
-    Args:
-        probabilities: [N, C], or any score that grows with them.
-        labels: [N], classes 0 to C - 1.
+    Probabilities are [N, C], or any score that grows with them; labels [N], classes 0 to C - 1.
 
     Raises:
         DatasetError: a class is missing among the labels.

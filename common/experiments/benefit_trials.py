@@ -103,13 +103,9 @@ def labelled_split(
     limit_per_class: int | None = None,
     train_limit_per_class: int | None = None,
 ) -> tuple[list[Item], list[Item], list[str]]:
-    """Training images, test images (the validation split) and class names.
+    """Training images, test images (the validation split) and class names of a folder whose manifest.csv has labels.
 
-    Args:
-        dataset_dir: with a manifest.csv that has labels.
-        where: columns and the value that each must have.
-        limit_per_class: test images of a class at most.
-        train_limit_per_class: training images of a class at most.
+    Columns named by `where` must have the value given; the limits are of test and of training images of a class.
 
     Raises:
         DatasetError: a patient or a file is in both, labels are missing, or the folder cannot be used.
@@ -154,10 +150,7 @@ def draw_order(items: Sequence[Item], classes: Sequence[str], seed: int) -> list
     The classes take turns, so that their numbers differ by one at most, and each draw is an image of a patient who has
     none yet in any class: more films of one patient say little more. It ends where a class has no patient left.
 
-    Args:
-        items: of the training split, with "image", "patient_id" and "label".
-        classes: names; items of others are left out.
-        seed: of the order.
+    Items have "image", "patient_id" and "label"; those of other classes are left out.
     """
     queues = [
         _patients_in_order(items, name, derive_seed(seed, Purpose.LABEL_BUDGET, number))

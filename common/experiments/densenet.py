@@ -75,14 +75,7 @@ def batch_order(num_images: int, num_steps: int, batch_size: int, seed: int) -> 
 
 
 class DenseNetClassifier:
-    """Train a DenseNet-121 on a regime's images and predict the test images.
-
-    Args:
-        num_classes: C.
-        test_paths: of the test images.
-        settings: of every training.
-        device: of the network.
-    """
+    """Train a DenseNet-121 on a regime's images, with the same settings always, and predict the test images."""
 
     def __init__(
         self,
@@ -91,9 +84,7 @@ class DenseNetClassifier:
         settings: TrainingSettings,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.num_classes = num_classes
-        self.settings = settings
-        self.device = torch.device(device)
+        self.num_classes, self.settings, self.device = num_classes, settings, torch.device(device)
         self.test_images = load_images(test_paths, settings.image_size)
 
     def __call__(

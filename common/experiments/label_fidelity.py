@@ -55,9 +55,7 @@ def grid(judges: Sequence[str], seeds: Sequence[int]) -> list[Judge]:
 class LabelFidelity:
     """Trains judges and shows them the held-out images and what the generator makes of them.
 
-    Args:
-        study: has images, generator, features and the network's training.
-        work_dir: of reconstructions; variations go to the study's pool.
+    Reconstructions go to the folder to work in, variations to the study's pool.
     """
 
     def __init__(self, study: BenefitStudy, work_dir: str | Path) -> None:

@@ -101,10 +101,7 @@ class ProbeClassifier:
     folds over the real images; a fold's training has neither its real images nor what was made from them. Where the
     regime shows no real image, they choose the strength all the same: somebody has to, and they are what is labelled.
 
-    Args:
-        features: of files and views.
-        num_classes: C.
-        test_paths: of the test images.
+    Features are those of files and views; the test images are those of `test_paths`.
     """
 
     def __init__(self, features: ProbeFeatures, num_classes: int, test_paths: Sequence[str]) -> None:
@@ -188,14 +185,8 @@ def choose_confident(
     Nearness is the cosine to the nearest known image; it keeps out samples of other kinds of radiographs than the
     labelled ones (the prior knows adults and children), about which a classifier can be confident and wrong.
 
-    Args:
-        candidates: features [M, D].
-        known: features [n, D] of the labelled images.
-        probabilities: [M, C] of the candidates.
-        counts: [C], how many to take; at most M together.
-
-    Returns:
-        (row, class) of those taken, no row twice, sorted.
+    Candidates have features [M, D] and probabilities [M, C], known images features [n, D]; counts [C] say how many to
+    take, at most M together. Returns (row, class) of those taken, no row twice, sorted.
     """
     counts = np.asarray(counts)
     units = [each / np.linalg.norm(each, axis=1, keepdims=True).clip(1e-12) for each in (candidates, known)]

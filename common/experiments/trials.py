@@ -127,20 +127,12 @@ def check_or_write_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def write_experiment_report(
-    output_dir: str | Path,
-    stem: str,
-    tables: Callable[[Mapping[str, Any]], str],
-    device: torch.device,
-    **content: Any,
-) -> dict[str, Any]:
+    output_dir: str | Path, stem: str, tables: Callable[[Row], str], device: torch.device, **content: Any
+) -> Row:
     """Write `<stem>.json`, which holds the settings already, and `<stem>.md`; return what the first holds.
 
-    Args:
-        output_dir: of the experiment.
-        stem: of the files' names.
-        tables: the report to the text; where the settings say `quick`, a warning goes before it.
-        device: that the figures were made on.
-        **content: of the report, beside settings and provenance.
+    Tables make the report to the text; where the settings say `quick`, a warning goes before it. The report holds
+    settings, provenance and content.
     """
     settings = read_json(Path(output_dir) / f"{stem}.json")["settings"]
     report = {"settings": settings, "provenance": provenance(device), **content}
