@@ -64,8 +64,9 @@ def label_fidelity(
         bundle_root: of the latent diffusion bundle.
         device: such as cpu; None takes a GPU where there is one.
     """
-    lists, allowed = {"judges": judges, "seeds": seeds}, {"judges": CLASSIFIERS, "seeds": 0}
-    trials = choose_trials(grid, lists, allowed, forced={"seeds": (0,)} if quick else None)
+    allowed: dict[str, Sequence[str] | int] = {"judges": CLASSIFIERS, "seeds": 0}
+    forced = {"seeds": (0,)} if quick else None
+    trials = choose_trials(grid, {"judges": judges, "seeds": seeds}, allowed, forced=forced)
     if quick:
         image_size = QUICK_IMAGE_SIZE
         num_inference_steps, num_steps = QUICK_INFERENCE_STEPS, QUICK_STEPS
