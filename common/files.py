@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from .errors import RunError, UserError
 
 JOB_RECORD = "job.json"
-PRODUCT_MARKS = (JOB_RECORD, "run_record.json", "readable.csv", "generation.json")
+PRODUCT_MARKS = (JOB_RECORD, "run_record.json", "readable.csv", "generation.json", "inspection.json")
 NAME_BYTES = 150  # of a result without its suffixes; file systems take 255
 
 

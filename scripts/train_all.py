@@ -57,7 +57,7 @@ def plan(
         measure: run a few steps of the trainings that have no log yet; minutes, once.
     """
     made = open_chain(dataset_dir, work_dir, chain, from_scratch, steps)
-    rows, total = [], 0.0
+    rows, to_go = [], []
     for name, stage in made.stages.items():
         if stage.steps is None:
             rows.append([name, "", "", "", made.status(name)])
@@ -65,13 +65,15 @@ def plan(
         logged = read_log(made.run_folder(name))
         seconds, hours = hours_to_go(made, name, logged or (measured(made, name) if measure else []))
         done = made.steps_done(name)
-        total += hours or 0.0
+        to_go.append(hours)
         rows.append([name, f"{done} of {stage.steps}", _number(seconds, 2), _number(hours, 1), made.status(name)])
     heading = ["stage", "steps", "s/step", "hours to go", "state"]
     widths = [max(len(row[column]) for row in [heading, *rows]) for column in range(len(heading))]
     for row in [heading, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(f"{total:.1f} hours of training to go on this machine, recipe {made.recipe.name}, in {made.work}")
+    known = [hours for hours in to_go if hours is not None]
+    total = ("" if len(known) == len(to_go) else "at least ") + _number(sum(known), 1) if known else "?"
+    print(f"{total} hours of training to go on this machine, recipe {made.recipe.name}, in {made.work}")
 
 
 def run(

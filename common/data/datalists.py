@@ -71,7 +71,7 @@ def radiograph_items(
     if not root.is_dir():
         kind = "is a file, not a folder" if root.exists() else "does not exist"
         raise DatasetError(f"dataset_dir {root} {kind}; point dataset_dir to the folder that holds the images")
-    items = _with_patients(listed_images(root), root, patient_id_pattern)
+    items = with_patients(listed_images(root), root, patient_id_pattern)
     is_listed = "split" in items[0]
 
     def split_up(items: Items) -> dict[str, Items]:
@@ -138,7 +138,7 @@ def _check_request(split: str, val_fraction: float, test_fraction: float, limit:
 # ---- whose image it is ---------------------------------------------------------------------------------------------
 
 
-def _with_patients(items: Items, root: Path, pattern: str | None) -> Items:
+def with_patients(items: Items, root: Path, pattern: str | None) -> Items:
     """Give every item a `patient_id`, right after `image`."""
     if "patient_id" in items[0]:
         return items

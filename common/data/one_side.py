@@ -137,12 +137,13 @@ def _draw(found: Duplicates, items: Sequence[Mapping[str, Any]], path: Path, max
     rows, captions = [], []
     for start in range(0, len(pairs), _PAIRS_PER_ROW):
         some = pairs[start : start + _PAIRS_PER_ROW]
-        rows.append([_tile(items[index]["image"]) for pair in some for index in (pair.first, pair.second)])
+        rows.append([thumbnail(items[index]["image"]) for pair in some for index in (pair.first, pair.second)])
         captions.append(" | ".join(_caption(items[p.first], items[p.second], p.kind, p.correlation) for p in some))
     save_contact_sheet(rows, path, None, captions)
 
 
-def _tile(path: str) -> Tensor:
+def thumbnail(path: str) -> Tensor:
+    """A radiograph reduced to 192 px of its longer side, [1, H, W] in [0, 1]."""
     pixels = read_radiograph(path).pixels
     scale = _SHEET_SIDE / max(pixels.shape)
     size = [max(1, round(side * scale)) for side in pixels.shape[1:]]
