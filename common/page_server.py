@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         is_file = isinstance(found, Path)
         content = found.read_bytes() if isinstance(found, Path) else json.dumps(found).encode()
         kind = mimetypes.guess_type(str(found))[0] if is_file else "application/json"
-        self.close_connection |= status != 200  # what is left of the body is not read
+        self.close_connection |= self.command == "POST" or status != 200  # there may be a rest of the body
         self.send_response(status)
         about = {"Content-Type": kind or "application/octet-stream", "Content-Length": str(len(content))}
         for name, value in {**_HEADERS, **about, **({"Connection": "close"} if self.close_connection else {})}.items():

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from common.io.mask_overlay import overlay_image, write_overlay_png
+from common.io.mask_overlay import class_layers, overlay_image, write_overlay_png
 from common.io.segmentation_classes import ELEVEN, GROUPED
 
 
@@ -20,6 +21,18 @@ def test_the_picture_lies_pixel_on_pixel_and_only_the_area_is_coloured():
     lesion = np.array(GROUPED.classes[3].colour)
     assert np.array_equal(picture[20, 100], lesion)  # the outline is opaque
     np.testing.assert_allclose(picture[30, 115], 0.65 * 127.5 + 0.35 * lesion, atol=1)
+
+
+def test_layers_of_the_classes_one_over_the_other_are_the_overlay():
+    pixels, mask = drawn()
+    mask[30:60, 120:200] = 1
+    sheet = Image.new("RGBA", (400, 90), (128, 128, 128, 255))
+    layers = class_layers(mask, GROUPED)
+    assert [np.asarray(layer)[..., 3].any() for layer in layers] == [True, False, False, True, False]
+    for layer in layers:
+        sheet.alpha_composite(layer)
+    expected = np.asarray(overlay_image(pixels, mask, GROUPED))[:90, :400]
+    np.testing.assert_allclose(np.asarray(sheet)[..., :3].astype(int), expected, atol=2)
 
 
 @pytest.mark.parametrize(("table", "width"), [(GROUPED, 400), (GROUPED, 30), (ELEVEN, 400), (ELEVEN, 2400)])
