@@ -87,11 +87,11 @@ class TestFolder:
         assert names(tmp_path) == sorted(good)
         assert all(os.path.isabs(item["image"]) for item in listed(tmp_path))
 
-    def test_every_file_in_exactly_one_split_and_fractions_are_met_on_average(self, tmp_path):
+    def test_every_file_in_exactly_one_split_and_the_fraction_is_met_on_average(self, tmp_path):
         touch(tmp_path, *(f"{i:03d}.png" for i in range(1000)))
-        found = {split: names(tmp_path, split, test_fraction=0.1) for split in SPLITS}
+        found = {split: names(tmp_path, split) for split in ("train", "val")}
         assert sorted(name for split in found.values() for name in split) == [f"{i:03d}.png" for i in range(1000)]
-        assert 160 <= len(found["val"]) <= 240 and 70 <= len(found["test"]) <= 130
+        assert 160 <= len(found["val"]) <= 240
 
     def test_the_split_is_a_fixed_function_of_the_seed_wherever_the_folder_is(self, tmp_path):
         for place in ("here", "there/deeper"):
@@ -101,20 +101,16 @@ class TestFolder:
 
     def test_added_files_move_nobody(self, tmp_path):
         touch(tmp_path, *(f"{i:03d}.png" for i in range(50)))
-        before = {split: patients(tmp_path, split, test_fraction=0.2) for split in SPLITS}
+        before = {split: patients(tmp_path, split) for split in ("train", "val")}
         touch(tmp_path, *(f"more/{i:03d}.png" for i in range(50)))
-        for split in SPLITS:
-            assert before[split] <= patients(tmp_path, split, test_fraction=0.2)
+        assert all(before[split] <= patients(tmp_path, split) for split in before)
 
     @pytest.mark.parametrize("count", [2, 3, 5])
     def test_small_sets_leave_no_split_empty(self, tmp_path, count):
         touch(tmp_path, *(f"{i}.png" for i in range(count)))
-        wanted = SPLITS if count > 2 else ("train", "val")
         for seed in range(12):
-            fractions = {"val_fraction": 0.05, "test_fraction": 0.05 if count > 2 else 0.0}
-            assert all(patients(tmp_path, split, seed=seed, **fractions) for split in wanted)
-            greedy = {"val_fraction": 0.9, "test_fraction": 0.09}
-            assert all(patients(tmp_path, split, seed=seed, **greedy) for split in ("train", "val"))
+            for fraction in (0.05, 0.99):
+                assert all(patients(tmp_path, split, val_fraction=fraction, seed=seed) for split in ("train", "val"))
 
     def test_a_pattern_keeps_a_patient_together_and_sees_the_folders_if_it_has_a_slash(self, tmp_path):
         touch(tmp_path, *(f"scans/p{p}_{view}.png" for p in range(20) for view in ("pa", "lat")))
@@ -257,10 +253,11 @@ class TestRequest:
         ("changes", "named"),
         [
             ({"split": "validation"}, "validation"),
-            ({"val_fraction": 0.6, "test_fraction": 0.4}, "test_fraction"),
+            ({"val_fraction": 1.0}, "val_fraction"),
             ({"val_fraction": -0.1}, "val_fraction"),
             ({"limit": 0}, "limit"),
-            ({"split": "test"}, "test_fraction"),
+            ({"split": "test"}, "manifest"),
+            ({"split": "val", "val_fraction": 0.0}, "val_fraction"),
         ],
     )
     def test_bad_requests_are_explained(self, tmp_path, changes, named):

@@ -90,8 +90,8 @@ def test_a_chain_of_many_links_is_one_group():
 def patients_by_split(folder, seed):
     """Source patients of the images in each split."""
     found = defaultdict(set)
-    for split in ("train", "val", "test"):
-        for item in radiograph_items(folder, split, val_fraction=0.3, test_fraction=0.2, seed=seed):
+    for split in ("train", "val"):
+        for item in radiograph_items(folder, split, val_fraction=0.3, seed=seed):
             found[split].update(filter(None, item["source_patient_ids"].split(";")))
     return found
 

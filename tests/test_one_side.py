@@ -50,17 +50,13 @@ def test_links_reach_through_patients_and_groups():
 def test_without_a_split_patients_stay_where_the_data_list_puts_them_and_copies_join(tmp_path):
     for number in range(40):
         (tmp_path / f"{number:02d}.png").touch()
-    items = radiograph_items(tmp_path, "all", 0.3, 0, test_fraction=0.2)
-    listed = {
-        item["image"]: split
-        for split in ("train", "val", "test")
-        for item in radiograph_items(tmp_path, split, 0.3, 0, test_fraction=0.2)
-    }
-    placed, moves = one_side(items, [], 0.3, 0.2)
+    items = radiograph_items(tmp_path, "all", 0.3, 0)
+    listed = {item["image"]: split for split in ("train", "val") for item in radiograph_items(tmp_path, split, 0.3, 0)}
+    placed, moves = one_side(items, [], 0.3)
     assert {item["image"]: item["split"] for item in placed} == listed and moves == []
     groups = [[0, 39], [39, 5, 6], [10, 11], [20, 21], [30, 31]]
-    placed, _ = one_side(items, groups, 0.3, 0.2)
-    assert set(splits(placed)) == {"train", "val", "test"}
+    placed, _ = one_side(items, groups, 0.3)
+    assert set(splits(placed)) == {"train", "val"}
     assert all(len({placed[index]["split"] for index in group}) == 1 for group in groups)
     assert sum(item["split"] != listed[item["image"]] for item in placed) <= 6  # only those that were joined
 

@@ -27,7 +27,6 @@ def radiograph_items(
     split: str,
     val_fraction: float,
     seed: int,
-    test_fraction: float = 0.0,
     patient_id_pattern: str | None = None,
     where: Mapping[str, Any] | None = None,
     limit: int | None = None,
@@ -50,7 +49,6 @@ def radiograph_items(
         split: "train", "val", "test" or "all".
         val_fraction: share of the patients for validation, in [0, 1); unused with a `split` column.
         seed: of the split.
-        test_fraction: share of the patients for testing, in [0, 1); unused with a `split` column.
         patient_id_pattern: regular expression with one group, the patient; searched in the file's name, or, where it
             contains a slash, in the path relative to `dataset_dir`.
         where: keep only manifest rows whose column equals this value; applied after splitting, so that runs with
@@ -66,7 +64,7 @@ def radiograph_items(
     Raises:
         DatasetError: the folder, the manifest or the request cannot be used; the message says why.
     """
-    _check_request(split, val_fraction, test_fraction, limit)
+    _check_request(split, val_fraction, limit)
     root = Path(os.path.abspath(Path(dataset_dir).expanduser()))
     if not root.is_dir():
         kind = "is a file, not a folder" if root.exists() else "does not exist"
@@ -75,7 +73,7 @@ def radiograph_items(
     is_listed = "split" in items[0]
 
     def split_up(items: Items) -> dict[str, Items]:
-        split_of = {} if is_listed else split_by_hash(_patients(items), val_fraction, test_fraction, seed)
+        split_of = {} if is_listed else split_by_hash(_patients(items), val_fraction, seed)
         by_split: dict[str, Items] = {name: [] for name in SPLITS}
         for item in items:
             by_split[item["split"] if is_listed else split_of[item["patient_id"]]].append(item)
@@ -93,8 +91,7 @@ def radiograph_items(
         by_split = {**by_split, split: kept} if is_listed or split == "all" else split_up(kept)
     chosen = by_split[split]
     if not chosen:
-        is_wanted = {"val": val_fraction, "test": test_fraction}.get(split, 1.0) > 0
-        raise DatasetError(_explain_empty_split(root, split, by_split, is_wanted))
+        raise DatasetError(_explain_empty_split(root, split, by_split, val_fraction))
     logger.info("%s of %s: %d images of %d patients", split, root, len(chosen), len(_patients(chosen)))
     return [dict(item) for item in chosen]
 
@@ -123,14 +120,11 @@ def assert_disjoint_patients(**splits: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _check_request(split: str, val_fraction: float, test_fraction: float, limit: int | None) -> None:
+def _check_request(split: str, val_fraction: float, limit: int | None) -> None:
     if split not in (*SPLITS, "all"):
         raise DatasetError(f"split is {split!r}; choose one of train, val, test, all")
-    if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
-        raise DatasetError(
-            f"val_fraction {val_fraction} and test_fraction {test_fraction} must not be negative and must leave "
-            "something to train on: their sum has to stay below 1"
-        )
+    if not 0 <= val_fraction < 1:
+        raise DatasetError(f"val_fraction is {val_fraction}; it is 0 or more and leaves something to train on, below 1")
     if limit is not None and limit < 1:
         raise DatasetError(f"limit is {limit}; give at least 1, or null for no limit")
 
@@ -195,37 +189,31 @@ def _patient_in_header(image: str) -> str | None:
 # ---- which split it belongs to -------------------------------------------------------------------------------------
 
 
-def split_by_hash(patients: Iterable[str], val_fraction: float, test_fraction: float, seed: int) -> dict[str, str]:
-    """The split of each patient by a hash of seed and name; one patient at least where a split is wanted and can be."""
+def split_by_hash(patients: Iterable[str], val_fraction: float, seed: int) -> dict[str, str]:
+    """The split of each patient, by a hash of seed and name; one at least in both where it is wanted and can be."""
 
     def draw(patient: str) -> float:
         digest = hashlib.blake2b(f"{seed}\0{patient}".encode("utf-8", "surrogateescape"), digest_size=7).digest()
         return int.from_bytes(digest, "big") / 2.0**56
 
     ranked = sorted((draw(patient), patient) for patient in set(patients))
-    count = len(ranked)
-    least_val = int(val_fraction > 0 and count >= 2)
-    least_test = int(test_fraction > 0 and count >= 2 + least_val)
-    tested = sum(value < test_fraction for value, _ in ranked)
-    held_out = sum(value < test_fraction + val_fraction for value, _ in ranked)
-    tested = min(max(tested, least_test), count - 1 - least_val)
-    held_out = min(max(held_out, tested + least_val), count - 1)
-    return {
-        patient: "test" if place < tested else "val" if place < held_out else "train"
-        for place, (_, patient) in enumerate(ranked)
-    }
+    held_out = max(sum(value < val_fraction for value, _ in ranked), int(val_fraction > 0))
+    held_out = min(held_out, len(ranked) - 1)
+    return {patient: "val" if place < held_out else "train" for place, (_, patient) in enumerate(ranked)}
 
 
-def _explain_empty_split(root: Path, split: str, by_split: Mapping[str, Items], is_wanted: bool) -> str:
+def _explain_empty_split(root: Path, split: str, by_split: Mapping[str, Items], val_fraction: float) -> str:
     items = by_split["all"]
     if "split" in items[0]:
         present = ", ".join(f"{name} ({len(by_split[name])})" for name in SPLITS if by_split[name])
         return (
             f"{root / MANIFEST_NAME} has no rows with split {split}; it has {present}. Mark some patients as {split}, "
-            "or remove the split column to have patients split by val_fraction and test_fraction"
+            "or remove the split column to have patients split by val_fraction"
         )
-    if not is_wanted:
-        return f"split {split} of {root} is empty because {split}_fraction is 0; raise it"
+    if split == "test":
+        return f"{root} has no split test: it takes a {MANIFEST_NAME} with a split column"
+    if split == "val" and val_fraction == 0:
+        return f"split val of {root} is empty because val_fraction is 0; raise it"
     patients = sorted(_patients(items))
     return (
         f"split {split} of {root} is empty: its {len(items)} images belong to {len(patients)} patient(s), "

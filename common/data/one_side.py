@@ -28,6 +28,7 @@ _COLUMNS = (
 )
 _SHEET_SIDE = 192  # px of the longer side
 _PAIRS_PER_ROW = 3
+_MAX_PAIRS_DRAWN = 60  # the least alike, as these are worth a look
 
 
 class Move(NamedTuple):
@@ -44,7 +45,6 @@ def one_side(
     items: Sequence[Mapping[str, Any]],
     groups: Sequence[Sequence[int]],
     val_fraction: float = 0.1,
-    test_fraction: float = 0.0,
     seed: int = 0,
 ) -> tuple[list[dict[str, Any]], list[Move]]:
     """Give every item a `split` such that no patient and no group is on two sides.
@@ -57,8 +57,7 @@ def one_side(
     Args:
         items: data list with `patient_id`, all with `split` or none.
         groups: indices of images that are one picture, as `Duplicates.groups`.
-        val_fraction: share of the patients for validation; unused with a split, as the next two.
-        test_fraction: share of the patients for testing.
+        val_fraction: share of the patients for validation; unused with a split, as the seed.
         seed: of the split.
 
     Returns:
@@ -82,7 +81,7 @@ def one_side(
             name = min(names[index] for index in members)
             for index in members:
                 names[index] = name
-        split_of = split_by_hash(names, val_fraction, test_fraction, seed)
+        split_of = split_by_hash(names, val_fraction, seed)
         return [{**item, "split": split_of[name]} for item, name in zip(items, names, strict=True)], []
     placed, moves = [dict(item) for item in items], []
     for members in together:
@@ -101,7 +100,6 @@ def write_duplicates(
     items: Sequence[Mapping[str, Any]],
     moves: Sequence[Move],
     work_dir: str | Path,
-    max_pairs_drawn: int = 60,
 ) -> None:
     """Write duplicates.csv, moved.csv and, where there are pairs, duplicates.png, each atomically.
 
@@ -112,7 +110,6 @@ def write_duplicates(
         items: with the splits they came with, if any.
         moves: from `one_side`.
         work_dir: made when missing.
-        max_pairs_drawn: the least alike are drawn first, as these are worth a look.
     """
     work_dir = Path(work_dir)
     moved = {move.image for move in moves}
@@ -127,13 +124,13 @@ def write_duplicates(
     write_csv(work_dir / DUPLICATES_NAME, _COLUMNS, rows)
     write_csv(work_dir / MOVED_NAME, Move._fields, moves)
     if found.pairs:
-        _draw(found, items, work_dir / SHEET_NAME, max_pairs_drawn)
+        _draw(found, items, work_dir / SHEET_NAME)
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(pair.kind for pair in found.pairs).items())
     logger.info("%d images: %s; %d moved to train; see %s", len(items), kinds or "no duplicates", len(moves), work_dir)
 
 
-def _draw(found: Duplicates, items: Sequence[Mapping[str, Any]], path: Path, max_pairs: int) -> None:
-    pairs = found.pairs[::-1][:max_pairs]
+def _draw(found: Duplicates, items: Sequence[Mapping[str, Any]], path: Path) -> None:
+    pairs = found.pairs[::-1][:_MAX_PAIRS_DRAWN]
     rows, captions = [], []
     for start in range(0, len(pairs), _PAIRS_PER_ROW):
         some = pairs[start : start + _PAIRS_PER_ROW]

@@ -19,11 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-
 from ..data.datalist_sources import MANIFEST_NAME
+from ..data.duplicates import linked_groups
 from ..errors import DatasetError
 from ..files import JOB_RECORD, locked_folder, read_json, write_csv
 from .folder_job import JobLog, Row
@@ -79,11 +76,9 @@ def patient_groups(images: Sequence[Sequence[str]]) -> list[str]:
     """
     patients = list(dict.fromkeys(patient for shown in images for patient in shown))
     number = {patient: place for place, patient in enumerate(patients)}
-    links = np.array([(number[shown[0]], number[other]) for shown in images for other in shown]).reshape(-1, 2).T
-    graph = coo_array((np.ones(links.shape[1]), tuple(links)), shape=(len(patients), len(patients)))
-    groups = connected_components(graph, directed=False)[1].tolist() if patients else []
-    first = dict(zip(reversed(groups), reversed(patients), strict=True))
-    return [first[groups[number[shown[0]]]] if shown else "" for shown in images]
+    links = [(number[shown[0]], number[other]) for shown in images for other in shown]
+    first = {patients[one]: patients[group[0]] for group in linked_groups(len(patients), links) for one in group}
+    return [first.get(shown[0], shown[0]) if shown else "" for shown in images]
 
 
 def generation_settings(folder: Path) -> dict[str, Any]:
