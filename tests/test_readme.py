@@ -33,6 +33,7 @@ CONFIGS = re.compile(r"(?:bundles/\w+/)?configs/\w+\.yaml")
 RUN_BY = {
     "scripts/quickstart.sh": None,  # its inference commands stand on the page, too
     "scripts/run_tests.sh": None,  # runs this
+    "scripts/inspect_dataset.py": "test_inspect_dataset_script.py",
     "scripts/train_all.py": "test_train_all_script.py",
     "scripts/serve_label.sh": "label/label_server.py",
     "scripts/png_to_dx.py": "test_png_to_dx_script.py",
