@@ -79,6 +79,22 @@ def test_copies_of_all_kinds_are_found_across_patients_and_nothing_else(people):
     assert found.num_aligned > len(COPIES)  # the hash alone does not tell people apart
 
 
+def test_embeddings_propose_what_the_hash_does_not_and_decide_nothing(tmp_path):
+    large = draw_chest_phantom(160, 160, 0)[0].numpy()
+    pictures = [large, large[4:140, 20:156], *(draw_chest_phantom(SIDE, SIDE, seed)[0].numpy() for seed in range(1, 9))]
+    for number, pixels in enumerate(pictures):
+        write(tmp_path / f"{number}.png", pixels)
+    items = radiograph_items(tmp_path, "all", 0.2, 0)
+    assert same_pictures(find_duplicates(items, progress=False)) == []
+    embeddings = np.random.default_rng(0).standard_normal((len(items), 16))
+    embeddings[1] = embeddings[0]
+    embeddings[3] = embeddings[2]  # other people
+    (pair,) = same_pictures(find_duplicates(items, progress=False, embeddings=embeddings))
+    assert (pair.first, pair.second, pair.kind) == (0, 1, "copy")
+    with pytest.raises(DatasetError):
+        find_duplicates(items, progress=False, embeddings=embeddings[1:])
+
+
 def test_pairs_grow_with_images_not_with_their_square():
     generator = np.random.default_rng(0)
     hashes = np.where(generator.random((600, 1, 143)) < 0.05, -1, 1).astype(np.int8)  # all within 36 bits

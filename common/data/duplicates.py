@@ -1,12 +1,12 @@
 """Find radiographs that are the same picture, under whatever name, patient or source.
 
-Two steps, because neither is enough. Perceptual hashes of all pictures and of zoomed views of them say cheaply which
-pairs to look at; the correlation of fine detail, after aligning, decides. Chest radiographs resemble each other, so the
-hash alone calls different patients the same.
+Two steps, because neither is enough. Perceptual hashes of all pictures and of zoomed views of them, and the embeddings
+of an encoder if there are any, say cheaply which pairs to look at; the correlation of fine detail, after aligning,
+decides. Chest radiographs resemble each other, so hash or embedding alone calls different patients the same.
 
 Found: pictures that were stored again, resized, changed in contrast or polarity, cropped or framed by up to 5 % on each
-side (more where the crop is central), squashed to another aspect ratio. Not looked for: turned and mirrored ones, and
-small parts of large pictures, such as a tooth of a panoramic.
+side (more where the crop is central, or with embeddings), squashed to another aspect ratio. Not looked for: turned and
+mirrored ones, and small parts of large pictures, such as a tooth of a panoramic.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ VIEWS = ((1.0, 1.0), (0.9, 0.9), (0.8, 0.8), (1.0, 0.85), (1.0, 0.7), (0.85, 1.0
 """Shares of height and width around the centre that are hashed: what a crop or a frame leaves, or a square crop."""
 
 NUM_NEIGHBOURS = 20  # pairs looked at per picture, so that their number grows as that of the pictures
+NUM_EMBEDDING_NEIGHBOURS = 5
 MAX_IMAGES = 100_000
 SAME_PICTURE = 0.89  # least correlation of the same picture; see `find_duplicates`
 ALIKE = 0.78  # from here on a look is worth while: one person, radiographed twice in one position
@@ -70,7 +71,7 @@ class Duplicates:
     Attributes:
         pairs: highest correlation first.
         num_images: N.
-        num_aligned: pairs whose pixels were compared, at most 20 N.
+        num_aligned: pairs whose pixels were compared, at most 20 N, with embeddings 25 N.
     """
 
     pairs: list[Pair]
@@ -93,7 +94,9 @@ def linked_groups(count: int, links: Sequence[tuple[int, int]]) -> list[list[int
     return [group.tolist() for group in groups if len(group) > 1]
 
 
-def find_duplicates(items: Sequence[Mapping[str, Any]], progress: bool = True) -> Duplicates:
+def find_duplicates(
+    items: Sequence[Mapping[str, Any]], progress: bool = True, embeddings: NDArray[np.floating] | None = None
+) -> Duplicates:
     """Compare all images with each other.
 
     Thresholds were chosen on 4,944 chest and 705 dental radiographs. Planted copies of 450 of them (JPEG of quality 30,
@@ -107,9 +110,12 @@ def find_duplicates(items: Sequence[Mapping[str, Any]], progress: bool = True) -
     Args:
         items: dicts with "image", the path; readable ones, such as `readable_radiographs` gives.
         progress: show progress bars.
+        embeddings: [N, D] of the same images, such as DINO's cls tokens; each image's nearest are then looked at,
+            too. Of crops by up to 10 % a side that finds 98 %, hashes alone 85 %. They decide nothing: other patients
+            reach a cosine of 0.99.
 
     Raises:
-        DatasetError: no images, or too many.
+        DatasetError: no images, too many, or another number of embeddings.
         UnreadableRadiographError: an image cannot be read.
     """
     if not 0 < len(items) <= MAX_IMAGES:
@@ -117,6 +123,8 @@ def find_duplicates(items: Sequence[Mapping[str, Any]], progress: bool = True) -
             f"duplicates: found {len(items)} images, expected 1 to {MAX_IMAGES}: hashes are compared all with all; "
             "look at one source at a time"
         )
+    if embeddings is not None and len(embeddings) != len(items):
+        raise DatasetError(f"duplicates: found {len(embeddings)} embeddings of {len(items)} images; give one for each")
     pictures, digests = _read([str(item["image"]) for item in items], progress)
     first_of: dict[bytes, int] = {}
     first = [first_of.setdefault(digest, index) for index, digest in enumerate(digests)]
@@ -124,10 +132,19 @@ def find_duplicates(items: Sequence[Mapping[str, Any]], progress: bool = True) -
     distinct = np.array(list(first_of.values()))
     hashes = perceptual_hashes(pictures[distinct], progress)
     links = nearest_pairs(hashes, NUM_NEIGHBOURS, 1 - 2 * MAX_HASH_DISTANCE / hashes.shape[2])
+    if embeddings is not None:
+        near = nearest_pairs(_unit(embeddings[distinct])[:, None], NUM_EMBEDDING_NEIGHBOURS, -1.0)
+        links = np.unique(np.concatenate([links, near]), axis=0)
     for pair in _looked_at(pictures[distinct], hashes, links, progress):
         pairs.append(pair._replace(first=int(distinct[pair.first]), second=int(distinct[pair.second])))
     pairs.sort(key=lambda pair: (-pair.correlation, pair.first, pair.second))
     return Duplicates(pairs, len(items), len(links))
+
+
+def _unit(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Standardised by feature, then of length 1."""
+    centred = (embeddings - embeddings.mean(0)) / np.maximum(embeddings.std(0), 1e-6)
+    return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6)).astype(np.float32)
 
 
 def small_picture(pixels: Tensor) -> NDArray[np.float16]:
