@@ -85,3 +85,13 @@ def check_folder(name: str, path: str | os.PathLike[str]) -> None:
     file = next((each for each in (here, *here.parents) if each.exists() and not each.is_dir()), None)
     if file is not None:
         raise SettingsError(f"{name}: {file} is a file; expected a folder to write to")
+
+
+def check_apart(name: str, path: str | os.PathLike[str], dataset_dir: str | os.PathLike[str]) -> None:
+    """Refuse the folder of the data as that of results, which the next run would take for data.
+
+    Raises:
+        SettingsError: names the setting.
+    """
+    if os.path.realpath(path) == os.path.realpath(dataset_dir):
+        raise SettingsError(f"{name}: found {path}, which is the folder of the data; give results their own")

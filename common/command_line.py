@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import fire
+from fire.decorators import SetParseFn, SetParseFns
+from fire.parser import DefaultParseValue
 
-from .errors import end_with_user_errors
+from .errors import SettingsError, end_with_user_errors
+
+_TEXT, _TEXT_OR_NONE = (str, "str"), (str | None, "str | None")  # "…" where annotations are postponed
 
 
 def run_command(
     command: Callable[..., None] | Mapping[str, Callable[..., None]], words: Sequence[str] | None = None
 ) -> None:
     """Run a function from the command line; fire alone would report a mistyped option only after running it.
+
+    An argument whose type is `str` is the text that was typed, of which fire alone makes what Python would: a folder
+    `2024` a number, `a,b` a tuple, `[set1]` a list.
 
     Args:
         command: its arguments are those of the command line, its docstring the help; or several, by the first word.
@@ -33,9 +41,29 @@ def run_command(
     def note(*args: Any, **kwargs: Any) -> None:
         calls.append((args, kwargs))
 
-    fire.Fire(note, command=None if words is None else list(words))
+    noting = _with_readers(note, inspect.signature(command).parameters.values())
+    fire.Fire(noting, command=None if words is None else list(words))
     for args, kwargs in calls:
         command(*map(_boolean, args), **{name: _boolean(value) for name, value in kwargs.items()})
+
+
+def _with_readers(command: Callable[..., None], parameters: Collection[inspect.Parameter]) -> Callable[..., None]:
+    """Tell fire which arguments are text."""
+    readers = {
+        each.name: functools.partial(_text, each) if each.annotation in _TEXT + _TEXT_OR_NONE else DefaultParseValue
+        for each in parameters
+    }
+    several = [each.name for each in parameters if each.kind is each.VAR_POSITIONAL]
+    return SetParseFns(**readers)(SetParseFn(readers[several[0]])(command) if several else command)
+
+
+def _text(parameter: inspect.Parameter, typed: str) -> str | None:
+    """Refuse what comes of an empty shell variable, or of an option without its value, which fire makes `True`."""
+    if typed == "None" and parameter.annotation in _TEXT_OR_NONE:
+        return None
+    if typed in ("True", "False", "None") or (not typed and parameter.default != ""):
+        raise SettingsError(f"{parameter.name}: expected a text, found {typed!r}; give it a value, or leave it out")
+    return typed
 
 
 def _boolean(value: Any) -> Any:

@@ -6,7 +6,7 @@ import errno
 import sys
 from types import TracebackType
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 WORKER_DIED = "DataLoader worker (pid"  # how torch's message begins
 
 

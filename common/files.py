@@ -21,7 +21,11 @@ from filelock import FileLock, Timeout
 from .errors import RunError, UserError
 
 JOB_RECORD = "job.json"
-PRODUCT_MARKS = (JOB_RECORD, "run_record.json", "readable.csv", "generation.json", "inspection.json")
+PRODUCT_MARKS = (
+    *(JOB_RECORD, "run_record.json", "readable.csv", "generation.json"),
+    *("inspection.json", "png_to_dx.csv", "quality.json", ".trials.lock"),  # of scripts
+)
+LABEL_INDEX, LABELS = "datastore_v2.json", "labels"  # of MONAI Label, in a folder of images
 NAME_BYTES = 150  # of a result without its suffixes; file systems take 255
 
 
@@ -59,6 +63,8 @@ def remove_partial_files(folder: Path) -> None:
 
 def is_of_the_product(folder: Path) -> bool:
     """Whether the product wrote a folder, so that what lies in it is no data of the folder above."""
+    if folder.name == LABELS and (folder.parent / LABEL_INDEX).is_file():
+        return True
     return any((folder / mark).is_file() for mark in PRODUCT_MARKS)
 
 
@@ -144,14 +150,23 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a comma-separated file atomically, UTF-8; paths that are no UTF-8 keep their bytes; folders are made."""
+    """Write a comma-separated file atomically, UTF-8; paths that are no UTF-8 keep their bytes; folders are made.
+
+    What a spreadsheet would take for a formula among the paths in a column `source` begins with `./` instead.
+    """
+    at = columns.index("source") if "source" in columns else None
     with (
         atomic_path(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(rows)
+        for row in rows:
+            writer.writerow([_no_formula(cell) if number == at else cell for number, cell in enumerate(row)])
+
+
+def _no_formula(path: object) -> object:
+    return f"./{path}" if isinstance(path, str) and path[:1] in ("=", "+", "-", "@", "\t") else path
 
 
 def write_parts(content: bytes, path: Path, part_bytes: int) -> dict[str, str]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY
 
-from .checks import FOLDERS, LEAST, POSITIVE, check_device, check_folder, check_numbers
+from .checks import FOLDERS, LEAST, POSITIVE, check_apart, check_device, check_folder, check_numbers
 from .config_graph import (
     declared_ids,
     find_workflow,
@@ -26,6 +29,8 @@ from .config_graph import (
 from .errors import SettingsError, end_with_user_errors
 
 SUFFIXES = (".yaml", ".yml", ".json")
+PATHS = ("_dir", "_path", "_root", "init_weights")
+"""How the names of settings end that are paths."""
 MONAI_COMMAND = "monai.bundle.__main__"
 
 
@@ -54,6 +59,7 @@ def check_overrides(config_name: str) -> None:
     workflow = find_workflow()
     if workflow is None:
         return
+    restore_paths(workflow.parser, sys.argv if _is_monai_command() else ())
     config = workflow.parser.get()
     _check_booleans(config)
     _check_values(config)
@@ -61,6 +67,32 @@ def check_overrides(config_name: str) -> None:
     evaluated = reachable_ids(config, [workflow.init_id, workflow.run_id, workflow.final_id])
     if unused := unused_ids(config, evaluated, declared=known):
         raise SettingsError(_message(unused, known, Path(workflow.config_root_path), config_name))
+
+
+def restore_paths(parser: ConfigParser, words: Sequence[str]) -> None:
+    """Make settings that are paths the text that was typed: of a folder `2024` fire makes a number, of `a,b` a tuple.
+
+    Args:
+        parser: of the config, overrides included.
+        words: of the command line.
+
+    Raises:
+        SettingsError: a path that is empty, or no text; a setting that was given as None, which MONAI passes over.
+    """
+    typed: dict[str, str] = {}
+    for word, after in zip_longest(words, words[1:], fillvalue=""):
+        if word.startswith("-"):
+            name, equals, text = word.lstrip("-").partition("=")
+            typed[ReferenceResolver.normalize_id(name.replace("-", "_"))] = text if equals else after
+    for config_id, value in list(iter_items(parser.get())):
+        given = typed.get(config_id)
+        if given == "None" and value is not None:
+            raise SettingsError(f"{config_id}: found None, which would be passed over; expected a value")
+        if not config_id.endswith(PATHS) or value is None or (isinstance(value, str) and value):
+            continue
+        if not given or isinstance(value, (str, bool)):
+            raise SettingsError(f"{config_id}: found {value!r}; expected a path, in quotes")
+        parser[config_id] = given
 
 
 def _check_booleans(config: dict[str, Any]) -> None:
@@ -76,9 +108,10 @@ def _check_booleans(config: dict[str, Any]) -> None:
 
 def _check_values(config: dict[str, Any]) -> None:
     """Refuse what no setting of its name can be; expressions are left to those who get their value."""
+    dataset_dir = config.get("dataset_dir")
     for config_id, value in iter_items(config):
         name = config_id.rpartition(ID_SEP_KEY)[2]
-        if value is None or isinstance(value, dict) or (isinstance(value, str) and value[:1] in ("$", "@", "%")):
+        if value is None or isinstance(value, dict) or _is_expression(value):
             continue
         if name in LEAST or name in POSITIVE:
             check_numbers(**{name: value})
@@ -86,6 +119,12 @@ def _check_values(config: dict[str, Any]) -> None:
             check_device(value)
         elif name in FOLDERS:
             check_folder(name, value)
+            if dataset_dir is not None and not _is_expression(dataset_dir):
+                check_apart(name, value, dataset_dir)
+
+
+def _is_expression(value: Any) -> bool:
+    return isinstance(value, str) and value[:1] in ("$", "@", "%")
 
 
 def _known_ids(folder: Path, config_name: str, config: dict[str, Any]) -> set[str]:

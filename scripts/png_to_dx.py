@@ -5,20 +5,19 @@ python scripts/png_to_dx.py INPUT --output_dir DIR --body_part JAW --pixel_spaci
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from common.checks import check_apart
 from common.command_line import run_command
 from common.data.datalist_sources import listed_images
 from common.errors import DatasetError, SettingsError, UserError
-from common.files import atomic_path, result_names
+from common.files import result_names, write_csv
 from common.io import read_radiograph
 from common.io.dicom_dx import DxSettings, dx_dataset, write_dx
 from common.io.source_history import source_history
@@ -120,13 +119,11 @@ def list_files(source: Path, output_dir: Path) -> tuple[Path, list[Path]]:
     """
     if source.is_file():
         return source.parent, [source]
+    check_apart("output_dir", output_dir, source)
     if not source.is_dir():
         raise DatasetError(f"{source}: found nothing there; expected a radiograph or a folder of them")
-    files = [Path(item["image"]) for item in listed_images(source)]
-    results = output_dir.resolve()
-    if results != source.resolve():
-        files = [file for file in files if not file.resolve().is_relative_to(results)]
-    return source, files
+    files = (Path(item["image"]) for item in listed_images(source))
+    return source, [file for file in files if not file.resolve().is_relative_to(output_dir.resolve())]
 
 
 def convert(
@@ -169,12 +166,7 @@ def note_same_pictures(rows: list[Conversion]) -> list[Conversion]:
 
 def write_table(rows: Sequence[Conversion], folder: Path) -> None:
     """Write the table, whole or not at all."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [field.name for field in fields(Conversion)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    with atomic_path(folder / TABLE_NAME) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+    write_csv(folder / TABLE_NAME, [field.name for field in fields(Conversion)], [astuple(row) for row in rows])
 
 
 def report(rows: Sequence[Conversion], folder: Path) -> None:

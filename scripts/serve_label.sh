@@ -62,7 +62,8 @@ make_label_environment
 [[ $host == *:* ]] && shown="[$host]" || shown=$host
 
 # What MONAI Label would miss or fetch by itself; patterns are case-sensitive.
-suffixes='"*.png","*.PNG","*.jpg","*.JPG","*.jpeg","*.JPEG","*.tif","*.tiff","*.dcm","*.DCM","*.nii.gz","*.nii","*.nrrd"'
+suffixes=$(printf '"*.%s",' png jpg jpeg jpe jfif tif tiff dcm dicom dic ima nii nii.gz nrrd)
+suffixes=$suffixes$(tr a-z A-Z <<<"${suffixes%,}")
 export MONAI_LABEL_DATASTORE_FILE_EXT="${MONAI_LABEL_DATASTORE_FILE_EXT:-[$suffixes]}"
 export MONAI_LABEL_DICOMWEB_SEARCH_FILTER="${MONAI_LABEL_DICOMWEB_SEARCH_FILTER:-{\"Modality\":\"DX\"\}}"
 export MONAI_LABEL_AUTO_UPDATE_SCORING="${MONAI_LABEL_AUTO_UPDATE_SCORING:-false}" # a new process after every sample

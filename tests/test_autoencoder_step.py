@@ -8,6 +8,7 @@ from monai.networks.nets import PatchDiscriminator
 from common.data.phantom import draw_chest_phantom
 from common.errors import NonFiniteLossError
 from common.networks.latent_codec import VariationalPass
+from common.seeding import Purpose, derive_seed, seeded_normal
 from common.training.autoencoder_step import AutoencoderStep, image_as_label
 from common.training.ema import ExponentialMovingAverage
 from common.training.losses import AdversarialTerm, ReconstructionLoss
@@ -67,6 +68,17 @@ def test_a_step_sees_patches_first_and_whole_images_later():
     step = make_step(codec, patch_size=16, full_size_from_step=2)
     sizes = [step(make_engine(codec, iteration), phantom_batch())["image"].shape[-1] for iteration in (1, 2)]
     assert sizes == [16, 32]
+
+
+def test_noise_and_crops_have_seeds_of_their_own():
+    codec, noises = make_tiny_codec(), []
+    engine, step = make_engine(codec), make_step(codec)
+    engine.network.register_forward_pre_hook(lambda network, inputs: noises.append(inputs[1]))
+    step(engine, phantom_batch())
+    shape = tuple(noises[0].shape[1:])
+    for purpose in Purpose:
+        drawn = seeded_normal([derive_seed(0, purpose, draw) for draw in (0, 1)], shape)
+        assert torch.equal(drawn, noises[0]) == (purpose == Purpose.POSTERIOR)
 
 
 def test_the_average_follows_every_step():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from common.checks import check_device, check_folder, check_multiple, check_numbers
+from common.checks import check_apart, check_device, check_folder, check_multiple, check_numbers
 from common.errors import SettingsError
 
 
@@ -42,3 +42,11 @@ def test_only_devices_that_are_there_and_folders_that_can_be(tmp_path):
     for device in ("cuda:99", "toaster"):
         with pytest.raises(SettingsError, match=device):
             check_device(device)
+
+
+def test_results_do_not_go_among_the_data(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    check_apart("output_dir", tmp_path / "results", tmp_path)
+    for path in (tmp_path, tmp_path / "link", tmp_path / "results" / ".."):
+        with pytest.raises(SettingsError, match="output_dir"):
+            check_apart("output_dir", path, tmp_path)

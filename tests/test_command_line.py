@@ -1,6 +1,9 @@
 import pytest
 
 from common.command_line import run_command
+from common.errors import SettingsError
+
+NAMES = ["2024", "1e3", "0010", "1_0", "a,b", "[set1]", "{a}", "None_", "0x10", "'a'"]
 
 
 def make_command(calls):
@@ -28,3 +31,27 @@ def test_true_and_false_are_no_text():
     calls = []
     run_command(lambda quick, deep=True: calls.append((quick, deep)), ["true", "--deep", "false"])
     assert calls == [(True, False)]
+
+
+@pytest.mark.parametrize("words", [[name] for name in NAMES] + [["--source", "1e3"], ["--source=1e3"]], ids=str)
+def test_names_that_look_like_numbers_or_lists_are_names(words):
+    calls = []
+    run_command(make_command(calls), words)
+    assert calls == [(words[-1].removeprefix("--source="), 1)]
+
+
+def test_names_stay_names_wherever_they_stand():
+    def command(first: str, *others: str, last: "str | None" = "", more: "str | None" = "a", count: int = 0) -> None:
+        calls.append((first, others, last, more, count))
+
+    calls = []
+    run_command(command, [*NAMES, "--last", "7", "--more", "None", "--count", "8"])
+    assert calls == [(NAMES[0], tuple(NAMES[1:]), "7", None, 8)]
+
+
+@pytest.mark.parametrize("words", [[""], ["None"], ["--source"], ["--source", ""], ["--source="]], ids=str)
+def test_an_argument_that_was_left_empty_is_refused(words):
+    calls = []
+    with pytest.raises(SettingsError):
+        run_command(make_command(calls), words)
+    assert calls == []

@@ -79,6 +79,28 @@ class TestKeep:
 
 
 class TestFolder:
+    def test_what_is_left_out_is_counted_by_kind_in_one_line(self, tmp_path, caplog):
+        touch(tmp_path, "a.png", "b.bmp", "deep/c.BMP", "d.webp", "notes", ".hidden")
+        (tmp_path / "e.png").symlink_to(tmp_path / "gone.png")
+        assert names(tmp_path) == ["a.png"]
+        (line,) = [record.message for record in caplog.records if "left out" in record.message]
+        for part in (" 5 other files", "2 .bmp", "1 .webp", "1 no suffix", "1 dangling link"):
+            assert part in line
+
+    def test_labels_of_monai_label_are_no_radiographs(self, tmp_path):
+        touch(tmp_path, "a.png", "labels/final/a.png", "labels/original/a.png", "other/labels/b.png")
+        touch(tmp_path, "datastore_v2.json")
+        assert names(tmp_path) == ["a.png", "other/labels/b.png"]
+
+    def test_a_link_is_listed_by_its_own_name(self, tmp_path):
+        touch(tmp_path, "store/3f9a", "data/placeholder.png")
+        (tmp_path / "data" / "scan.png").symlink_to(tmp_path / "store" / "3f9a")
+        assert names(tmp_path / "data") == ["placeholder.png", "scan.png"]
+
+    def test_no_folder_is_not_the_current_folder(self):
+        with pytest.raises(DatasetError, match="empty"):
+            radiograph_items("", "all", 0, 0)
+
     def test_lists_every_format_at_any_depth_and_nothing_else(self, tmp_path):
         good = ["a.PNG", "b/c.jpg", "b/d.nii.gz", "e/f.tif", "g.jpeg"]
         touch(tmp_path, *good, ".hidden.png", ".cache/x.png", "__MACOSX/a.png", "notes.txt", "DICOMDIR")

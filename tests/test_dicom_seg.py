@@ -5,6 +5,7 @@ import pydicom
 import pytest
 import torch
 from PIL import Image, ImageCms
+from pydicom.dataelem import RawDataElement
 from pydicom.uid import DigitalXRayImageStorageForPresentation
 
 from common.errors import UserError
@@ -103,6 +104,28 @@ def test_what_no_seg_can_refer_to_is_refused(mask, source, tmp_path):
         with pytest.raises(UserError, match=rf"{file.name}: found.*{found}"):
             write_dicom_seg(labels, tmp_path / "seg.dcm", GROUPED, file, "m")
     assert not (tmp_path / "seg.dcm").exists()
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("PatientBirthDate", "unknown"),
+        ("PatientBirthDate", "19990231"),
+        ("PatientSex", "male"),
+        ("StudyTime", "12:30 h"),
+        ("StudyDate", "today"),
+        ("PatientID", ""),
+    ],
+)
+def test_of_a_source_only_the_uids_have_to_be_well_formed(mask, source, tmp_path, keyword, value):
+    pytest.importorskip("highdicom")
+    dataset = pydicom.dcmread(source)
+    element = dataset.data_element(keyword)
+    raw = value.encode() + b" " * (len(value) % 2)
+    dataset._dict[element.tag] = RawDataElement(element.tag, element.VR, len(raw), raw, 0, False, True)
+    dataset.save_as(source)
+    seg = pydicom.dcmread(write_dicom_seg(mask, tmp_path / "seg.dcm", GROUPED, source, "m"))
+    assert keyword in seg and not seg.get(keyword) and seg.StudyInstanceUID == dataset.StudyInstanceUID
 
 
 def test_the_writer_adds_a_seg_to_dicom_images_only(mask, source, tmp_path):

@@ -13,7 +13,7 @@ from transformers import (
     ViTModel,
 )
 
-from common.errors import SettingsError
+from common.errors import SettingsError, WeightsError
 from common.networks.dino import DinoEncoder
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14, "image_size": 28}
@@ -109,12 +109,23 @@ def test_missing_weights_are_not_left_random(folders, tmp_path):
         DinoEncoder(tmp_path, image_size=28)
 
 
+def test_a_hub_id_without_the_hub_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="no-one/nothing"):
+        DinoEncoder("no-one/nothing")
+
+
 def test_what_cannot_be_used_is_named(folders, tmp_path):
     ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"resnet.*dinov2"):
         DinoEncoder(tmp_path)
-    with pytest.raises(FileNotFoundError, match="none"):
+    with pytest.raises(WeightsError, match="none"):
         DinoEncoder(tmp_path / "none")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_bytes((folders / "dinov2" / "config.json").read_bytes())
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="damaged"):
+        DinoEncoder(tmp_path / "damaged")
     with pytest.raises(SettingsError, match="224"):
         DinoEncoder(folders / "dinov2", image_size=225)
     with pytest.raises(ValueError, match=r"\[B, 1, H, W\]"):

@@ -47,6 +47,7 @@ except Exception as error:
         ("pathlib.Path('big').write_bytes(bytes(9000))", "File too large"),
         ("save_weights(torch.nn.Linear(60, 60), 'big.pt')", "File too large"),
         ("pathlib.Path('file/inside').write_text('')", "Not a directory"),
+        ("os.chmod('.', 0o500); os.geteuid() or os.seteuid(65534); os.mkdir('new')", "Permission denied"),
         ("list(DataLoader(Dying(), num_workers=1))", "--num_workers 0"),
     ],
 )

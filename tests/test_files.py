@@ -1,3 +1,6 @@
+import csv
+import os
+
 import pytest
 
 from common.errors import RunError
@@ -9,6 +12,7 @@ from common.files import (
     locked_folder,
     read_json,
     result_names,
+    write_csv,
     write_json,
     write_parts,
 )
@@ -22,6 +26,20 @@ def test_failed_write_leaves_the_old_file(tmp_path):
         raise KeyError("broken")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_what_takes_a_files_place_is_on_disk_before(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+    synced, fsync = [], os.fsync
+
+    def noting(number):
+        synced.append((os.fstat(number).st_size, (tmp_path / "a").read_text()))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.write_text("quite new")
+    assert synced == [(9, "old")] and (tmp_path / "a").read_text() == "quite new"
 
 
 def test_a_whole_write_replaces_the_file_and_makes_its_folder(tmp_path):
@@ -82,3 +100,12 @@ def test_a_part_that_is_damaged_leaves_the_old_file(tmp_path):
     with pytest.raises(PartsError, match="part01"):
         join_parts(tmp_path, digests, tmp_path / "joined")
     assert (tmp_path / "joined").read_text() == "old"
+
+
+def test_no_source_of_a_table_is_a_formula_and_all_are_the_same_files(tmp_path):
+    sources = ["=cmd|' /C calc'!A0.png", "+1.png", "-1.png", "@SUM.png", "a=b.png", "/deep/=x.png"]
+    write_csv(tmp_path / "areas.csv", ("image", "source", "px"), [(-1, source, -2) for source in sources])
+    with (tmp_path / "areas.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [os.path.normpath(row["source"]) for row in rows] == sources
+    assert all(row["source"][0] in "./a" and row["px"] == "-2" for row in rows)

@@ -213,6 +213,18 @@ def test_a_file_in_the_folders_place_is_told_so(texts, tmp_path):
         Copies(texts("one"), tmp_path / "out").run()
 
 
+def test_a_folder_that_cannot_be_written_to_is_told_so(texts, tmp_path):
+    items = texts("one")
+    (tmp_path / "read_only").mkdir(mode=0o500)
+    user = os.geteuid()
+    try:
+        os.seteuid(user or 65534)  # to root permissions mean nothing
+        with pytest.raises(RunError, match="read_only"):
+            Copies(items, tmp_path / "read_only" / "out").run()
+    finally:
+        os.seteuid(user)
+
+
 def test_the_lock_of_a_thread_holds_too(tmp_path):
     found = []
 
@@ -257,6 +269,20 @@ def test_results_inside_the_data_are_no_data_of_the_next_run(tmp_path):
         assert len(FileCopies(paths, tmp_path / "data", tmp_path / "data" / "results").run()) == 2
     with pytest.raises(SettingsError):
         FileCopies(paths, tmp_path / "data", tmp_path / "data")
+
+
+def test_results_of_links_that_leave_the_data_have_the_names_of_the_links(tmp_path):
+    draw_radiographs(tmp_path / "store", 2, 16)
+    (tmp_path / "data").mkdir()
+    for name in ("left", "right", "again"):  # as git-annex and DVC keep them
+        stored = tmp_path / "store" / f"phantom_{int(name == 'right')}.png"
+        (tmp_path / "data" / f"{name}.png").symlink_to(stored)
+    paths = [item["image"] for item in radiograph_items(tmp_path / "data", "all", 0.0, 0)]
+    rows = FileCopies(paths, tmp_path / "data", tmp_path / "out").run()
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [
+        f"{name}_png.png" for name in ("again", "left", "right")
+    ]
+    assert [row["source"] for row in rows] == [str(tmp_path / "data" / f"{n}.png") for n in ("again", "left", "right")]
 
 
 def test_files_that_were_left_out_make_the_run_fail_at_its_end(tmp_path):

@@ -1,6 +1,7 @@
 """What pipelines take: radiographs in any form, bundles as folders or zips."""
 
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -74,6 +75,18 @@ def test_a_zip_is_unpacked_without_its_code_for_as_long_as_it_is_open(tmp_path, 
     del opened
     assert not models.exists()
     assert OpenBundle(bundle).models == bundle / "models"
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_flipped_bit_in_a_zip_is_told(tmp_path, compression):
+    content = np.random.default_rng(0).bytes(5000)
+    with zipfile.ZipFile(tmp_path / "bundle.zip", "w", compression) as archive:
+        archive.writestr("models/model.pt", content)
+    whole = (tmp_path / "bundle.zip").read_bytes()
+    for at in range(60, 5000, 301):
+        (tmp_path / "bundle.zip").write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(WeightsError, match="damaged"):
+            OpenBundle(tmp_path / "bundle.zip")
 
 
 def test_what_is_no_bundle_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 
+import numpy as np
 import pytest
 import torch
 from legacy_networks import (
@@ -128,6 +129,7 @@ OTHER = {"head.weight": torch.zeros(1)}
         ({"epoch": 3, "state_dict": STATE, "discriminator": OTHER, "best_loss": 0.5, "optimizer": {"state": {}}}, None),
         ({"epoch": 3, "diffusion": {"module." + key: value for key, value in STATE.items()}}, None),
         ({"weights of the third try": STATE, "step": 7}, None),
+        ({"state_dict": STATE, "best": np.float64(0.5), "epoch": np.int64(3), "amp": np.bool_(True)}, None),
         ({"unet": STATE, "autoencoder": OTHER}, "unet"),
         ({"ema": STATE, "model": OTHER}, "ema"),
     ],

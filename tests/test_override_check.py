@@ -9,12 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fire
 import monai.bundle
 import pytest
 from monai.bundle import ConfigParser
 
 from common.errors import SettingsError
-from common.override_check import check_overrides
+from common.override_check import check_overrides, restore_paths
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")  # MONAI says so at every start
 
@@ -22,6 +23,7 @@ TRAIN = """# tiny
 learning_rate: 0.1
 max_epochs: 2
 only_for_training: 1
+data_dir: here
 train:
   spare: 0
   trainer:
@@ -35,7 +37,7 @@ run:
   - "$print('ran', @learning_rate, @train::steps, @train::trainer)"
 training:
   - "%run::0"
-  - "$print('trained', @only_for_training)"
+  - "$print('trained', @only_for_training, @data_dir)"
 """
 SMOKE = """# small
 max_epochs: 1
@@ -116,6 +118,7 @@ def test_right_overrides_go_through(
         {"_note": {"device": "cuda:99"}},
         {"_note": {"output_dir": __file__}},
         {"_note": {"cache_dir": f"{__file__}/inside"}},
+        {"dataset_dir": "data", "_note": {"output_dir": "data/."}, "_used": "@dataset_dir"},
     ],
 )
 def test_a_value_that_cannot_be_stops_the_run_before_any_work(
@@ -227,6 +230,35 @@ def test_command_of_a_packaged_bundle(configs: Path, repository: Path, tmp_path:
     assert wrong.returncode == 1 and "trained" not in wrong.stdout
     assert "Traceback" not in wrong.stderr
     assert "unknown config key 'only_for_trainin'; did you mean 'only_for_training'?" in wrong.stderr
-    right = call("--only_for_training", "5")
+    right = call("--only_for_training", "5", "--data_dir", "1e3")
     assert right.returncode == 0, right.stderr
-    assert "trained 5" in right.stdout
+    assert "trained 5 1e3" in right.stdout
+
+
+@pytest.mark.parametrize("name", ["2024", "1e3", "a,b", "[set1]", "{a: b}", "1_0", "-1"])
+@pytest.mark.parametrize("form", ["--{key} {name}", "--{key}={name}"])
+@pytest.mark.parametrize("key", ["dataset_dir", "weights_path", "train#init_weights", "bundle_root"])
+def test_folders_that_look_like_numbers_or_lists_are_folders(name: str, form: str, key: str) -> None:
+    made = fire.parser.DefaultParseValue(name)
+    parser = ConfigParser({"train": {}, "seed": 0})
+    parser[key] = made
+    words = form.format(key=key, name=name).split(" ", 1)
+    restore_paths(parser, ["monai.bundle", "run", "--seed", "0", *words])
+    assert parser[key] == name and parser["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"dataset_dir": ""}, ["--dataset_dir", ""]),
+        ({"dataset_dir": "samples"}, ["--dataset_dir", "None"]),  # MONAI drops it
+        ({"epoch_length": 5}, ["--epoch_length=None"]),
+        ({"output_dir": True}, ["--output_dir"]),
+        ({"output_dir": 2024}, []),  # of a file
+    ],
+    ids=str,
+)
+def test_a_setting_that_was_left_empty_is_refused(config: dict, words: list[str]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(config))):
+        restore_paths(ConfigParser(config), words)
+    restore_paths(ConfigParser({"epoch_length": None, "cache_dir": None}), ["--epoch_length", "None"])

@@ -130,6 +130,11 @@ def test_folders_keep_apart_and_same_pictures_are_told(script, tmp_path, capsys)
     assert rows[0]["sop_instance_uid"] == rows[1]["sop_instance_uid"] and "same picture as" in rows[1]["note"]
 
 
+def test_results_among_the_sources_are_refused(script, sources):
+    with pytest.raises(SettingsError):
+        script.png_to_dx(str(sources), output_dir=str(sources / "."))
+
+
 def test_sources_that_would_share_a_name_have_names_of_their_own(script, tmp_path):
     draw_radiographs(tmp_path / "in", count=2, size=24)
     (tmp_path / "in" / "phantom_0.png").rename(tmp_path / "in" / "a.b.png")

@@ -39,7 +39,6 @@ from pydicom.sequence import Sequence
 from common.errors import UserError
 from common.io import is_radiograph_file
 from common.io.mask_files import read_mask
-from common.io.scaling import MAX_BYTES
 
 LOSSLESS = [RLE, JPEG_LOSSLESS, JPEG_LS, JPEG_2000]
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
@@ -84,6 +83,9 @@ def test_zeros_behind_the_end_of_an_image_do_no_harm(syntax: str, padding: int, 
     frame = encoded(values, syntax, bits)
     assert np.abs(pixels(framed(values, frame + bytes(padding), bits, **WINDOW), tmp_path, syntax) - 0.5).max() <= 0.5
     refused(write(framed(values, frame[:-2] + bytes(padding), bits), tmp_path / "a.dcm", syntax), "without its end")
+    assert (
+        np.abs(pixels(framed(values, frame + b"\xff " * padding, bits, **WINDOW), tmp_path, syntax) - 0.5).max() <= 0.5
+    )
 
 
 def test_the_length_tells_whether_two_pixels_share_their_colour(tmp_path: Path) -> None:
@@ -102,6 +104,20 @@ def test_the_markers_of_a_jpeg_tell_its_colours(marker: str, photometric: str, t
     picture.save(buffer, "JPEG", quality=95, subsampling=0, keep_rgb=marker == "Adobe")
     dataset = framed(np.asarray(picture), buffer.getvalue(), 8, photometric)
     assert np.abs(pixels(dataset, tmp_path, JPEG) - np.asarray(picture.convert("L")) / 255).max() < 0.03
+
+
+@pytest.mark.parametrize("photometric", ["YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422"])
+def test_component_names_and_transforms_tell_colours_where_no_marker_does(photometric: str, tmp_path: Path) -> None:
+    picture = Image.fromarray(np.stack([SMOOTH, 255 - SMOOTH, SMOOTH // 2], -1))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=95, keep_rgb=True)
+    frame = buffer.getvalue()
+    at = frame.index(b"\xff\xee")  # Adobe's marker of 16 bytes
+    samples = np.asarray(picture)
+    transformed = imagecodecs.jpeg2k_encode(samples, 0, codecformat="J2K", reversible=True, mct=True)
+    for syntax, each in ((JPEG, frame[:at] + frame[at + 16 :]), (JPEG_2000, transformed)):
+        found = pixels(framed(samples, each, 8, photometric), tmp_path, syntax)
+        assert np.abs(found - np.asarray(picture.convert("L")) / 255).max() < 0.03
 
 
 @pytest.mark.parametrize("sop_class", ["12.1", "12.2", "1"])
@@ -172,6 +188,33 @@ def test_a_jpeg_file_of_which_a_part_is_missing_is_refused(options: dict, tmp_pa
     read(tmp_path / "a.jpg")
 
 
+@pytest.mark.parametrize("lost", [slice(None, 0), slice(None, -100), slice(50, -50), slice(100, None)], ids=str)
+@pytest.mark.parametrize("syntax", [JPEG, JPEG_LOSSLESS])
+@pytest.mark.parametrize("restart", [0, 4])
+def test_a_part_of_a_scan_that_is_missing_or_zeros_is_refused(
+    lost: slice, syntax: str, restart: int, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 60, (128, 160), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG", quality=90, restart_marker_blocks=restart)
+    frame = buffer.getvalue() if syntax == JPEG else encoded(noise, syntax, 8)
+    start = frame.index(b"\xff\xda") + 10
+    scan = frame[start:-2]
+    read(write(framed(noise, frame, 8), tmp_path / "whole.dcm", syntax))
+    if lost.stop == 0:  # the second half is zeros
+        broken = scan[: len(scan) // 2] + bytes(len(scan) - len(scan) // 2)
+    elif restart and syntax == JPEG:  # forty of eighty restart intervals, or a few less
+        marks = [at for at in range(len(scan) - 1) if scan[at] == 0xFF and 0xD0 <= scan[at + 1] <= 0xD7]
+        first, last = {None: (0, marks[39] + 2), 50: (marks[20], marks[60]), 100: (marks[39], len(scan))}[lost.start]
+        broken = scan[:first] + scan[last:]
+    else:
+        first, last, _ = slice(*(None if n is None else n * len(scan) // 200 for n in (lost.start, lost.stop))).indices(
+            len(scan)
+        )
+        broken = scan[:first] + scan[last:]
+    refused(write(framed(noise, frame[:start] + broken.rstrip(b"\xff") + frame[-2:], 8), tmp_path / "a.dcm", syntax))
+
+
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"])
 @pytest.mark.parametrize("options", [{}, {"compression": "lzw"}, {"compression": "zlib", "predictor": True}], ids=str)
@@ -204,6 +247,19 @@ def test_labels_that_were_scaled_into_integers_are_whole(tmp_path: Path) -> None
     assert np.array_equal(read_mask(tmp_path / "mask.nii.gz"), mask)
 
 
+@pytest.mark.parametrize("highest", [7, 11, 32])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16])
+def test_labels_are_whole_within_a_step_of_what_they_were_scaled_to(highest: int, dtype: type, tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).integers(0, highest + 1, (50, 70))
+    for name, values in (("mask", mask), ("probabilities", mask / 7.3)):
+        image = nibabel.Nifti1Image(values.T.astype(np.float32), np.diag([-1.0, -1, 1, 1]))
+        image.header.set_data_dtype(dtype)
+        nibabel.save(image, tmp_path / f"{name}.nii.gz")
+    assert np.array_equal(read_mask(tmp_path / "mask.nii.gz"), mask)
+    with pytest.raises(UserError):
+        read_mask(tmp_path / "probabilities.nii.gz")
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_mask_is_turned_as_its_image_is(orientation: int, tmp_path: Path) -> None:
     mask = np.random.default_rng(0).integers(0, 2, (8, 32)).astype(np.uint8)
@@ -221,7 +277,7 @@ def test_functional_groups_of_one_frame_are_read(groups: str, tmp_path: Path) ->
     values.RescaleSlope, values.RescaleIntercept = 1, -1000
     group.PixelMeasuresSequence, group.FrameVOILUTSequence = Sequence([measures]), Sequence([voi])
     group.PixelValueTransformationSequence = Sequence([values])
-    dataset = make(TWELVE, stored=12, NumberOfFrames=1)
+    dataset = make(TWELVE, stored=12, NumberOfFrames=1, WindowCenter="", WindowWidth="")  # as good as absent
     setattr(dataset, groups, Sequence([group]))
     radiograph = read(write(dataset, tmp_path / "a.dcm"))
     assert np.allclose(radiograph.pixels[0].numpy(), TWELVE / 4095, atol=1e-6) and radiograph.spacing_mm == (0.2, 0.1)
@@ -247,7 +303,7 @@ def test_a_deflate_bomb_is_refused_without_inflating_it(tmp_path: Path) -> None:
     deflater = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
     with path.open("wb") as file:
         file.write(content[:start])
-        for _ in range((MAX_BYTES >> 20) + 1):
+        for _ in range(513):  # MiB, a little more than the limit; 500 kB on disk
             file.write(deflater.compress(bytes(1 << 20)))
         file.write(deflater.flush())
     refused(path, "deflated")

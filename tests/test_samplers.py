@@ -25,6 +25,9 @@ MONAI 1.6.1's DDIM at 20 steps of the first: 0.967 (0.453).
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from monai.networks.nets import DiffusionModelUNet
@@ -208,6 +211,24 @@ def test_euler_on_a_flow_is_its_textbook_rule():
         expected = expected - 0.25 * network(expected, torch.full((2,), timestep))
     found = Sampler(schedule, "euler", 4, "trailing").sample(network, (2,), [4, 5])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_dpm_solver_is_its_textbook_rule():
+    """Lu et al. 2022b, Algorithm 2, on t of uneven steps in λ: first order after pure noise and at the end."""
+    schedule = make("flow")
+    network = MixtureDenoiser(schedule)
+    noisy, times = seeded_normal([4, 5], (2,)).double(), torch.linspace(1, 0, 7, dtype=torch.float64).tolist()
+    before, logs = None, [math.log((1 - t) / t) if 0 < t < 1 else None for t in times]
+    for step, (t, following) in enumerate(pairwise(times)):
+        x0 = noisy - t * network(noisy.float(), torch.full((2,), 1000 * t)).double()
+        data = x0
+        if 1 < step < 5:
+            r = (logs[step] - logs[step - 1]) / (logs[step + 1] - logs[step])
+            data = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before
+        decay = (1 - t) * following / ((1 - following) * t)
+        noisy, before = following / t * noisy + (1 - following) * (1 - decay) * data, x0
+    found = Sampler(schedule, "dpm_solver++_2m", 6, "trailing").sample(network, (2,), [4, 5])
+    torch.testing.assert_close(found, noisy.float(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("method", "eta"), [("ddim", 0.0), ("ddim", 0.8), ("heun", 0.0), ("dpm_solver++_2m", 0.0)])

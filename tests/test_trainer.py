@@ -115,6 +115,20 @@ def test_sigterm_saves_the_step_at_hand_and_the_resumed_run_equals_uninterrupted
     assert_like(uninterrupted, tmp_path, losses | more_losses, resumed)
 
 
+def test_a_kill_within_a_validation_does_not_lose_it(uninterrupted, tmp_path):
+    trainer, losses = make_trainer(tmp_path, checkpoint_every_steps=1)
+
+    def die(engine):
+        raise Killed
+
+    trainer.validator.add_event_handler(Events.STARTED, die)
+    with pytest.raises(Killed):
+        trainer.run()
+    resumed, more_losses = make_trainer(tmp_path)
+    resumed.run()
+    assert_like(uninterrupted, tmp_path, losses | more_losses, resumed)
+
+
 def test_a_resumed_run_repeats_no_more_than_the_steps_since_the_checkpoint(tmp_path):
     trainer, _ = make_trainer(tmp_path, kill_at=11)
     with pytest.raises(Killed):

@@ -50,7 +50,7 @@ def listed_images(root: Path) -> list[dict[str, str]]:
 def folder_items(root: Path) -> list[dict[str, str]]:
     """All radiographs below a folder without manifest, sorted by relative path."""
     names: list[str] = []
-    others = 0
+    others: Counter[str] = Counter()
     visited: set[str] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         here, real = Path(folder), os.path.realpath(folder)
@@ -63,15 +63,30 @@ def folder_items(root: Path) -> list[dict[str, str]]:
             if (here == root and name == "outputs") or is_of_the_product(here / name):
                 logger.warning("%s holds results and is left out of the data set", here / name)
                 subfolders.remove(name)
-        found = [name for name in files if is_radiograph_file(here / name)]
-        names += [(here / name).relative_to(root).as_posix() for name in found]
-        others += sum(not name.startswith(".") for name in files) - len(found)
+        for name in files:
+            if is_radiograph_file(here / name):
+                names.append((here / name).relative_to(root).as_posix())
+            elif not name.startswith("."):
+                others[kind_of_other(here / name)] += 1
+    counts = f"{others.total()} other files" + (f" ({count_by_kind(others)})" if others else "")
+    if names and others:
+        logger.warning("%s: left out %s", root, counts)
     if not names:
         raise DatasetError(
-            f"no radiographs in {root}: found {others or 'no'} other files; put images there "
+            f"no radiographs in {root}: found {counts}; put images there "
             f"({', '.join(IMAGE_SUFFIXES)}, at any depth) or a {MANIFEST_NAME} with an image column"
         )
     return [{"image": str(root / name)} for name in sorted(names)]
+
+
+def kind_of_other(path: Path) -> str:
+    """What to call a file that is no radiograph: its suffix as a rule."""
+    return "dangling link" if not path.exists() else path.suffix.lower() or "no suffix"
+
+
+def count_by_kind(kinds: Counter[str]) -> str:
+    """How many there are of each kind, most first: `3 .bmp, 1 .txt`."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda each: (-each[1], each[0])))
 
 
 def manifest_items(root: Path) -> list[dict[str, str]]:

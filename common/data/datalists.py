@@ -65,6 +65,8 @@ def radiograph_items(
         DatasetError: the folder, the manifest or the request cannot be used; the message says why.
     """
     _check_request(split, val_fraction, limit)
+    if not str(dataset_dir):
+        raise DatasetError("dataset_dir is empty; point it to the folder that holds the images")
     root = Path(os.path.abspath(Path(dataset_dir).expanduser()))
     if not root.is_dir():
         kind = "is a file, not a folder" if root.exists() else "does not exist"

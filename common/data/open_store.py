@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..amp import autocast
-from ..checks import check_numbers
+from ..checks import check_multiple, check_numbers
 from ..distributed import is_rank_zero, rank, wait_for_all, world_size
 from ..errors import DatasetError
 from ..files import locked_folder
@@ -23,6 +23,7 @@ from ..fingerprint import json_sha256, network_sha256
 from ..networks.conditioning import named_tokens
 from ..networks.dino import DinoEncoder
 from ..networks.latent_codec import DECODER, LatentCodec
+from ..networks.latent_denoiser import LatentDenoiser
 from ..networks.weights import load_described
 from ..progress import ProgressBar
 from ..seeding import Purpose, derive_seed
@@ -42,6 +43,7 @@ def open_store(
     dino_source: str,
     dino_image_size: int = 224,
     device: torch.device | str = "cpu",
+    denoiser: LatentDenoiser | None = None,
     **settings: Any,
 ) -> LatentStore:
     """Make, complete or just open the store of a data set: what configs name.
@@ -53,13 +55,16 @@ def open_store(
         dino_source: Hugging Face folder or hub id of the encoder.
         dino_image_size: px at which the encoder sees an image.
         device: of both networks.
+        denoiser: that the store is for.
         settings: others of `LatentCache`.
 
     Raises:
-        SettingsError: numbers out of range, or an image size that the autoencoder cannot divide.
+        SettingsError: numbers out of range, or an image size that autoencoder and denoiser cannot divide.
         WeightsError: of the autoencoder.
     """
     codec = load_described(codec_path, device)
+    size, factor = settings.get("image_size", LatentCache.image_size), denoiser.downsampling_factor if denoiser else 1
+    check_multiple(size, codec.downsampling_factor * factor)
     encoder = DinoEncoder(dino_source, dino_image_size).to(device)
     return LatentCache(cache_dir, dataset_dir, codec, encoder, device=device, **settings).run()
 

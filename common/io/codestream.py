@@ -18,10 +18,13 @@ from .types import RefusalError
 
 _J2K_START, _JP2_START, _END = b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ", b"\xff\xd9"
 _SOS, _EOI, _APP0, _APP14 = 0xDA, 0xD9, 0xE0, 0xEE
+_COD, _SOT = b"\xff\x52", b"\xff\x90"  # of JPEG 2000: coding style, start of a tile's part
 _JPEG_LS, _FRAMES = 0xF7, {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # Huffman tables, reserved, arithmetic coding
+_RESTARTS = range(0xD0, 0xD8)
 # Entropy-coded data end at a marker; FF 00 is data, and FF with less than 80 in JPEG-LS.
 _AFTER_SCAN = re.compile(rb"\xff+[\x80-\xfe]")
 _FILLER = bytes(1 + n * 37 % 254 for n in range(96))  # no FF among them
+_NEEDED = 32  # bytes at the end of a scan, which some pixels must depend on
 _MOST_PIXELS_PER_BYTE = 1000  # radiographs have noise; even at a ratio of 100 there are some 50
 
 
@@ -36,7 +39,7 @@ class Codestream:
         precision: bits per sample.
         signed: only JPEG 2000 knows a sign.
         kind: "jpeg", "jpeg-ls" or "jpeg2000".
-        colour: "YBR" or "RGB" where a JFIF or Adobe marker tells, else "".
+        colour: "YBR" or "RGB" as decoded, where markers, component ids or the transform of JPEG 2000 tell, else "".
     """
 
     rows: int
@@ -92,24 +95,31 @@ def decode(frame: bytes, stream: Codestream) -> NDArray:
 
 
 def decode_whole_jpeg(frame: bytes, decode_jpeg: Callable[[bytes], NDArray]) -> NDArray:
-    """Decode a JPEG image, twice: decoders fill up what its scans lack with grey and report success.
+    """Decode a JPEG image, three times: of what is missing or too much in its scans decoders say nothing.
 
-    The second time there is filler behind each scan. Who has all pixels already skips it; who lacks some takes it for
-    pixels, and the images differ.
+    The second time there is filler behind each scan, as one more restart interval if it has them, which who has all
+    pixels skips, and who lacks some takes for pixels. The third time there is filler in place of the last bytes, which
+    change nothing where the pixels were complete before, as zeros in place of a lost part easily make them.
 
     Raises:
         RefusalError: part of the image is missing.
         Exception: what the decoder raises.
     """
     values = decode_jpeg(frame)
-    filled, at = bytearray(), 0
-    for end in _scan_ends(frame):
-        filled += frame[at:end] + _FILLER
+    intervals = list(_intervals(frame))
+    filled, at, restarts = bytearray(), 0, 0
+    for marker, _, end in intervals:
+        if marker in _RESTARTS and marker != _RESTARTS[restarts % 8]:
+            raise _part_missing()
+        more = bytes([0xFF, _RESTARTS[restarts % 8]]) + _FILLER if restarts and marker not in _RESTARTS else b""
+        filled += frame[at:end] + _FILLER + more
+        restarts = restarts + 1 if marker in _RESTARTS else 0
         at = end
     if not np.array_equal(values, decode_jpeg(bytes(filled + frame[at:]))):
-        raise RefusalError(
-            "a JPEG image of which a part is missing", "a complete one", "Copy or export the file again."
-        )
+        raise _part_missing()
+    is_long = bool(intervals) and at - intervals[-1][1] > 2 * _NEEDED
+    if is_long and np.array_equal(values, decode_jpeg(frame[: at - _NEEDED] + _FILLER + frame[at:])):
+        raise _part_missing()
     return values
 
 
@@ -118,12 +128,19 @@ def _read_jpeg2000(frame: bytes) -> Codestream | None:
     siz = frame[start + 6 : start + 6 + 39]  # from Rsiz to the first component
     if len(siz) < 39:
         return None
-    # Whoever cuts a stream seldom leaves its end; zeros behind it do no harm, nor the boxes of a .jp2.
-    if _END not in frame.rstrip(b"\0")[-64:]:
+    transformed, at = False, start + 2
+    while frame[at : at + 2] not in (_SOT, _END) and at < len(frame):
+        transformed = transformed or (frame[at : at + 2] == _COD and frame[at + 8] == 1)
+        at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+    while frame[at : at + 2] == _SOT and (length := int.from_bytes(frame[at + 6 : at + 10], "big")):
+        at += length
+    # Where the lengths of its parts do not lead to the end, it is near that of the bytes, but for zeros or boxes.
+    if frame[at : at + 2] != _END and _END not in frame.rstrip(b"\0")[-64:]:
         raise _no_end()
     x1, y1, x0, y0 = (int.from_bytes(siz[at : at + 4], "big") for at in (2, 6, 10, 14))
     samples, depth = int.from_bytes(siz[34:36], "big"), siz[36]
-    return Codestream(y1 - y0, x1 - x0, samples, (depth & 0x7F) + 1, bool(depth & 0x80), "jpeg2000")
+    colour = "RGB" if transformed and samples == 3 else ""  # the decoder undoes the transform
+    return Codestream(y1 - y0, x1 - x0, samples, (depth & 0x7F) + 1, bool(depth & 0x80), "jpeg2000", colour)
 
 
 def _read_jpeg(frame: bytes) -> Codestream | None:
@@ -134,23 +151,25 @@ def _read_jpeg(frame: bytes) -> Codestream | None:
         elif marker == _APP14 and body.startswith(b"Adobe") and len(body) > 11:
             colour = colour or ("YBR" if body[11] else "RGB")
         elif (marker in _FRAMES or marker == _JPEG_LS) and len(body) > 5 and not found:
-            found, kind = body[:6], "jpeg-ls" if marker == _JPEG_LS else "jpeg"
+            found, kind = body, "jpeg-ls" if marker == _JPEG_LS else "jpeg"
         elif marker == _EOI and found:
             rows, columns = int.from_bytes(found[1:3], "big"), int.from_bytes(found[3:5], "big")
+            colour = colour or ("RGB" if found[6::3] == b"RGB" else "")
             return Codestream(rows, columns, found[5], found[0], False, kind, colour)
     if found:
         raise _no_end()
     return None
 
 
-def _scan_ends(frame: bytes) -> Iterator[int]:
-    """Where the entropy-coded data of each scan, and within it of each restart interval, end."""
-    for marker, _, end in _segments(frame):
+def _intervals(frame: bytes) -> Iterator[tuple[int, int, int]]:
+    """Of each stretch of entropy-coded data, up to a restart or the scan's end: the marker behind it, start and end."""
+    for marker, _, start in _segments(frame):
         if marker == _SOS:
-            for match in _AFTER_SCAN.finditer(frame, end):
-                yield match.start()
-                if not 0xD0 <= frame[match.end() - 1] <= 0xD7:
+            for match in _AFTER_SCAN.finditer(frame, start):
+                yield frame[match.end() - 1], start, match.start()
+                if frame[match.end() - 1] not in _RESTARTS:
                     break
+                start = match.end()
 
 
 def _segments(frame: bytes) -> Iterator[tuple[int, bytes, int]]:
@@ -168,10 +187,14 @@ def _segments(frame: bytes) -> Iterator[tuple[int, bytes, int]]:
         end = at + 2 + max(length, 2)
         yield marker, frame[at + 4 : end], end
         if marker == _SOS:
-            scan = next((m for m in _AFTER_SCAN.finditer(frame, end) if not 0xD0 <= frame[m.end() - 1] <= 0xD7), None)
+            scan = next((m for m in _AFTER_SCAN.finditer(frame, end) if frame[m.end() - 1] not in _RESTARTS), None)
             end = len(frame) if scan is None else scan.end() - 2
         at = end
 
 
 def _no_end() -> RefusalError:
     return RefusalError("a compressed image without its end", "a complete one", "Copy or export the file again.")
+
+
+def _part_missing() -> RefusalError:
+    return RefusalError("a JPEG image of which a part is missing", "a complete one", "Copy or export the file again.")

@@ -85,7 +85,7 @@ def lift_functional_groups(header: Dataset) -> None:
         for macro in first_item(header, groups) or ():
             item = first_item(first_item(header, groups), macro.keyword)
             for keyword in _GROUPED:
-                if item is not None and keyword in item and keyword not in header:
+                if item is not None and keyword in item and not text(header, keyword):
                     setattr(header, keyword, item.get(keyword))
 
 

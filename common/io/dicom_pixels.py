@@ -166,10 +166,9 @@ def _codestream_values(frame: bytes, layout: PixelLayout) -> tuple[NDArray, NDAr
     else:
         values = _used_bits(words, low_bit, bits, signed)
     photometric = layout.photometric
-    if layout.samples == 3 and layout.syntax in _JPEG:
-        photometric = {"YBR": "YBR_FULL", "RGB": "RGB"}.get(stream.colour, photometric)
-    elif photometric in ("YBR_ICT", "YBR_RCT"):
-        photometric = "RGB"  # the decoder has undone the transform inside of JPEG 2000
+    if layout.samples == 3:
+        undone = "RGB" if photometric in ("YBR_ICT", "YBR_RCT") else photometric  # by the decoder
+        photometric = {"YBR": "YBR_FULL", "RGB": "RGB"}.get(stream.colour, undone)
     return words, values, photometric
 
 

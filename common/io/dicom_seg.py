@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +157,26 @@ def _read_source(path: Path, shape: tuple[int, ...]) -> Any:
     if without:
         raise DatasetError(f"{path}: found no {', '.join(without)}; expected an image of a study. Export it again.")
     dataset.decode()
-    for keyword in (*_NAMES, *_MAY_BE_EMPTY):
+    for keyword in _NAMES:
+        setattr(dataset, keyword, str(dataset.get(keyword) or ""))
+    for keyword in _MAY_BE_EMPTY:
         value = dataset.get(keyword)
-        setattr(dataset, keyword, str(value) if keyword in _NAMES and value else value)
+        setattr(dataset, keyword, value if _is_well_formed(keyword, str(value or "")) else "")
     dataset.SpecificCharacterSet = "ISO_IR 192"
     return dataset
+
+
+def _is_well_formed(keyword: str, value: str) -> bool:
+    """Whether highdicom will take an element that may be empty: of a malformed one nothing is known either."""
+    from pydicom.valuerep import DA, TM
+
+    if keyword == "PatientSex":
+        return value in ("", "M", "F", "O")
+    read = DA if keyword.endswith("Date") else TM if keyword.endswith("Time") else str
+    with suppress(ValueError, OverflowError):
+        read(value)
+        return True
+    return False
 
 
 def _descriptions(highdicom: Any, classes: ClassTable, model: str, is_annotation: bool) -> list[Any]:

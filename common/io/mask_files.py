@@ -30,8 +30,9 @@ _GEOMETRY = (  # both affines of a NIfTI header with their codes, zooms and unit
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
-# Labels that were scaled into integers come back as 1.00000004; probabilities do not lie as near to whole numbers.
-_WHOLE_WITHIN = 1e-3
+# Labels that were scaled into integers come back as 1.00000004, or as far from whole as half a step of those integers;
+# probabilities do not all lie as near to whole numbers.
+_WHOLE_WITHIN, _MOST_WITHIN = 1e-3, 0.1
 
 
 def read_mask(path: str | os.PathLike[str]) -> NDArray[np.int64]:
@@ -226,7 +227,10 @@ def _read_png(path: Path) -> NDArray[np.int64]:
 def _read_nifti(path: Path) -> NDArray[np.int64]:
     header, plane = read_plane(path)
     whole = np.rint(plane)
+    slope = header.get_slope_inter()[0]
+    is_scaled = slope is not None and header.get_data_dtype().kind in "iu"
+    within = min(max(_WHOLE_WITHIN, 0.51 * abs(slope)), _MOST_WITHIN) if is_scaled else _WHOLE_WITHIN
     # Written so that NaN, too, counts as no whole number.
-    if not ((whole >= 0) & (abs(plane - whole) <= _WHOLE_WITHIN)).all():
+    if not ((whole >= 0) & (abs(plane - whole) <= within)).all():
         raise RefusalError("numbers that are negative or not whole", _EXPECTED, "Give the mask, not the probabilities.")
     return display(whole, header).astype(np.int64)

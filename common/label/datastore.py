@@ -12,6 +12,7 @@ import logging
 import re
 import shutil
 import tempfile
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +25,9 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..data.datalist_sources import count_by_kind, kind_of_other
 from ..errors import UserError
-from ..files import atomic_path
+from ..files import LABEL_INDEX, atomic_path
 from ..io.mask_files import write_nifti_mask
 from ..io.segmentation_classes import ClassTable
 from .client_files import image_size, is_png, read_label, readable_file
@@ -60,6 +62,7 @@ class CheckedDatastore(local.LocalDatastore):
         self.left_out: dict[str, str] = {}  # images whose label `datalist` last could not give, with the reason
         self._index_stamp: tuple[int, int, int] | None = None
         super().__init__(datastore_path, **kwargs)
+        self._tell_left_out()
         if hasattr(self, "_handler"):
             # Our index comes by a rename, which the stock watcher does not look at.
             self._handler.on_moved = lambda event: self.reload()
@@ -135,6 +138,23 @@ class CheckedDatastore(local.LocalDatastore):
     def reload(self) -> None:
         """Take in what other processes wrote, such as scores."""
         self._init_from_datastore_file()
+
+    def _tell_left_out(self) -> None:
+        """Say in one line how many files the folder has that are not offered, by their suffixes."""
+        root, kinds = Path(self._datastore.image_path()), Counter[str]()
+        for path in root.rglob("*"):
+            names = path.relative_to(root).parts
+            if names[0] == self._datastore.labels_dir or any(name.startswith(".") for name in names) or path.is_dir():
+                continue
+            if len(names) > 1:
+                kinds["in subfolders"] += 1
+            elif path.name != LABEL_INDEX and not (path.exists() and any(map(path.match, self._extensions))):
+                kinds[kind_of_other(path)] += 1
+        if kinds:
+            expected = f"files directly in it whose names match {', '.join(self._extensions)}"
+            _logger.warning(
+                "%s: left out %d files (%s); MONAI Label takes %s", root, kinds.total(), count_by_kind(kinds), expected
+            )
 
     def _keep_label(self, image_id: str, tag: str, labels: NDArray, source: Path, info: dict[str, Any]) -> None:
         """Keep checked labels, as PNG or with the geometry of a source that is NIfTI."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import check_image, check_multiple
+from ..errors import WeightsError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -41,7 +42,7 @@ class DinoEncoder(nn.Module):
             rounded to a multiple of the patch); a pair is the exact (H, W).
 
     Raises:
-        FileNotFoundError: source looks like a path and is no folder.
+        WeightsError: source looks like a path and is no folder, or nothing of that name can be had from the hub.
         SettingsError: the image size is not a multiple of the patch size.
         ValueError: the config's model_type is not a known one.
         RuntimeError: the checkpoint lacks weights (transformers itself would leave them random).
@@ -103,11 +104,11 @@ def _load(source: str) -> Any:
 
     local = Path(source).is_dir()
     if not local and (source.startswith(("/", ".", "~")) or source.count("/") != 1):
-        raise FileNotFoundError(
+        raise WeightsError(
             f"DINO encoder: no folder {source}. Expected a Hugging Face folder (config.json, model.safetensors) "
             "or a hub id such as facebook/dinov2-small; download the weights first or correct the path."
         )
-    config = AutoConfig.from_pretrained(source, local_files_only=local)
+    config = _pretrained(AutoConfig, source, local_files_only=local)
     if config.model_type not in MODEL_TYPES:
         raise ValueError(
             f"DINO encoder {source}: found model_type {config.model_type!r}; expected one of {', '.join(MODEL_TYPES)}. "
@@ -115,8 +116,8 @@ def _load(source: str) -> Any:
         )
     # DINO v1 checkpoints have no pooler; the other classes know no such argument.
     options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
-    model, info = AutoModel.from_pretrained(
-        source, config=config, local_files_only=local, output_loading_info=True, **options
+    model, info = _pretrained(
+        AutoModel, source, config=config, local_files_only=local, output_loading_info=True, **options
     )
     broken = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if broken:
@@ -125,3 +126,13 @@ def _load(source: str) -> Any:
             f"Expected a complete {config.model_type} checkpoint; download it again."
         )
     return model.float()  # transformers 5 keeps the file's precision, and fp16 layers fail on float32 input
+
+
+def _pretrained(kind: Any, source: str, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(source, **options)
+    except Exception as error:  # of the network, of a cache, of a damaged file
+        raise WeightsError(
+            f"DINO encoder {source}: found no readable weights of this name, neither in a folder nor on the hub "
+            f"({' '.join(str(error).split())[:160]}); go online, or give a folder with config.json, model.safetensors"
+        ) from error

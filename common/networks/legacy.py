@@ -21,6 +21,7 @@ from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from torch import Tensor, nn
 
 from ..errors import WeightsError
+from .weights import load_plain
 
 KINDS: dict[str, type[nn.Module]] = {"autoencoder_kl": AutoencoderKL, "diffusion_model_unet": DiffusionModelUNet}
 TOLERANCE = 5e-5  # of an output's scale; float32 sums in another order stay below 2e-6, a wrong flag gives above 5e-2
@@ -44,7 +45,7 @@ def read_legacy_state(path: str | Path, entry: str | None = None) -> dict[str, T
         WeightsError: no readable file, or none or several state dicts in it.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path)
     except (OSError, *_UNREADABLE) as error:
         raise WeightsError(
             f"{path}: found no file of tensors and plain values ({type(error).__name__}); expected a state_dict saved "

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -191,7 +192,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
                 "they came from"
             )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_plain(path)
     except Exception as error:  # a damaged file raises anything, with advice to load it without safeguard
         raise WeightsError(f"{path} is damaged or holds no weights ({type(error).__name__}); copy it again") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -200,6 +201,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if value.is_floating_point() and not value.isfinite().all():
             raise WeightsError(f"{path}: {name} holds numbers that are not finite; take weights from before that")
     return state
+
+
+def load_plain(path: str | Path) -> Any:
+    """What `torch.save` wrote, on the CPU: tensors, plain values, NumPy scalars; nothing else is ever unpickled."""
+    scalar: Any = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(code)) for code in "?bhilqBHILQefdSU"]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # of NumPy 1 and 2
+    with torch.serialization.safe_globals([*names, np.dtype, *kinds]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_weights(network: Network, path: str | Path) -> Network:

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..checks import check_numbers
+from ..checks import check_apart, check_numbers
 from ..data.readability import fail_if_skipped
 from ..data.typical_images import TypicalImages
-from ..errors import UNWRITABLE, CheckpointMismatchError, RunError, SettingsError, UserError
+from ..errors import UNWRITABLE, CheckpointMismatchError, RunError, UserError
 from ..files import JOB_RECORD, locked_folder, read_json, result_names, write_json
 from ..io.contact_sheet import save_contact_sheet
 from ..progress import ProgressBar
@@ -227,10 +227,7 @@ class FileJob(FolderJob):
         batch_size: int,
         sheet_images: int,
     ) -> None:
-        if os.path.realpath(dataset_dir) == os.path.realpath(output_dir):
-            raise SettingsError(
-                f"output_dir: found {output_dir}, which is dataset_dir; give results a folder of their own"
-            )
+        check_apart("output_dir", output_dir, dataset_dir)
         super().__init__(output_dir, settings, batch_size, sheet_images)
         self.paths, self.dataset_dir = paths, dataset_dir
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -95,9 +96,12 @@ class OpenBundle:
 
 def _unpack_models(archive: Path, folder: Path) -> Path:
     """Unpack what lies in `models`, no code; returns where that is."""
-    with zipfile.ZipFile(archive) as file:
-        members = [member for member in file.namelist() if "models" in PurePosixPath(member).parts[:2]]
-        file.extractall(folder, members)  # which keeps all below the folder
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = [member for member in file.namelist() if "models" in PurePosixPath(member).parts[:2]]
+            file.extractall(folder, members)  # which keeps all below the folder
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise WeightsError(f"{archive} is damaged ({error}); copy it again from where it came from") from error
     return next(iter(sorted(folder.glob("models")) + sorted(folder.glob("*/models"))), folder / "models")
 
 
