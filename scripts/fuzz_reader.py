@@ -6,6 +6,7 @@ python scripts/fuzz_reader.py --radiographs 100000 --masks 20000     # a night o
 
 from __future__ import annotations
 
+import gzip
 import io
 import resource
 import sys
@@ -22,6 +23,7 @@ import pydicom
 import tifffile
 from PIL import Image
 from pydicom.encaps import encapsulate
+from pydicom.uid import UID
 
 from common.command_line import run_command
 from common.data.phantom import draw_chest_phantom
@@ -108,19 +110,22 @@ def whole_radiographs(size: int) -> dict[str, bytes]:
     unit = draw_chest_phantom(size, size + 8, seed=0)[0].clamp(0, 1).numpy()
     grey, wide = (unit * 255).astype(np.uint8), (unit * 4095).astype(np.uint16)
     whole = {"sample.dcm": SAMPLE.read_bytes()} | {f"nii{name}": each for name, each in whole_niftis(grey).items()}
-    for name, pixels, options in (
+    pictures: list[tuple[str, np.ndarray, dict[str, Any]]] = [
         ("png", grey, {}),
         ("wide.png", wide, {}),
         ("jpeg", grey, {"quality": 90}),
         ("progressive.jpeg", grey, {"progressive": True, "restart_marker_blocks": 3}),
-    ):
+        ("tiff", grey, {}),
+        ("lzw.tiff", wide, {"compression": "lzw"}),
+        ("float.tiff", unit, {"byteorder": ">"}),
+    ]
+    for name, pixels, options in pictures:
         buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, name.split(".")[-1], **options)
+        if name.endswith("tiff"):
+            tifffile.imwrite(buffer, pixels, **options)
+        else:
+            Image.fromarray(pixels).save(buffer, name.split(".")[-1], **options)
         whole[name] = buffer.getvalue()
-    for number, (pixels, tiff) in enumerate(((grey, {}), (wide, {"compression": "lzw"}), (unit, {"byteorder": ">"}))):
-        buffer = io.BytesIO()
-        tifffile.imwrite(buffer, pixels, **tiff)
-        whole[f"tiff{number}"] = buffer.getvalue()
     return whole | {f"{number}.dcm": compressed(grey, number, codec) for number, codec in SYNTAXES.items()}
 
 
@@ -141,13 +146,13 @@ def whole_masks(size: int) -> dict[str, bytes]:
 def whole_niftis(values: np.ndarray) -> dict[str, bytes]:
     """As NIfTI-1, plain and gzipped, and as NIfTI-2."""
     first, second = (kind(values.T, np.diag([-0.2, -0.2, 1, 1])) for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image))
-    return {"1": first.to_bytes(), "1.gz": imagecodecs.gzip_encode(first.to_bytes()), "2": second.to_bytes()}
+    return {"1": first.to_bytes(), "1.gz": gzip.compress(first.to_bytes(), mtime=0), "2": second.to_bytes()}
 
 
 def compressed(grey: np.ndarray, number: int, codec: str) -> bytes:
     """The sample's header with other pixels of 8 bits, compressed."""
     dataset = pydicom.dcmread(SAMPLE)
-    dataset.file_meta.TransferSyntaxUID = f"1.2.840.10008.1.2.4.{number}"
+    dataset.file_meta.TransferSyntaxUID = UID(f"1.2.840.10008.1.2.4.{number}")
     dataset.Rows, dataset.Columns = grey.shape
     dataset.BitsAllocated = dataset.BitsStored = 8
     dataset.HighBit, dataset.PixelRepresentation = 7, 0
