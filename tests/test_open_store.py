@@ -24,6 +24,8 @@ from common.distributed import rank
 from common.errors import DatasetError, RunError, SettingsError
 from common.files import locked_folder
 from common.networks.dino import DinoEncoder
+from common.networks.latent_denoiser import LatentDenoiser
+from common.networks.weights import save_weights
 
 NUM_ROWS = 16  # 4 patients of 2 images, 2 views each
 BATCH_SIZE = 3
@@ -291,3 +293,30 @@ def test_two_processes_that_know_nothing_of_each_other_do_not_make_one_store(ima
     assert cache.run().is_complete
     with locked_folder(cache._folder()):  # whoever only reads needs no lock
         assert cache.run().is_complete
+
+
+def test_a_size_that_the_networks_cannot_divide_is_refused_before_a_store_is_made(tmp_path):
+    codec = make_tiny_codec()
+    save_weights(codec, tmp_path / "codec.pt")
+    denoiser = LatentDenoiser(
+        latent_channels=codec.latent_channels,
+        channels=[32, 32, 32],
+        num_res_blocks=1,
+        attention_levels=[False, False, True],
+        num_head_channels=32,
+        num_tokens=1,
+        token_dim=8,
+        context_dim=8,
+    )
+    for network, size in ((None, codec.downsampling_factor * 9 // 2), (denoiser, codec.downsampling_factor * 6)):
+        with pytest.raises(SettingsError, match="image_size"):
+            open_store.open_store(
+                str(tmp_path / "cache"),
+                str(tmp_path),
+                str(tmp_path / "codec.pt"),
+                "no folder",
+                image_size=size,
+                device=torch.device("cpu"),
+                denoiser=network,
+            )
+    assert not (tmp_path / "cache").exists()

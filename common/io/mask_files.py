@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,10 +50,12 @@ def read_mask(path: str | os.PathLike[str]) -> NDArray[np.int64]:
     """
     path = Path(path)
     try:
-        kind = detect_format(path, _EXPECTED)
-        if kind == "dicom":
-            raise RefusalError("a DICOM file", _EXPECTED, "Convert the segmentation to PNG or NIfTI.")
-        return _read_png(path) if kind == "raster" else _read_nifti(path)
+        with warnings.catch_warnings():  # as `read_radiograph`
+            warnings.simplefilter("ignore")
+            kind = detect_format(path, _EXPECTED)
+            if kind == "dicom":
+                raise RefusalError("a DICOM file", _EXPECTED, "Convert the segmentation to PNG or NIfTI.")
+            return _read_png(path) if kind == "raster" else _read_nifti(path)
     except Exception as error:
         raise with_path(error, path, _EXPECTED) from error
 

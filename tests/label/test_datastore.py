@@ -64,6 +64,17 @@ def test_half_an_index_is_kept_aside_and_made_again_from_the_files(studies):
     assert json.loads(index.read_text()) and (studies / "datastore_v2.json.damaged").exists()
 
 
+def test_what_is_not_offered_is_counted_by_kind_in_one_line(studies, caplog):
+    for name in ("scan.bmp", "IM0001", "deep/scan.png"):
+        (studies / name).parent.mkdir(exist_ok=True)
+        (studies / name).touch()
+    (studies / "gone.png").symlink_to(studies / "nowhere.png")
+    assert len(opened(studies).list_images()) == 8
+    (line,) = [record.message for record in caplog.records if "left out" in record.message]
+    for part in (" 4 files", "1 .bmp", "1 no suffix", "1 in subfolders", "1 dangling link"):
+        assert part in line
+
+
 WRITER = """
 import sys
 from pathlib import Path
