@@ -29,7 +29,7 @@ from .config_graph import (
 from .errors import SettingsError, end_with_user_errors
 
 SUFFIXES = (".yaml", ".yml", ".json")
-PATHS = ("_dir", "_path", "_root", "init_weights")
+PATHS = ("_dir", "_path", "_root", "init_weights", "dino_source")
 """How the names of settings end that are paths."""
 MONAI_COMMAND = "monai.bundle.__main__"
 
