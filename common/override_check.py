@@ -6,6 +6,7 @@ MONAI alone takes `--max_epoch 5` and trains with the old `max_epochs`.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -88,7 +89,8 @@ def restore_paths(parser: ConfigParser, words: Sequence[str]) -> None:
         given = typed.get(config_id)
         if given == "None" and value is not None:
             raise SettingsError(f"{config_id}: found None, which would be passed over; expected a value")
-        if not config_id.endswith(PATHS) or value is None or (isinstance(value, str) and value):
+        is_path = isinstance(value, (str, os.PathLike)) and str(value)
+        if not config_id.endswith(PATHS) or value is None or is_path:
             continue
         if not given or isinstance(value, (str, bool)):
             raise SettingsError(f"{config_id}: found {value!r}; expected a path, in quotes")

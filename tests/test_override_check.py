@@ -264,3 +264,4 @@ def test_a_setting_that_was_left_empty_is_refused(config: dict, words: list[str]
     with pytest.raises(SettingsError, match=next(iter(config))):
         restore_paths(ConfigParser(config), words)
     restore_paths(ConfigParser({"epoch_length": None, "cache_dir": None}), ["--epoch_length", "None"])
+    restore_paths(ConfigParser({"output_dir": Path("out")}), [])
