@@ -300,10 +300,13 @@ def test_a_deflate_bomb_is_refused_without_inflating_it(tmp_path: Path) -> None:
     path = write(make(TWELVE, stored=12), tmp_path / "a.dcm", DEFLATED)
     content = path.read_bytes()
     start = 144 + int.from_bytes(content[140:144], "little")
+    most = 513  # MiB, a little more than the limit; 500 kB on disk
     deflater = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    padding = struct.pack("<HH2s2xI", 0xFFFC, 0xFFFC, b"OB", most << 20)  # Data Set Trailing Padding
+    whole = zlib.decompress(content[start:], -zlib.MAX_WBITS) + padding
     with path.open("wb") as file:
-        file.write(content[:start])
-        for _ in range(513):  # MiB, a little more than the limit; 500 kB on disk
+        file.write(content[:start] + deflater.compress(whole))
+        for _ in range(most):
             file.write(deflater.compress(bytes(1 << 20)))
         file.write(deflater.flush())
     refused(path, "deflated")
