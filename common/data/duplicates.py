@@ -164,7 +164,7 @@ def perceptual_hashes(pictures: NDArray[np.float16], progress: bool = False) -> 
     return np.concatenate(hashes)
 
 
-def nearest_pairs(views: NDArray[np.int8], num_neighbours: int, least: float) -> Integers:
+def nearest_pairs(views: NDArray[Any], num_neighbours: int, least: float) -> Integers:
     """Pairs [P, 2], lower index first, of which one is among the nearest of the other.
 
     Args:
