@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import fire
@@ -13,8 +15,13 @@ from fire.decorators import SetParseFn, SetParseFns
 from fire.parser import DefaultParseValue
 
 from .errors import SettingsError, end_with_user_errors
+from .progress import stopwatch
 
+LOG_FORMAT, LOG_TIME = "%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"  # as of the bundles' logging.conf
+TOLD = timedelta(seconds=5)  # commands that take longer say how long they took
 _TEXT, _TEXT_OR_NONE = (str, "str"), (str | None, "str | None")  # "…" where annotations are postponed
+
+_logger = logging.getLogger(__name__)
 
 
 def run_command(
@@ -43,8 +50,14 @@ def run_command(
 
     noting = _with_readers(note, inspect.signature(command).parameters.values())
     fire.Fire(noting, command=None if words is None else list(words))
+    logging.basicConfig(format=LOG_FORMAT, datefmt=LOG_TIME)
+    logging.getLogger(__package__).setLevel(logging.INFO)
     for args, kwargs in calls:
+        elapsed = stopwatch()
         command(*map(_boolean, args), **{name: _boolean(value) for name, value in kwargs.items()})
+        if elapsed() > TOLD:
+            where = f" in {kwargs['output_dir']}" if "output_dir" in kwargs else ""
+            _logger.info("%s done%s, it took %s", command.__name__, where, elapsed())
 
 
 def _with_readers(command: Callable[..., None], parameters: Collection[inspect.Parameter]) -> Callable[..., None]:

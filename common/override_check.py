@@ -6,7 +6,10 @@ MONAI alone takes `--max_epoch 5` and trains with the old `max_epochs`.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -33,6 +36,10 @@ SUFFIXES = (".yaml", ".yml", ".json")
 PATHS = ("_dir", "_path", "_root", "init_weights", "dino_source")
 """How the names of settings end that are paths."""
 MONAI_COMMAND = "monai.bundle.__main__"
+BASE = re.compile(r"^# base: (\w+)", re.MULTILINE)  # how an override file says whose it is
+SAMPLES = "$@bundle_root + '/samples'"  # how configs name the images that ship
+
+_logger = logging.getLogger(__name__)
 
 
 def check_overrides(config_name: str) -> None:
@@ -52,8 +59,8 @@ def check_overrides(config_name: str) -> None:
 
     Raises:
         SettingsError: a key that nothing reads, with the nearest known names; "true" or "false" as text, which would
-            count as true; a number, device or folder that `checks` refuses. MONAI wraps it as the cause of its own
-            RuntimeError.
+            count as true; a number, device or folder that `checks` refuses; a bundle_root that is no bundle. MONAI
+            wraps it as the cause of its own RuntimeError.
     """
     if _is_monai_command():
         end_with_user_errors()
@@ -61,13 +68,25 @@ def check_overrides(config_name: str) -> None:
     if workflow is None:
         return
     restore_paths(workflow.parser, sys.argv if _is_monai_command() else ())
-    config = workflow.parser.get()
+    config, folder = workflow.parser.get(), Path(workflow.config_root_path)
+    _check_bundle_root(config.get("bundle_root"), folder)
     _check_booleans(config)
     _check_values(config)
-    known = _known_ids(Path(workflow.config_root_path), config_name, config)
+    known = _known_ids(folder, config_name, config)
     evaluated = reachable_ids(config, [workflow.init_id, workflow.run_id, workflow.final_id])
     if unused := unused_ids(config, evaluated, declared=known):
-        raise SettingsError(_message(unused, known, Path(workflow.config_root_path), config_name))
+        raise SettingsError(_message(unused, known, folder, config_name))
+    if "train" in config and config.get("dataset_dir") == SAMPLES:
+        _logger.warning("no --dataset_dir: this trains on the few synthetic images that ship, good for a trial")
+
+
+def _check_bundle_root(root: Any, folder: Path) -> None:
+    """Refuse what is not the folder of a bundle: the default "." elsewhere than in one."""
+    if isinstance(root, str) and not root.startswith("$") and not (Path(root) / "configs").is_dir():
+        hint = f" {shlex.quote(str(folder.parent))}" if folder.name == "configs" else ""
+        raise SettingsError(
+            f"bundle_root: {Path(root).resolve()} has no folder configs, as a bundle has; give --bundle_root{hint}"
+        )
 
 
 def restore_paths(parser: ConfigParser, words: Sequence[str]) -> None:
@@ -158,8 +177,12 @@ def _own_file(folder: Path, config_name: str) -> Path | None:
 
 def _override_files(folder: Path) -> list[Path]:
     """The config files of a folder that run nothing by themselves."""
+    return [file for file in _config_files(folder) if "run" not in load_file(file)]
+
+
+def _config_files(folder: Path) -> list[Path]:
     files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.stem != "metadata")
-    return [file for file in files if isinstance(c := load_file(file), dict) and "run" not in c]
+    return [file for file in files if isinstance(load_file(file), dict)]
 
 
 def _message(unused: list[str], known: set[str], folder: Path, config_name: str) -> str:
@@ -170,11 +193,22 @@ def _message(unused: list[str], known: set[str], folder: Path, config_name: str)
         hint = f"; did you mean {' or '.join(repr(n.replace(ID_SEP_KEY, '#')) for n in near)}?" if near else ""
         lines.append(f"unknown config key '{config_id.replace(ID_SEP_KEY, '#')}'{hint}")
     listed = _own_file(folder, config_name) or f"the config file in {folder}"
-    others = [file.name for file in _override_files(folder) if any(i in declared_ids(load_file(file)) for i in unused)]
-    if others:
-        lines.append(f"declared in {', '.join(others)}: add this file to --config_file to use it")
+    declaring = [file for file in _config_files(folder) if any(i in declared_ids(load_file(file)) for i in unused)]
+    overrides = [file for file in declaring if file in _override_files(folder) and _base(file) in (config_name, None)]
+    others = [file.name for file in declaring if "run" in load_file(file)]
+    if overrides:
+        names = ", ".join(file.name for file in overrides)
+        lines.append(f"declared in {names}: add this file to --config_file to use it")
+    elif others:
+        lines.append(f"a setting of {', '.join(others)}, not of {config_name}")
     lines.append(f"the valid names are the keys of {listed}; a helper key that nothing refers to starts with '_'")
     return "\n".join(lines)
+
+
+def _base(file: Path) -> str | None:
+    """The workflow that an override file is for, if it says so."""
+    found = BASE.search(file.read_text(encoding="utf-8"))
+    return found[1] if found else None
 
 
 def _siblings(config_id: str, known: set[str]) -> list[str]:

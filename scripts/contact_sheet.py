@@ -43,7 +43,7 @@ def contact_sheet(sheet: str, *folders: str, columns: int = 8, scale: float = 0.
         strategy = records[0]["strategy"] if records else "nothing"
         if len(sources) == 1 and len(source := sources.pop()) == 1:
             images.insert(0, load_square(source[0], images[0].shape[-1]))
-            strategy += ": source first"
+            strategy += f": {Path(source[0]).name} first"
         for start in range(0, len(images), columns):
             rows.append(images[start : start + columns])
             captions.append(strategy)

@@ -1,5 +1,8 @@
 # Sourced by the other scripts: make .venv once, install this project into it, and reuse it while nothing changed.
 
+# MONAI's advice at every start, not to run the configs of strangers, stands in the README.
+export PYTHONWARNINGS=ignore::UserWarning:monai.bundle.scripts
+
 find_python() { # argument: minor version that is too new, 14 without
   local candidate
   for candidate in "${PYTHON:-}" python3.11 python3.12 python3.13 python3.10 python3; do
@@ -18,6 +21,7 @@ make_environment() { # arguments: the extras to install
     python=$(find_python)
     echo "making .venv with $("$python" --version)"
     "$python" -m venv .venv
+    echo "export PYTHONWARNINGS=$PYTHONWARNINGS" >>.venv/bin/activate
   fi
   for extra in base "$@"; do
     wanted=$(cat pyproject.toml scripts/constraints.txt <(echo "$extra") | sha256sum)

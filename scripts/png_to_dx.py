@@ -11,8 +11,6 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from common.checks import check_apart
 from common.command_line import run_command
 from common.data.datalist_sources import listed_images
@@ -22,6 +20,7 @@ from common.io import read_radiograph
 from common.io.dicom_dx import DxSettings, dx_dataset, write_dx
 from common.io.source_history import source_history
 from common.io.types import plausible_spacing
+from common.progress import ProgressBar
 
 TABLE_NAME = "png_to_dx.csv"
 WRITTEN, THERE, FAILED = "written", "there already", "failed"
@@ -85,7 +84,7 @@ def png_to_dx(
     folder = Path(str(output_dir)).expanduser()
     root, files = list_files(Path(str(source)).expanduser(), folder)
     names = result_names([str(file) for file in files], root)
-    named = tqdm(zip(files, names, strict=True), "converting", len(files), unit="image", dynamic_ncols=True)
+    named = ProgressBar(zip(files, names, strict=True), "converting", len(files), unit="image")
     rows = [convert(file, folder / f"{name}.dcm", settings, spacing, overwrite) for file, name in named]
     write_table(note_same_pictures(rows), folder)
     report(rows, folder)

@@ -10,14 +10,14 @@ rm -rf $output # of an earlier run, perhaps with other weights
 run() { # arguments: bundle, then overrides
   local bundle=bundles/$1
   shift
-  .venv/bin/python -W ignore::UserWarning -m monai.bundle run --bundle_root "$bundle" \
+  .venv/bin/python -m monai.bundle run --bundle_root "$bundle" \
     --config_file "$bundle/configs/inference.yaml" "$@"
 }
 
 run cxr_autoencoder --output_dir $output/cxr_autoencoder
 run cxr_dino_latent_diffusion --strategy prior --num_samples 8 --output_dir $output/cxr_prior
 run cxr_dino_latent_diffusion --strategy variation --limit 1 --num_per_source 8 --output_dir $output/cxr_variation
-.venv/bin/python -W ignore::UserWarning scripts/contact_sheet.py $output/generated.png \
+.venv/bin/python scripts/contact_sheet.py $output/generated.png \
   $output/cxr_prior $output/cxr_variation --columns 9
 run dental_radiograph_segmentation --output_dir $output/dental
 

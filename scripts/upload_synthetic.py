@@ -9,8 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from common.command_line import run_command
 from common.errors import SettingsError, UserError
 from common.label.http_service import ServiceError
@@ -22,6 +20,7 @@ from common.label.label_upload import (
     model_of,
     synthetic_images,
 )
+from common.progress import ProgressBar
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 
@@ -66,7 +65,7 @@ def upload_synthetic(
         target = LabelDatastore(server, token, str(client_name))
     sent = there = failed = 0
     try:
-        for image in tqdm(images, "sending", unit="image", dynamic_ncols=True):
+        for image in ProgressBar(images, "sending", unit="image"):
             try:
                 if image.problem:
                     raise UserError(image.problem)
@@ -76,7 +75,7 @@ def upload_synthetic(
                 raise
             except (UserError, OSError, ValueError) as error:  # bad ones do not stop the others
                 failed += 1
-                tqdm.write(f"not sent: {image.path.name}: {str(error).removeprefix(f'{image.path}: ')}")
+                ProgressBar.write(f"not sent: {image.path.name}: {str(error).removeprefix(f'{image.path}: ')}")
     finally:
         print(f"{target.url}: {sent} sent, {there} there already, {failed} not sent")
     if failed:

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from common.command_line import run_command
 from common.data.readability import readable_radiographs
@@ -22,6 +21,7 @@ from common.files import read_json, result_names, write_json
 from common.fingerprint import file_sha256, network_sha256
 from common.io import read_radiograph
 from common.pipelines.diffusion import DinoDiffusion
+from common.progress import ProgressBar
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
 SHIPPED = Path("docs") / "zero_shot_lungs" / "tuned.json"  # of the bundle
@@ -114,7 +114,7 @@ def segment_folder(data: str, out: Path, tuned_path: Path, pipe: DinoDiffusion, 
     tuned = Tuned.from_plain(content)
     items = readable_radiographs(data, "all", 0.1, 0, out, MAX_UNREADABLE_SHARE, limit=limit)
     names = result_names([item["image"] for item in items], data)
-    for item, name in tqdm(zip(items, names, strict=True), "lungs", len(items), unit="image", dynamic_ncols=True):
+    for item, name in ProgressBar(zip(items, names, strict=True), "lungs", len(items), unit="image"):
         path = out / f"{name}.png"
         if not path.is_file():
             write_mask(find_lungs(pipe, tuned, read_radiograph(item["image"]).pixels), path)

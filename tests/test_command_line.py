@@ -1,5 +1,8 @@
+from datetime import timedelta
+
 import pytest
 
+from common import command_line
 from common.command_line import run_command
 from common.errors import SettingsError
 
@@ -25,6 +28,17 @@ def test_a_mistake_ends_before_anything_is_done(words, capsys):
     with pytest.raises(SystemExit) as caught:
         run_command(make_command(calls), words)
     assert caught.value.code == 2 and calls == []
+
+
+def test_a_long_command_says_what_took_how_long_and_where_its_results_are(monkeypatch, caplog):
+    def command(output_dir: str) -> None:
+        pass
+
+    run_command(command, ["--output_dir", "there"])
+    assert not caplog.records
+    monkeypatch.setattr(command_line, "TOLD", timedelta(seconds=-1))
+    run_command(command, ["--output_dir", "there"])
+    assert len(caplog.records) == 1 and "0:00:00" in caplog.text and "there" in caplog.text
 
 
 def test_true_and_false_are_no_text():

@@ -251,6 +251,19 @@ def test_the_row_of_an_image_without_dicom_seg_is_there(segmenter, tmp_path):
     assert list(areas(tmp_path)) == ["bad_dcm", "good_dcm"]
 
 
+def test_images_that_can_have_no_dicom_seg_are_told(segmenter, tmp_path, caplog):
+    pytest.importorskip("highdicom")
+    paths = [write_image(tmp_path / "in" / name) for name in ("a.png", "b.jpg")]
+    dicom = tmp_path / "in" / "c.dcm"
+    write_synthetic_dicom(draw_chest_phantom(21, 34, 0), dicom, identity="c", model="t", description="phantom")
+    folder_job(segmenter, tmp_path, [*paths, dicom], dicom_seg=True).run()
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1 and "2 of 3" in told[0] and "a_png" in told[0]
+    caplog.clear()
+    folder_job(segmenter, tmp_path, [dicom], dicom_seg=True).run()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_dicom_seg_without_highdicom_is_refused_before_anything_is_done(segmenter, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom.seg", None)
     with pytest.raises(DatasetError):

@@ -1,6 +1,9 @@
 """A generated folder is a function of its settings, whatever interrupts the run that makes it."""
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -352,6 +355,18 @@ def test_the_sheet_shows_sources_beside_their_samples(table, tmp_path, bits):
         for c in range(2):
             stored = np.asarray(Image.open(tmp_path / "images" / f"variation_{2 * r + c:06d}.png"), dtype=float)
             assert np.abs(shown[r, 1 + c] - stored / (2**bits - 1) * 255).max() <= 0.51
+
+
+def test_the_sheet_names_the_sources(table, tmp_path):
+    sheets = []
+    for name in ("first", "other"):
+        (tmp_path / name).mkdir()
+        paths = [shutil.copy(path, tmp_path / name / f"{name}_{Path(path).name}") for path in table.paths]
+        make(variation(replace(table, paths=paths)), tmp_path / name / "out").run()
+        sheets.append(np.asarray(Image.open(tmp_path / name / "out" / SHEET_NAME)))
+    differs = (sheets[0] != sheets[1]).any(1).nonzero()[0]
+    captions = [row for r in range(3) for row in range(4 + r * (SIZE + 24), 24 + r * (SIZE + 24))]
+    assert len(differs) and set(differs) <= set(captions)
 
 
 def resized(path):

@@ -80,6 +80,17 @@ def test_what_mask_values_mean_is_recognised_or_asked_for(tmp_path, values, tabl
         assert {item["mask_values"] for item in listed(tmp_path, class_table=table)} == {expected}
 
 
+def test_all_masks_with_values_that_are_no_class_are_told_at_once(tmp_path):
+    images = write_labelled_folder(tmp_path / "data", 5, num_val=1)
+    bad = [str(image.parent.parent / "masks" / image.name) for image in images[:3:2]]
+    for path in bad:
+        Image.fromarray(np.full((45, 61), 77, np.uint8)).save(path)
+    with pytest.raises(DatasetError) as caught:
+        listed(tmp_path, class_table="grouped", mask_values="periapical")
+    assert all(path in str(caught.value) for path in bad) and str(images[1].name) not in str(caught.value)
+    assert len(listed(tmp_path, "val", class_table="grouped", mask_values="periapical")) == 1
+
+
 @pytest.mark.parametrize("form", ["png", "nii.gz"])
 def test_masks_that_this_bundle_wrote_are_read_as_what_they_are_whatever_is_said(tmp_path, form):
     write_labelled_folder(tmp_path / "data", 4, num_val=1)

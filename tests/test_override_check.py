@@ -39,7 +39,7 @@ training:
   - "%run::0"
   - "$print('trained', @only_for_training, @data_dir)"
 """
-SMOKE = """# small
+SMOKE = """# base: train.yaml
 max_epochs: 1
 train#steps: 3
 smoke_only: 7
@@ -53,6 +53,7 @@ def configs(tmp_path: Path) -> Path:
     (folder / "train.yaml").write_text(TRAIN)
     (folder / "smoke.yaml").write_text(SMOKE)
     (folder / "inference.yaml").write_text("# another workflow\nsheet_rows: 3\nrun: []\n")
+    (folder / "smoke_inference.yaml").write_text("# base: inference.yaml\nsheet_rows: 1\n")
     (folder / "metadata.json").write_text(json.dumps({"version": "0.1.0"}))
     return folder
 
@@ -69,7 +70,7 @@ def run(configs: Path, *files: str | Path, run_id: str = "run", **overrides: obj
         ({"max_epoch": 5}, "'max_epochs'"),
         ({"Learning_rate": 5}, "'learning_rate'"),
         ({"train#step": 5}, "'train#steps'"),
-        ({"sheet_rows": 5}, "sheet_rows"),  # another workflow's
+        ({"sheet_rows": 5}, " inference.yaml"),  # another workflow's
         ({"smoke_only": 5}, "smoke.yaml"),  # of a file that takes no part
     ],
 )
@@ -81,6 +82,7 @@ def test_unknown_key_stops_the_run(
     cause = caught.value.__cause__
     assert isinstance(cause, SettingsError)
     assert near in str(cause) and "train.yaml" in str(cause) and next(iter(overrides)) in str(cause)
+    assert "smoke_inference.yaml" not in str(cause)  # would not make it a setting of this run
     printed = capsys.readouterr().out
     assert "initialised" in printed and "ran" not in printed and "trained" not in printed
 
@@ -166,6 +168,23 @@ def test_args_file_and_create_workflow(configs: Path, tmp_path: Path, capsys: py
     workflow = monai.bundle.create_workflow(args_file=str(args_file), workflow_type="train")
     with pytest.raises(RuntimeError, match="check_overrides"):
         workflow.run()
+
+
+def test_what_is_no_bundle_is_refused_with_the_folder_that_is_one(configs: Path, tmp_path: Path) -> None:
+    (configs / "train.yaml").write_text(TRAIN + "bundle_root: .\n")
+    run(configs, bundle_root=str(configs.parent))
+    with pytest.raises(RuntimeError) as caught:
+        run(configs, bundle_root=str(tmp_path))
+    assert isinstance(caught.value.__cause__, SettingsError) and str(configs.parent) in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(("dataset_dir", "count"), [("$@bundle_root + '/samples'", 1), ("somewhere", 0)])
+def test_a_training_says_that_it_has_only_the_images_that_ship(
+    configs: Path, caplog: pytest.LogCaptureFixture, dataset_dir: str, count: int
+) -> None:
+    (configs / "train.yaml").write_text(TRAIN + f'bundle_root: .\ndataset_dir: "{dataset_dir}"\n')
+    run(configs, bundle_root=str(configs.parent))
+    assert len([record for record in caplog.records if "--dataset_dir" in record.message]) == count
 
 
 def test_a_copy_kept_elsewhere_knows_what_is_reached(configs: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from common.io import UnreadableRadiographError, is_radiograph_file, read_radiograph
+from common.io.scaling import STRETCH_VARIABLE, reading_settings
 
 GREY = np.arange(256, dtype=np.uint8).reshape(8, 32)
 
@@ -86,6 +87,25 @@ def test_16_bit_is_stretched_between_its_percentiles(name: str, top: int, tmp_pa
     values = np.linspace(100, top, 2000).astype(np.uint16).reshape(40, 50)
     Image.fromarray(values).save(tmp_path / name)
     assert np.allclose(read(tmp_path / name), stretched(values), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "uint8"])
+def test_the_stretch_can_be_switched_off(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STRETCH_VARIABLE, "0")
+    values = np.linspace(100, 255 if dtype == "uint8" else 4095, 2000).astype(dtype).reshape(40, 50)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert np.allclose(read(tmp_path / "a.tif"), values / (255 if dtype == "uint8" else 65535), atol=1e-7)
+    assert reading_settings()
+    monkeypatch.delenv(STRETCH_VARIABLE)
+    assert not reading_settings()
+
+
+@pytest.mark.parametrize("size", [(2, 2), (20, 4000), (4000, 20), (5, 30)])
+def test_sizes_that_no_radiograph_has_are_refused(size: tuple[int, int], tmp_path: Path) -> None:
+    Image.fromarray(np.resize(GREY, size)).save(tmp_path / "a.png")
+    refused(tmp_path / "a.png", *map(str, size))
+    Image.fromarray(np.resize(GREY, (40, 160))).save(tmp_path / "a.png")
+    read(tmp_path / "a.png")
 
 
 def test_a_bright_speck_does_not_darken_16_bits(tmp_path: Path) -> None:
@@ -184,7 +204,7 @@ BROKEN = {
     "animated png": (saved("PNG", save_all=True, append_images=[PAGE]), "pages"),
     "bomb": (png_of(50_000, 50_000, 8, 0, b""), "50000"),
     "large": (png_of(13_000, 13_000, 8, 0, b""), "13000"),
-    "blank": (png_of(4, 4, 8, 0, b"\x00\x07\x07\x07\x07" * 4), "all the same"),
+    "blank": (png_of(8, 8, 8, 0, (b"\x00" + b"\x07" * 8) * 8), "all the same"),
     "16-bit colour": (png_of(2, 1, 16, 2, b"\x00" + b"\x01\x02" * 6), "16 bits per channel"),
 }
 

@@ -15,6 +15,7 @@ from resuming import Killed, assert_equal_states, killable_trainer, state_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
+from common import progress
 from common.data.dataset import RadiographDataset, StepBatchSampler
 from common.data.phantom import draw_chest_phantom
 from common.errors import CheckpointMismatchError, RunError, SettingsError
@@ -186,14 +187,17 @@ def test_tensorboard_has_training_and_validation_apart_in_one_file(uninterrupted
     assert [event.step for event in events.Scalars("train/l1")] == [10]
 
 
-def test_the_bar_goes_on_where_the_run_does_and_the_end_says_where_the_weights_are(tmp_path, capsys, caplog):
-    make_trainer(tmp_path, max_epochs=1)[0].run()
-    capsys.readouterr()
-    with caplog.at_level(logging.INFO):
-        make_trainer(tmp_path, max_epochs=2)[0].run()
-    shown = capsys.readouterr().err
-    assert "4/8" in shown and "8/8" in shown and "l1" in shown
-    assert str(tmp_path / "model.pt") in caplog.text
+def test_the_bar_goes_on_where_the_run_does_and_the_end_says_where_the_weights_are(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    caplog.set_level(logging.INFO)
+    for rounds, told in ((1, [1, 2, 3, 4]), (2, [5, 6, 7, 8]), (2, [])):
+        caplog.clear()
+        make_trainer(tmp_path, max_epochs=rounds)[0].run()
+        bars = [message for message in caplog.messages if message.startswith("training: ")]
+        assert [bar.split(",")[0] for bar in bars] == [f"training: {n} of {4 * rounds}" for n in told]
+        assert all("l1" in bar for bar in bars)
+        assert str(tmp_path / "model.pt") in caplog.messages[-1]
+        assert not [record for record in caplog.records if record.name.startswith("ignite")]
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):

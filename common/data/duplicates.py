@@ -27,10 +27,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..errors import DatasetError
 from ..io import read_radiograph
+from ..progress import ProgressBar
 from .alignment import aligned_correlation, zoomed
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def small_picture(pixels: Tensor) -> NDArray[np.float16]:
 def perceptual_hashes(pictures: NDArray[np.float16], progress: bool = False) -> NDArray[np.int8]:
     """Hashes [N, views, 143] of pictures [N, 64, 64], as -1 and 1: an inverted picture has the inverted hash."""
     hashes = []
-    for start in tqdm(range(0, len(pictures), _BLOCK), desc="hashing", disable=not progress):
+    for start in ProgressBar(range(0, len(pictures), _BLOCK), desc="hashing", disable=not progress):
         block = torch.from_numpy(pictures[start : start + _BLOCK].astype(np.float32))[:, None]
         views = [zoomed(block, torch.tensor([[*view, 0, 0]]).expand(len(block), 4))[:, 0].numpy() for view in VIEWS]
         cosines = dctn(np.stack(views, 1), axes=(2, 3))[..., :HASH_SIDE, :HASH_SIDE]
@@ -196,7 +196,7 @@ def _read(paths: Sequence[str], progress: bool) -> tuple[NDArray[np.float16], li
         return small_picture(pixels), digest.digest()
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = list(tqdm(pool.map(read, paths), total=len(paths), desc="reading", disable=not progress))
+        results = list(ProgressBar(pool.map(read, paths), total=len(paths), desc="reading", disable=not progress))
     return np.stack([picture for picture, _ in results]), [digest for _, digest in results]
 
 
@@ -219,7 +219,7 @@ def _looked_at(
 ) -> Iterator[Pair]:
     """Those of the pairs that are at least alike."""
     size, detail, num_iterations, go_on = _FIRST_LOOK
-    for start in tqdm(range(0, len(pairs), _BLOCK), desc="comparing", disable=not progress):
+    for start in ProgressBar(range(0, len(pairs), _BLOCK), desc="comparing", disable=not progress):
         ordered, boxes, sign, distance = _starts(hashes, pairs[start : start + _BLOCK])
         both = torch.from_numpy(pictures[ordered].astype(np.float32))
         both[:, 1] *= torch.from_numpy(sign)[:, None, None]

@@ -15,6 +15,7 @@ from ..io.segmentation_classes import OWN_LABELS, ClassTable
 from ..io.segmentation_classes import class_table as find_table
 from ..seeding import Purpose, derive_seed
 from .datalists import radiograph_items
+from .mask_transforms import check_mask_values
 from .readability import readable_items
 
 
@@ -53,7 +54,7 @@ def labelled_radiographs(
 
     Raises:
         DatasetError: no image has a mask, too many files are unreadable, the budget is larger than what there is, or
-            nothing tells what the values of the masks mean.
+            nothing tells what the values of the masks mean; or some have values without a label.
     """
 
     def keep(items: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -73,7 +74,10 @@ def labelled_radiographs(
         mask_values = recognised_values(items, find_table(class_table))
     if mask_values is None:
         return labelled
-    return [{**item, "mask_values": item.get("mask_values") or mask_values} for item in labelled]
+    labelled = [{**item, "mask_values": item.get("mask_values") or mask_values} for item in labelled]
+    if class_table is not None:
+        check_mask_values(labelled, find_table(class_table))
+    return labelled
 
 
 def recognised_values(items: Sequence[Mapping[str, str]], classes: ClassTable) -> str:

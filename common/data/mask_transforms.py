@@ -19,6 +19,7 @@ from ..io.mask_files import read_mask, written_table
 from ..io.segmentation_classes import OWN_LABELS, ClassTable, class_table
 
 GEOMETRY_KEY = "geometry"
+NAMED_PROBLEMS = 10  # in a message
 
 
 class LoadMaskd(MapTransform):
@@ -52,36 +53,57 @@ class LoadMaskd(MapTransform):
         size = tuple(item[self.image_key].shape[-2:])
         for key in self.keys:
             path = str(item[key])
-            values = read_mask(path)
-            if values.shape != size:
+            labels = mask_labels(path, self.classes, mask_values)
+            if labels.shape != size:
                 raise UnreadableRadiographError(
                     path,
-                    f"a mask of {values.shape[0]} × {values.shape[1]} pixels",
+                    f"a mask of {labels.shape[0]} × {labels.shape[1]} pixels",
                     f"{size[0]} × {size[1]}, the rows × columns of {item.get(f'{self.image_key}_path', 'its image')}",
                     "Check that mask and image belong together and are not turned.",
                 )
-            try:
-                labels = self.classes.map_mask(values, self._dataset(path, mask_values))
-            except DatasetError as error:
-                raise DatasetError(f"{path}: {error}") from error
             item[key] = torch.from_numpy(labels)[None]
             item[f"{key}_path"] = path
         return item
 
-    def _dataset(self, path: str, mask_values: str) -> str | None:
-        """What `ClassTable.map_mask` is to be told of a file."""
-        written = written_table(path)
-        if written is None:
-            return None if mask_values == OWN_LABELS else mask_values
-        if written == self.classes.name:
-            return None
-        meant = class_table(written).mask_values.get(mask_values, {})
-        if not meant or any(value != label for value, label in meant.items()):
-            raise DatasetError(
-                f"found a mask with the labels of class table {written}; expected those of {self.classes.name}. "
-                "Choose the table that the masks were drawn for."
-            )
-        return mask_values
+
+def mask_labels(path: str, classes: ClassTable, mask_values: str) -> NDArray[np.int64]:
+    """The labels [H, W] of a mask's file, see `LoadMaskd`.
+
+    Raises:
+        UnreadableRadiographError: it is no mask.
+        DatasetError: a value without a label, or the file says that it holds labels of another table.
+    """
+    values, written = read_mask(path), written_table(path)
+    dataset = None if mask_values == OWN_LABELS or written == classes.name else mask_values
+    try:
+        if written not in (None, classes.name):
+            meant = class_table(str(written)).mask_values.get(mask_values, {})
+            if not meant or any(value != label for value, label in meant.items()):
+                raise DatasetError(
+                    f"found a mask with the labels of class table {written}; expected those of {classes.name}. Choose "
+                    "the table that the masks were drawn for."
+                )
+            dataset = mask_values
+        return classes.map_mask(values, dataset)
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def check_mask_values(items: Sequence[Mapping[str, str]], classes: ClassTable) -> None:
+    """Refuse masks with values that have no label, all at once; items hold "mask" and "mask_values".
+
+    Raises:
+        DatasetError: says how many, and what is wrong with the first.
+    """
+    problems = []
+    for item in items:
+        try:
+            mask_labels(item["mask"], classes, item["mask_values"])
+        except DatasetError as error:
+            problems.append(str(error))
+    if problems:
+        named, more = "; ".join(problems[:NAMED_PROBLEMS]), "; …" if len(problems) > NAMED_PROBLEMS else ""
+        raise DatasetError(f"{len(problems)} of {len(items)} masks cannot be used: {named}{more}")
 
 
 class PadGeometry(NamedTuple):

@@ -20,12 +20,13 @@ from ..distributed import is_rank_zero, rank, wait_for_all, world_size
 from ..errors import DatasetError
 from ..files import locked_folder
 from ..fingerprint import json_sha256, network_sha256
+from ..io.scaling import reading_settings
 from ..networks.conditioning import named_tokens
 from ..networks.dino import DinoEncoder
 from ..networks.latent_codec import DECODER, LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser
 from ..networks.weights import load_described
-from ..progress import ProgressBar
+from ..progress import ProgressBar, stopwatch
 from ..seeding import Purpose, derive_seed
 from .augmentation import augmented_view
 from .datalist_sources import data_list_sha256
@@ -127,6 +128,7 @@ class LatentCache:
             "encoder_image_size": self.encoder.image_size,
             **{name: getattr(self, name) for name in ("patch_grid", "num_views", "seed", "image_size")},
             **self._split,
+            **reading_settings(),
         }
         # As the store's description gives it back: a tuple, for instance, comes back as a list.
         self.made_with: dict[str, Any] = json.loads(json.dumps(made_with))
@@ -138,7 +140,7 @@ class LatentCache:
             DatasetError: the data set cannot be listed, or, where it is not there, several stores may be of it.
             RunError: another process makes this store.
         """
-        folder = self._folder()
+        elapsed, folder = stopwatch(), self._folder()
         begun = LatentStore.exists(folder)
         is_done = begun and LatentStore(folder).is_complete
         wait_for_all()  # nobody begins before all have looked
@@ -146,7 +148,7 @@ class LatentCache:
             store = self._completed(folder, begun)
         if is_rank_zero():
             counts = {split: int((store.splits == split.encode()).sum()) for split in ("train", "val")}
-            _logger.info("store %s: %s images, %d views each", folder, counts, store.num_views)
+            _logger.info("store %s: %s images, %d views each, in %s", folder, counts, store.num_views, elapsed())
         return store
 
     def _completed(self, folder: Path, begun: bool) -> LatentStore:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from tqdm import tqdm
 
 from ..distributed import is_rank_zero, world_size
 from ..errors import DatasetError
 from ..files import write_csv
 from ..io import UnreadableRadiographError, read_radiograph
 from ..io.mask_files import read_mask
+from ..progress import ProgressBar
 from .datalists import radiograph_items
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def _scan(items: Sequence[Mapping[str, Any]], report_dir: Path, name: str, keys:
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         found = pool.map(_try_to_read, unknown, [kinds[path] for path in unknown])
-        bar = tqdm(found, total=len(unknown), desc=f"reading {name}", unit="file", disable=not unknown)
+        bar = ProgressBar(found, total=len(unknown), desc=f"reading {name}", unit="file", disable=not unknown)
         for (path, stamp), problem in zip(unknown.items(), bar, strict=True):
             if problem is not None:
                 problems[path] = problem

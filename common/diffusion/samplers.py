@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import SettingsError
+from ..progress import ProgressBar
 from ..seeding import derive_seed, seeded_normal
 from .noise_schedule import NoiseSchedule
 
@@ -169,7 +169,7 @@ class Sampler:
 
         first_noise = noisy = seeded_normal(list(seeds), tuple(shape)).to(device)
         previous_x0: Tensor | None = None
-        for step in tqdm(range(len(self.timesteps)), desc="sampling", disable=not progress):
+        for step in ProgressBar(range(len(self.timesteps)), desc="sampling", disable=not progress):
             before = previous_x0
             for attempt in range(1 if known is None else known.attempts(self._share[step])):
                 if attempt:

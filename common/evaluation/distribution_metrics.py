@@ -12,7 +12,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
+
+from ..progress import ProgressBar
 
 Array: TypeAlias = NDArray[np.float64]
 Features: TypeAlias = "np.ndarray | Tensor"  # [N, D]
@@ -191,7 +192,7 @@ def bootstrap_interval(
     rng = np.random.default_rng(seed)
     values = [
         metric(x[rng.integers(len(x), size=len(x))], y[rng.integers(len(y), size=len(y))])
-        for _ in tqdm(range(num_resamples), desc="bootstrap", unit="resample", disable=not progress)
+        for _ in ProgressBar(range(num_resamples), desc="bootstrap", unit="resample", disable=not progress)
     ]
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) - np.mean(values) + metric(x, y)
     return float(low), float(high)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.transforms import load_square
 from ..diffusion.image_sampler import ImageSampler
@@ -27,6 +26,7 @@ from ..pipelines.folder_generation import FolderGeneration
 from ..pipelines.inputs import read_generated
 from ..pipelines.source_table import SourceTable
 from ..pipelines.strategies import Prior, Variation
+from ..progress import ProgressBar, stopwatch
 from ..provenance import provenance
 from .image_features import FeatureExtractor, ImageFeatures
 from .image_quality import KID_FEATURES, SHARES, ImageQuality, split_halves
@@ -98,7 +98,7 @@ class GeneratorEvaluator:
             SettingsError: too few sources for the metrics; nothing is generated then.
             RunError: generated images that cannot be compared.
         """
-        table = self.sources()
+        elapsed, table = stopwatch(), self.sources()
         halves = split_halves(table.patient_ids, self.seed)
         self.quality.check_counts(len(halves[0]), len(halves[1]))
         prior = Prior(self.token_sampler, len(table), None, self.seed)
@@ -125,8 +125,8 @@ class GeneratorEvaluator:
             "provenance": provenance(self.device),
         }
         write_report(self.output_dir, report, markdown(report), ("metrics.json", "table.md"))
-        _logger.info("figures in %s:\n%s", self.output_dir, markdown(report))
         self._sheet(table, folders)
+        _logger.info("%d images compared in %s: %s\n%s", len(table), elapsed(), self.output_dir, markdown(report))
         return report
 
     # ---- images ------------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class GeneratorEvaluator:
         paths = [Path(self.output_dir) / "reconstruction" / f"{number:06d}.png" for number in range(len(table))]
         missing = [number for number, path in enumerate(paths) if not path.is_file()]
         codec, device = self.sampler.codec, self.sampler.device
-        for start in tqdm(range(0, len(missing), self.batch_size), desc="reconstructing", unit="batch"):
+        for start in ProgressBar(range(0, len(missing), self.batch_size), desc="reconstructing", unit="batch"):
             numbers = missing[start : start + self.batch_size]
             images = codec(self._real([table.paths[number] for number in numbers]).to(device)).float().cpu()
             for number, image in zip(numbers, images, strict=True):
@@ -198,7 +198,8 @@ class GeneratorEvaluator:
         columns = [list(_generated([paths[number] for number in shown])) for paths in folders.values()]
         rows = zip(self._real([table.paths[number] for number in shown]), *columns, strict=True)
         titles = ["real (held out)", "reconstruction", "variation", "prior (no source)"]
-        save_contact_sheet([list(row) for row in rows], Path(self.output_dir) / "contact_sheet.png", titles)
+        captions = [Path(table.paths[number]).name for number in shown]
+        save_contact_sheet([list(row) for row in rows], Path(self.output_dir) / "contact_sheet.png", titles, captions)
         _logger.info("contact_sheet.png shows real patients: keep it where the data set is kept")
 
 

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..data.transforms import center_square
 from ..errors import DatasetError, SettingsError, UserError, WeightsError
@@ -24,6 +23,7 @@ from ..fingerprint import file_sha256, network_sha256
 from ..io import read_radiograph
 from ..networks.dino import DinoEncoder
 from ..networks.inception import EXPECTED_WEIGHTS, FidInception
+from ..progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class ImageFeatures:
         title = f"{self.extractor.name} features"
         with (
             ThreadPoolExecutor(READING_THREADS) as pool,
-            tqdm(total=len(paths), desc=title, unit="image", disable=not self.progress) as bar,
+            ProgressBar(total=len(paths), desc=title, unit="image", disable=not self.progress) as bar,
         ):
             for start in range(0, len(paths), self.batch_size):
                 loaded = list(pool.map(self._load, paths[start : start + self.batch_size]))
@@ -143,7 +143,8 @@ class ImageFeatures:
             DatasetError: a batch of another shape or range.
         """
         features = []
-        for batch in tqdm(batches, desc=f"{self.extractor.name} features", unit="batch", disable=not self.progress):
+        title = f"{self.extractor.name} features"
+        for batch in ProgressBar(batches, desc=title, unit="batch", disable=not self.progress):
             low, high = float(batch.min()), float(batch.max())
             is_shaped, is_ranged = batch.ndim == 4 and batch.shape[1] == 1, low >= -TOLERANCE and high <= 1 + TOLERANCE
             if not (is_shaped and is_ranged):  # NaN fails too

@@ -25,6 +25,7 @@ from ..errors import DatasetError
 from ..files import write_json
 from ..io.contact_sheet import save_contact_sheet
 from ..pipelines.manifest import several
+from ..progress import stopwatch
 from ..provenance import provenance
 from ..seeding import derive_seed
 from .copy_detection import CopyCheck, CopyReference
@@ -120,7 +121,7 @@ class PrivacyCheck:
             DatasetError: no manifest of generated images, a patient in training and held out, none of the images of a
                 kind readable, or too few images to compare.
         """
-        generated = Path(os.path.abspath(self.generated_dir))
+        elapsed, generated = stopwatch(), Path(os.path.abspath(self.generated_dir))
         rows = _generated_rows(generated)
         assert_disjoint_patients(training=self.train_items, held_out=self.held_out_items)
         unreadable: dict[str, list[tuple[str, str]]] = {}
@@ -159,6 +160,7 @@ class PrivacyCheck:
         }
         self._write(report, check, table, [row["image"] for row in samples])
         self._log(report)
+        logger.info("%d images checked in %s: %s", len(samples), elapsed(), self.folder)
         return report
 
     def _write(self, report: Row, check: CopyCheck, table: Sequence[Row], images: Sequence[str]) -> None:

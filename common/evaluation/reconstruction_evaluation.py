@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ..io.contact_sheet import reconstruction_rows, save_contact_sheet
 from ..metrics import MS_SSIM_MIN_SIZE, lpips, ms_ssim, plain, psnr, ssim, token_cosine
 from ..networks.dino import DinoEncoder
 from ..networks.lpips import LPIPS
+from ..progress import ProgressBar, stopwatch
 from ..provenance import provenance
 from .codec_baselines import bicubic_down_up, jpeg_at_bytes
 from .report import Row, best_median_worst, cell, markdown_table, mean_sd, write_report, write_rows
@@ -78,12 +78,13 @@ class ReconstructionEvaluator:
             ValueError: no images, a batch or reconstruction of the wrong shape or range, a column that is absent, or no
                 image that matches headline_filter (after per_image.csv is written).
         """
+        elapsed = stopwatch()
         was_training = isinstance(self.network, nn.Module) and self.network.training
         for module in (self.network, self.lpips, self.dino):
             if isinstance(module, nn.Module):
                 module.to(self.device).eval()
         try:
-            batches = tqdm(self.data_loader, desc="evaluate", unit="batch")
+            batches = ProgressBar(self.data_loader, desc="evaluate", unit="batch")
             rows = [row for batch in batches for row in self._measure(batch)]
             if not rows:
                 raise ValueError("evaluation: the data loader yielded no batch; expected one or more. Check its data.")
@@ -102,8 +103,8 @@ class ReconstructionEvaluator:
         write_report(self.output_dir, report, markdown(report), ("metrics.json", "table.md"))
         for entry in report["non_finite"]:
             logger.warning("non-finite %(metric)s of %(method)s, left out of the mean: %(path)s", entry)
-        found = len(rows) // len(METHODS), self.output_dir, markdown(report)
-        logger.info("reconstruction of %d images, files in %s\n%s", *found)
+        found = len(rows) // len(METHODS), elapsed(), self.output_dir, markdown(report)
+        logger.info("%d images evaluated in %s: %s\n%s", *found)
         return report
 
     @torch.inference_mode()

@@ -14,7 +14,6 @@ import torch
 from monai.inferers import Inferer
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from ..data.mask_transforms import GEOMETRY_KEY, label_map
 from ..fingerprint import network_sha256
@@ -23,6 +22,7 @@ from ..io.contact_sheet import save_contact_sheet
 from ..io.segmentation_classes import ClassTable
 from ..metrics import plain
 from ..pipelines.segmenter import DISPLAYED, mask_tiles
+from ..progress import ProgressBar, stopwatch
 from ..provenance import provenance
 from .report import Row, best_median_worst, cell, markdown_table, write_report, write_rows
 from .segmentation_metrics import SegmentationScore, score_mask, summarise_scores
@@ -129,7 +129,7 @@ class SegmentationEvaluator:
         Raises:
             ValueError: no images, or as `segment_and_score`.
         """
-        scores, rows = [], []
+        elapsed, scores, rows = stopwatch(), [], []
         arguments = self.network, self.inferer, self.dataset, self.classes, self.device, True, self.postprocessing
         for item, score in _scored(*arguments):
             columns = {name: str(item[name]) for name in self.columns if name in item}
@@ -144,7 +144,8 @@ class SegmentationEvaluator:
         write_rows(Path(self.output_dir) / "per_image.csv", rows)
         write_report(self.output_dir, report, markdown(report), ("evaluation.json", "table.md"))
         self._write_examples(scores)
-        logger.info("segmentation of %d images, files in %s\n%s", len(scores), self.output_dir, markdown(report))
+        found = len(scores), elapsed(), self.output_dir, markdown(report)
+        logger.info("%d images evaluated in %s: %s\n%s", *found)
         return report
 
     def _write_examples(self, scores: Sequence[SegmentationScore]) -> None:
@@ -198,7 +199,7 @@ def _scored(
     postprocessing: Transform | None,
 ) -> Iterator[tuple[Mapping[str, Any], SegmentationScore]]:
     with _evaluating(network, device):
-        for index in tqdm(range(len(dataset)), desc="evaluate", unit="image"):
+        for index in ProgressBar(range(len(dataset)), desc="evaluate", unit="image"):
             item = dataset[index]
             prediction = segment(network, inferer, item, device, postprocessing)
             row, column = (float(number) for number in item.get("image_spacing_mm", (np.nan, np.nan)))

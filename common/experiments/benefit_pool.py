@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..amp import autocast
 from ..errors import SettingsError
@@ -22,6 +21,7 @@ from ..pipelines.diffusion import DinoDiffusion
 from ..pipelines.interpolation import Interpolation
 from ..pipelines.source_table import SourceTable
 from ..pipelines.strategies import Prior, SampleRequest, Strategy, Variation
+from ..progress import ProgressBar
 from ..seeding import Purpose, derive_seed, torch_seed
 from .benefit_trials import INTERPOLATION, PRIOR, VARIATION, Item
 
@@ -180,7 +180,7 @@ class SyntheticPool:
             found = torch.from_numpy(self.sources.of_files(paths).features).unflatten(1, shape)
             tokens = dict(zip(paths, found, strict=True))
         total = sum(map(len, missing))
-        with tqdm(total=total, desc="generating", unit="image", dynamic_ncols=True, disable=not missing) as bar:
+        with ProgressBar(total=total, desc="generating", unit="image", disable=not missing) as bar:
             for block in missing:
                 if not self._has(block):  # another process may have made it
                     self._make(block, tokens)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..data.transforms import load_square
 from ..evaluation.report import Point, Row, cell, markdown_table, mean_sd, write_error_bar_plot
 from ..fingerprint import file_sha256, json_sha256, network_sha256
 from ..io.image_writer import write_png
+from ..progress import ProgressBar
 from .benefit_pool import BLOCK, Recipe
 from .benefit_report import TITLES
 from .benefit_study import PROBE, BenefitStudy, scores_of
@@ -93,7 +93,7 @@ class LabelFidelity:
         """What the codec alone makes of each held-out image."""
         pipe = self.study.pipe
         paths = []
-        for source in tqdm(self.study.test_paths, desc="reconstructions", unit="image", dynamic_ncols=True):
+        for source in ProgressBar(self.study.test_paths, desc="reconstructions", unit="image"):
             path = self.folder / f"{file_sha256(source)[:12]}.png"
             if not path.is_file():
                 image = load_square(source, pipe.image_size).as_subclass(torch.Tensor)[None].to(pipe.device)

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import DatasetError
 from ..files import atomic_path, read_json, write_json
 from ..io import read_radiograph
 from ..io.mask_files import read_mask
 from ..pipelines.diffusion import DinoDiffusion
+from ..progress import ProgressBar
 from ..seeding import derive_seed
 from .lung_choice import ChoiceSettings, choose_lungs, pick_by_dice, posed_prior, resized, tidied
 from .lung_segments import DIFFSEG, KMEANS, METHODS, EncodedImage, SegmentSettings, at_size, encode_image, evidence
@@ -177,7 +177,7 @@ def coordinate_search(
     Higher is better; the title is that of the progress bar.
     """
     best, score = start, objective(start)
-    with tqdm(grid.items(), desc=title, unit="setting", dynamic_ncols=True) as bar:
+    with ProgressBar(grid.items(), desc=title, unit="setting") as bar:
         for name, candidates in bar:
             for value in candidates:
                 candidate = replace(best, **{name: value})  # type: ignore[arg-type]
@@ -210,7 +210,7 @@ class LungStudy:
         """Search hyperparameters on a seeded subset of training cases; returns them and what is to be said of it."""
         order = np.random.default_rng(derive_seed(self.seed)).permutation(len(cases))[:num_images]
         chosen = [cases[index] for index in sorted(order)]
-        bar = tqdm(chosen, desc="training images", unit="image", dynamic_ncols=True)
+        bar = ProgressBar(chosen, desc="training images", unit="image")
         pixels = (read_radiograph(case.image).pixels for case in bar)
         encoded = [encode_image(self.pipe, image, TIMESTEPS, 1, self.seed) for image in pixels]
         truths = [at_size(case.truth(), each.size) for case, each in zip(chosen, encoded, strict=True)]
@@ -229,7 +229,7 @@ class LungStudy:
     def score(self, cases: Sequence[LungCase], tuned: Tuned) -> list[dict[str, Any]]:
         """Dice of every method for every case, at the image's own size; what is done already is read."""
         results = []
-        for case in tqdm(cases, desc="held-out images", unit="image", dynamic_ncols=True):
+        for case in ProgressBar(cases, desc="held-out images", unit="image"):
             path = self.work_dir / "images" / f"{case.name}.json"
             if not path.is_file():
                 write_json(path, self._score_one(case, tuned))

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..data.augmentation import RandomAugmentation
 from ..data.transforms import load_square
@@ -16,6 +15,7 @@ from ..errors import DatasetError, SettingsError
 from ..evaluation.image_features import ImageFeatures
 from ..files import atomic_path
 from ..fingerprint import file_sha256
+from ..progress import ProgressBar
 from ..seeding import Purpose, derive_seed
 from .benefit_trials import MIXED, PRETRAINED, REAL, REAL_REGIMES, SYNTHETIC, UNAUGMENTED, Example
 from .probe import L2_STRENGTHS, Array, Probe, choose_strength, fit_path
@@ -73,7 +73,7 @@ class ProbeFeatures:
     def of_views(self, paths: Sequence[str]) -> Array:
         """Features [N, V, D] of changed views; those of a file depend on its content alone."""
         unknown = [path for path in dict.fromkeys(paths) if path not in self._views]
-        for path in tqdm(unknown, desc="features of changed views", unit="image", disable=not unknown):
+        for path in ProgressBar(unknown, desc="features of changed views", unit="image", disable=not unknown):
             self._views[path] = self._views_of(path).astype(np.float64)
         return np.stack([self._views[path] for path in paths])
 

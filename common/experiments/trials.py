@@ -15,11 +15,11 @@ import torch
 import yaml
 from filelock import FileLock
 from scipy import stats
-from tqdm import tqdm
 
 from ..errors import SettingsError
 from ..evaluation.report import Row, mean_sd, read_rows, write_report, write_rows
 from ..files import read_json, write_json
+from ..progress import ProgressBar
 from ..provenance import git_state, provenance
 
 LOCK_NAME = ".trials.lock"
@@ -66,7 +66,7 @@ class Experiment(Generic[TrialT]):
             SettingsError: a row of one of them was made from something else.
         """
         mine, rows = list(trials)[share[0] :: share[1]], self._rows()
-        with tqdm(mine, desc="trials", unit="trial", dynamic_ncols=True) as bar:
+        with ProgressBar(mine, desc="trials", unit="trial") as bar:
             for trial in bar:
                 bar.set_postfix_str(" ".join(map(str, asdict(trial).values())))
                 done = next((row for row in rows if asdict(trial).items() <= row.items()), None)

@@ -44,7 +44,8 @@ def contact_sheet_array(
 ) -> np.ndarray:
     """Draw the sheet: uint8, [H, W] if all images are grey, [H, W, 3] if any has colour (TensorBoard: "HW", "HWC").
 
-    Images of different sizes keep their shape and are centred in cells of the largest one's size. Values are clipped
+    Images of different sizes keep their shape and lie at the top left of cells of the largest one's size, so that an
+    overlay with its legend below lies as its image does. Values are clipped
     to [0, 1]; NaN is drawn black. Captions stand above their row and are shortened to the sheet's width.
 
     Args:
@@ -83,7 +84,7 @@ def contact_sheet_array(
         for column, tile in enumerate(row):
             x = GAP + column * (width + GAP)
             sheet.paste(_colour(mode, PADDING), (x, y, x + width, y + height))
-            sheet.paste(tile.convert(mode), (x + (width - tile.width) // 2, y + (height - tile.height) // 2))
+            sheet.paste(tile.convert(mode), (x, y))
     return np.asarray(sheet)
 
 

@@ -16,6 +16,8 @@ from .raster import read_raster
 from .scaling import Float32Array
 from .types import Radiograph, RefusalError, with_path
 
+MIN_SIDE, MAX_ASPECT = 6, 10  # px; longer over shorter side, which is at most 4 where legs or spines are stitched
+
 
 def read_radiograph(path: str | os.PathLike[str]) -> Radiograph:
     """Read one radiograph; the format is told by the content, not by the name.
@@ -27,7 +29,8 @@ def read_radiograph(path: str | os.PathLike[str]) -> Radiograph:
         The image, float32 [1, H, W] in [0, 1], with its spacing in mm and modality where known.
 
     Raises:
-        UnreadableRadiographError: the file is missing, damaged, unsupported, no single 2-D image, or constant.
+        UnreadableRadiographError: the file is missing, damaged, unsupported, no single 2-D image, constant, or of a
+            size that no radiograph has.
     """
     path = Path(path)
     try:
@@ -49,6 +52,13 @@ def read_radiograph(path: str | os.PathLike[str]) -> Radiograph:
 
 def _to_tensor(unit: Float32Array) -> torch.Tensor:
     """Check the image [H, W] and give it a channel."""
+    height, width = unit.shape
+    if min(height, width) < MIN_SIDE or max(height, width) > MAX_ASPECT * min(height, width):
+        raise RefusalError(
+            f"an image of {height} × {width} pixels",
+            f"sides of at least {MIN_SIDE} pixels, none more than {MAX_ASPECT} times the other",
+            "It may be a thumbnail, a strip or a broken export.",
+        )
     low, high = float(unit.min()), float(unit.max())
     if not (low >= 0 and high <= 1):  # also catches NaN
         raise RefusalError("pixels that are no numbers", "finite values")

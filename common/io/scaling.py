@@ -4,7 +4,9 @@
   of 8 bits without a window.
 - Float data that lie within [0, 1] already are taken as they are (what generators write).
 - Everything else, 16-bit above all, is stretched between its own 0.5 and 99.5 percentiles: the stored range of
-  such radiographs is arbitrary (12 bits in a 16-bit PNG are common), so no fixed divisor is right.
+  such radiographs is arbitrary (12 bits in a 16-bit PNG are common), so no fixed divisor is right. Where it is not
+  (values that are those of a display already) RADIOGRAPH_STRETCH=0 in the environment switches the stretch off:
+  integers, but those of a DICOM file, then are shares of what 16 bits, or their own type, can hold.
 
 A DICOM window or VOI LUT comes before these rules; see `dicom_lut`.
 """
@@ -12,6 +14,7 @@ A DICOM window or VOI LUT comes before these rules; see `dicom_lut`.
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,7 @@ from .types import RefusalError
 # stitching. Bytes are those of a file, and of what it unpacks to.
 MAX_PIXELS, MAX_BYTES = 100_000_000, 2**29
 
+STRETCH_VARIABLE = "RADIOGRAPH_STRETCH"
 _LOW_PERCENT, _HIGH_PERCENT = 0.5, 99.5
 _SAMPLE_PIXELS = 4_000_000
 
@@ -51,13 +55,24 @@ def to_unit_range(values: NDArray) -> Float32Array:
     if values.dtype == np.uint8:
         return values.astype(np.float32) / np.float32(255)
     if values.dtype.kind != "f":
-        return percentile_range(values)
+        return _share_of_type(values) if reading_settings() else percentile_range(values)
     finite = np.isfinite(values)
     low = values.min(where=finite, initial=np.inf)
     high = values.max(where=finite, initial=-np.inf)
     if 0 <= low <= high <= 1:
         return np.where(finite, values, 0).astype(np.float32)
     return percentile_range(values, finite)
+
+
+def reading_settings() -> dict[str, bool]:
+    """What differs from the usual way of reading, for records of runs: nothing, or that nothing is stretched."""
+    return {"stretch": False} if os.environ.get(STRETCH_VARIABLE, "1").lower() in ("0", "false") else {}
+
+
+def _share_of_type(values: NDArray) -> Float32Array:
+    fits_16_bits = values.min() >= 0 and values.max() <= np.iinfo(np.uint16).max  # Pillow may give them as 32
+    limits = np.iinfo(np.uint16 if fits_16_bits else values.dtype)
+    return ((values.astype(np.float64) - limits.min) / (limits.max - limits.min)).astype(np.float32)
 
 
 def percentile_range(values: NDArray, valid: NDArray[np.bool_] | None = None) -> Float32Array:

@@ -101,7 +101,9 @@ class DinoEncoder(nn.Module):
 def _load(source: str) -> Any:
     """PreTrainedModel by its config's model_type, complete (no weight left random) and in float32."""
     from transformers import AutoConfig, AutoModel  # slow to import: only who builds an encoder pays
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # of a tenth of a second
     local = Path(source).is_dir()
     if not local and (source.startswith(("/", ".", "~")) or source.count("/") != 1):
         raise WeightsError(

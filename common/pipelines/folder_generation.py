@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -140,7 +141,7 @@ class FolderGeneration(FolderJob):
         if not groups:
             return ""
         pictures = [self._sources(group[0].content) + self._samples(group) for group in groups.values()]
-        captions = [_caption([item.content for item in group]) for group in groups.values()]
+        captions = [self._caption([item.content for item in group]) for group in groups.values()]
         save_contact_sheet(pictures, self.output_dir / SHEET_NAME, None, row_captions=captions)
         warning = ", with sources, which manifest.csv names: mind if they are patients" if self.strategy.table else ""
         return f"; {SHEET_NAME} shows the first{warning}"
@@ -153,11 +154,11 @@ class FolderGeneration(FolderJob):
         size: Any = self.sampler.image_size  # one number where there are sources
         return [load_square(self.strategy.table.paths[source], size) for source in request.sources]
 
-
-def _caption(group: Sequence[SampleRequest]) -> str:
-    first = group[0]
-    if not first.sources:
-        return f"sampled without source{f', label {first.label}' if first.label else ''}"
-    mixes = ", ".join(f"{request.mix:.2f}" for request in group if request.mix is not None)
-    kind = f"two sources, then mix {mixes}" if mixes else "source, then samples"
-    return f"{kind}{f' (label {first.label})' if first.label else ''}"
+    def _caption(self, group: Sequence[SampleRequest]) -> str:
+        first = group[0]
+        label = f", label {first.label}" if first.label else ""
+        if not first.sources:
+            return f"sampled without source{label}"
+        names = " and ".join(Path(self.strategy.table.paths[source]).name for source in first.sources)
+        mixes = ", ".join(f"{request.mix:.2f}" for request in group if request.mix is not None)
+        return f"{names}, then {f'mix {mixes}' if mixes else 'samples'}{label}"

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from ..data.typical_images import TypicalImages
 from ..errors import UNWRITABLE, CheckpointMismatchError, RunError, UserError
 from ..files import JOB_RECORD, locked_folder, read_json, result_names, write_json
 from ..io.contact_sheet import save_contact_sheet
-from ..progress import ProgressBar
+from ..io.scaling import reading_settings
+from ..progress import ProgressBar, stopwatch
 from ..provenance import command_line, git_state
 
 LOG_NAME, SHEET_NAME = "job_items.jsonl", "contact_sheet.png"
@@ -79,7 +80,7 @@ class FolderJob:
     ) -> None:
         check_numbers(batch_size=batch_size, sheet_images=sheet_images)
         self.output_dir = Path(output_dir)
-        self.settings = json.loads(json.dumps(settings))
+        self.settings = json.loads(json.dumps({**settings, **reading_settings()}))
         self.batch_size = batch_size
         self.sheet_images = sheet_images
 
@@ -114,7 +115,7 @@ class FolderJob:
             CheckpointMismatchError: the folder holds results of other settings, and this job keeps them.
             DatasetError: inputs were left out as unreadable, the others are done.
         """
-        began = time.monotonic()
+        elapsed = stopwatch()
         items = self.items()  # first: it may refuse, and then nothing is left behind
         failures: dict[str, str] = {}
         try:
@@ -124,8 +125,7 @@ class FolderJob:
                 rows = self._make(items, todo, log, failures)
                 done = [item for item in items if item.name in log.entries]
                 closing = self.finish(done, rows)
-                seconds = round(time.monotonic() - began)
-                log.close({"done": len(done), "failures": failures, "seconds": seconds})
+                log.close({"done": len(done), "failures": failures, "seconds": int(elapsed().total_seconds())})
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
@@ -135,9 +135,7 @@ class FolderJob:
             ) from error
         count, before = f"{len(done)} of {len(items)} {self.unit}s", len(items) - len(todo)
         there = f" ({before} of them before)" if before else ""
-        _logger.info(
-            "%s %s%s in %s: %s%s", count, self.verb, there, timedelta(seconds=seconds), self.output_dir, closing
-        )
+        _logger.info("%s %s%s in %s: %s%s", count, self.verb, there, elapsed(), self.output_dir, closing)
         if failures:
             named = "; ".join(f"{name}: {reason}" for name, reason in [*failures.items()][:NAMED_FAILURES])
             more = f"; for all {len(failures)} see {JOB_RECORD}" if len(failures) > NAMED_FAILURES else ""

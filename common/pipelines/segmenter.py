@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from ..errors import DatasetError, SettingsError
 from ..fingerprint import network_sha256
 from ..io import Radiograph, read_radiograph
 from ..io.dicom_seg import write_dicom_seg
+from ..io.formats import detect_format
 from ..io.mask_files import ToStoredOrderd, read_mask
 from ..io.mask_overlay import overlay_image
 from ..io.mask_writer import AREAS_NAME, MaskWriter, area_row, write_area_table
@@ -34,6 +36,8 @@ from ..io.segmentation_classes import ClassTable, class_table
 from ..networks.weights import described, load_described
 from .folder_job import FileJob, Item, Row
 from .inputs import Image, OpenBundle, as_radiograph, pick_device
+
+_logger = logging.getLogger(__name__)
 
 WINDOWS_AT_A_TIME = 4
 TILE = 320  # px, longer side of a picture on the contact sheet
@@ -397,6 +401,17 @@ class FolderSegmentation(FileJob):
         """The image, and its mask over it."""
         mask = read_mask(self.output_dir / self.result(item))
         return mask_tiles(read_radiograph(item.source).pixels, [mask], self.pipeline.classes), item.name
+
+    def finish(self, items: Sequence[Item], rows: Sequence[Row]) -> str:
+        """Also tell of which images no DICOM SEG can be."""
+        others = [item.name for item in items if self.writer.dicom_seg and detect_format(Path(item.source)) != "dicom"]
+        if others:
+            _logger.warning(
+                "no DICOM SEG of %d of %d images, such as %s: they are no DICOM files, and so of no study to which it "
+                "could belong; scripts/png_to_dx.py makes DICOM of any format",
+                *(len(others), len(items), others[0]),
+            )
+        return super().finish(items, rows)
 
 
 def mask_tiles(

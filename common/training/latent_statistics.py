@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm import tqdm
 
 from ..distributed import is_rank_zero, rank, wait_for_all, world_size
 from ..networks.latent_codec import LatentCodec
 from ..networks.weights import load_weights, other_parts, save_weights
+from ..progress import ProgressBar
 
 _logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def measure_statistics(codec: LatentCodec, loader: DataLoader, device: torch.dev
     """
     sums = torch.zeros(3, codec.latent_channels, dtype=torch.float64, device=device)  # elements, sum, sum of squares
     images = torch.zeros((), dtype=torch.int64, device=device)
-    for batch in tqdm(loader, desc="latent statistics", unit="batch", dynamic_ncols=True, disable=not is_rank_zero()):
+    for batch in ProgressBar(loader, desc="latent statistics", unit="batch"):
         mean, std = (part.double() for part in codec.posterior(batch["image"].to(device)))
         sums[0] += mean.numel() / codec.latent_channels
         sums[1] += mean.sum((0, 2, 3))

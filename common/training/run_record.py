@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shlex
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..config_graph import find_workflow, iter_items
 from ..distributed import is_rank_zero, world_size
 from ..files import atomic_path
 from ..fingerprint import file_sha256, json_sha256
+from ..io.scaling import reading_settings
 from ..provenance import command_line, git_state
 
 RECORD_NAME = "run_record.json"
@@ -27,7 +29,7 @@ IN_BUNDLE = "$@bundle_root + '"  # how configs name files that ship
 HARMLESS = frozenset(
     {"bundle_root", "dataset_dir", "output_dir", "cache_dir", "report_dir", "device", "use_flash_attention"}
     | {"is_compiled", "num_workers", "in_memory", "max_unreadable_share"}
-    | {"max_epochs", "epoch_length", "checkpoint_every_steps", "milestone_every_steps", "val_interval"}
+    | {"max_epochs", "epoch_length", "checkpoint_every_steps", "milestone_every_steps", "val_interval", "next_use"}
     | {"validate", "initialize", "run", "training", "finalize", "_meta_"}
 )
 """Top-level keys that may differ where a run is resumed: where things are, how far and how fast it goes, and what it
@@ -81,6 +83,23 @@ def describe_run(workflow: ConfigWorkflow) -> dict[str, Any]:
     }
 
 
+def bundle_command(use: str, weights: Path) -> str:
+    """A command for the bundle and the data of this run; "" outside of a `ConfigWorkflow`.
+
+    Args:
+        use: a config of the bundle and options, the last one for the weights, as "evaluate.yaml --weights_path".
+        weights: their file.
+    """
+    workflow = find_workflow()
+    if workflow is None or not use:
+        return ""
+    config, *options = use.split()
+    words = ["python", "-m", "monai.bundle", "run", "--bundle_root", str(workflow.parser.get("bundle_root"))]
+    words += ["--config_file", str(Path(workflow.config_root_path) / config), *options, str(weights)]
+    folder = str(workflow.parser.get("dataset_dir", "$"))
+    return shlex.join(words if folder.startswith("$") else [*words, "--dataset_dir", folder])
+
+
 def run_settings(loader: Any) -> dict[str, Any]:
     """What makes a training this run and no other: every number of its config but `HARMLESS` ones, and its data.
 
@@ -98,7 +117,7 @@ def run_settings(loader: Any) -> dict[str, Any]:
         if isinstance(value, str) and value.startswith(IN_BUNDLE) and workflow is not None:
             settings[key] = workflow.parser.get_parsed_content(key)
     plain = {key: _content(_plain(value)) for key, value in settings.items()}
-    return {**plain, "data": data_digest(loader.dataset)}
+    return {**plain, **reading_settings(), "data": data_digest(loader.dataset)}
 
 
 def data_digest(dataset: Any) -> str:

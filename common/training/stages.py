@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from ..errors import RunError
 from ..files import read_json, write_json
+from ..progress import ProgressBar
 from ..provenance import git_state
 from .recipe import Stage, read_recipe
 from .step_log import read_log, seconds_per_step
@@ -32,7 +32,6 @@ WAITING, RUNNING, STOPPED, DONE = "waiting", "running", "stopped", "done"
 LOWEST_PRIORITY = 19
 PASSIVE_THREADS = {"GOMP_SPINCOUNT": "0", "OMP_WAIT_POLICY": "passive"}  # else whoever shares the machine is starved
 CODE_FOLDERS = ("common", "scripts")
-QUIET_SECONDS = 60.0  # between two lines of progress where nobody watches
 
 
 class Chain:
@@ -265,13 +264,7 @@ class Chain:
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         total = self.stages[name].steps
         try:
-            with tqdm(
-                total=total,
-                desc=name,
-                unit="step" if total else "s",
-                dynamic_ncols=True,
-                mininterval=1.0 if sys.stderr.isatty() else QUIET_SECONDS,
-            ) as bar:
+            with ProgressBar(total=total, desc=name, unit="step" if total else "s") as bar:
                 while child.poll() is None:
                     if deadline is not None and time.monotonic() > deadline:
                         child.terminate()

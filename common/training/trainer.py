@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,19 +18,18 @@ from monai.engines import Evaluator, SupervisedTrainer
 from monai.handlers import CheckpointLoader
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from ..checks import check_device, check_numbers
 from ..data.dataset import StepBatchSampler
 from ..distributed import is_rank_zero, wait_for_all
 from ..files import locked_folder
 from ..networks.weights import save_weights
+from ..progress import ProgressBar, stopwatch
 from .checkpoint import Stateful, TrainingCheckpoint
-from .run_record import run_settings, write_run_record
+from .run_record import bundle_command, run_settings, write_run_record
 from .step_log import StepLog, scalars
 
 STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # the exit code that shells and schedulers expect
-QUIET_SECONDS = 60.0  # between two lines of progress where nobody watches
 SHOWN_TERMS = 2  # loss terms in the bar, which is to fit 80 columns
 TENSORBOARD_STEPS = 10
 
@@ -65,6 +62,8 @@ class Trainer(SupervisedTrainer):
         checkpoint_every_steps: a kill loses at most so many steps.
         milestone_every_steps: weights of both averages of every so many steps are kept; 0 keeps none.
         iteration_update: the step, with its average `ema`.
+        next_use: of the weights, which the last line of the log spells out as a command: a config of the bundle and the
+            option that takes them, such as "evaluate.yaml --weights_path".
         **kwargs: of `monai.engines.SupervisedTrainer`.
 
     Raises:
@@ -87,6 +86,7 @@ class Trainer(SupervisedTrainer):
         val_interval: int = 1,
         checkpoint_every_steps: int = 200,
         milestone_every_steps: int = 0,
+        next_use: str = "",
         **kwargs: Any,
     ) -> None:
         counts = {"val_interval": val_interval, "checkpoint_every_steps": checkpoint_every_steps}
@@ -100,14 +100,14 @@ class Trainer(SupervisedTrainer):
             self.ema.network.check_size(parts["image_size"])
         self.best_metric, self.sign = best_metric, -1.0 if higher_is_better else 1.0
         self.best = {"value": self.sign * float("inf"), "step": 0.0}
-        self.parts, self.weights_path = parts, self.folder / weights_name
+        self.parts, self.weights_path, self.next_use = parts, self.folder / weights_name, next_use
         self.val_interval, self.milestone_every_steps = val_interval, milestone_every_steps
         self.starts_anew = any(isinstance(one, CheckpointLoader) for one in kwargs.get("train_handlers") or ())
         objects = {"network": self.network, "optimizer": self.optimizer, "lr_scheduler": lr_scheduler, "ema": self.ema}
         self.checkpoint = TrainingCheckpoint(self.folder / "checkpoint_last.pt", {**objects, **(states or {})})
         self.log = StepLog(self.folder)
         self.is_stopping = False
-        self.bar: tqdm | None = None
+        self.bar: ProgressBar | None = None
         self.writer: SummaryWriter | None = None
         for engine in (self, validator):
             engine.logger.setLevel(logging.WARNING)  # ignite tells of every run, "resuming from iteration 0"
@@ -134,11 +134,15 @@ class Trainer(SupervisedTrainer):
         with locked_folder(self.folder) if is_rank_zero() else nullcontext(), self._asked_by_sigterm():
             self.checkpoint.settings = run_settings(self.data_loader)
             self._resume()
-            if self.state.epoch >= self.state.max_epochs:
-                _logger.info("already trained for %d rounds: nothing to do", self.state.epoch)
-                return
-            write_run_record(str(self.folder))
-            self._train()
+            elapsed, first = stopwatch(), self.state.iteration
+            if self.state.epoch < self.state.max_epochs:
+                write_run_record(str(self.folder))
+                self._train()
+            if is_rank_zero():
+                command = bundle_command(self.next_use, self.weights_path)
+                counts = self.state.iteration - first, elapsed(), self.state.iteration
+                known = f"; next:\n{command}" if command else ""
+                _logger.info("trained %d steps in %s, %d in all; weights: %s%s", *counts, self.weights_path, known)
 
     def _resume(self) -> None:
         if not self.checkpoint.exists() or self.starts_anew:
@@ -155,40 +159,22 @@ class Trainer(SupervisedTrainer):
             self.fire_event(Events.EPOCH_COMPLETED)  # stopped between a round's last step and its validation
 
     def _train(self) -> None:
-        began, first = time.monotonic(), self.state.iteration
-        total = self.state.max_epochs * self.state.epoch_length
-        quiet = not sys.stderr.isatty()
+        first, total = self.state.iteration, self.state.max_epochs * self.state.epoch_length
         if is_rank_zero():
             self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=first or None)
-            self.bar = tqdm(
-                total=total,
-                initial=first,
-                desc="training",
-                unit="step",
-                ncols=None if quiet else 80,
-                mininterval=QUIET_SECONDS if quiet else 1.0,
-            )
         try:
-            super().run()
+            with ProgressBar(total=total, initial=first, desc="training", unit="step", mininterval=1.0) as self.bar:
+                super().run()
         except KeyboardInterrupt:
-            _logger.warning(
-                "stopped at step %d; the same command resumes from the last checkpoint", self.state.iteration
-            )
+            _logger.warning("stopped at step %d; the same command resumes from a checkpoint", self.state.iteration)
             raise
         finally:
-            if self.bar is not None and self.writer is not None:
-                self.bar.close()
+            if self.writer is not None:
                 self.writer.close()
         wait_for_all()
         if self.is_stopping:
             _logger.warning("SIGTERM: saved at step %d; the same command resumes there", self.state.iteration)
             raise SystemExit(STOPPED_BY_SIGTERM)
-        if is_rank_zero():
-            minutes = (time.monotonic() - began) / 60
-            _logger.info(
-                "trained %d steps in %.1f min; weights: %s, to be given as --weights_path",
-                *(self.state.iteration - first, minutes, self.weights_path),
-            )
 
     # ---- steps, rounds, validations ----------------------------------------------------------------------------------
 
@@ -199,9 +185,8 @@ class Trainer(SupervisedTrainer):
             for name, value in terms.items():
                 self.writer.add_scalar(f"train/{name}", value, self.state.iteration)
         if self.bar is not None:
-            self.bar.set_postfix_str(
-                ", ".join(f"{name} {value:.3f}" for name, value in list(terms.items())[:SHOWN_TERMS]), refresh=False
-            )
+            shown = list(terms.items())[:SHOWN_TERMS]
+            self.bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in shown), refresh=False)
             self.bar.update()
 
     def _end_round(self) -> None:
