@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .errors import RunError, UserError
+from .errors import DatasetError, RunError
 
 JOB_RECORD = "job.json"
 PRODUCT_MARKS = (
@@ -27,10 +27,6 @@ PRODUCT_MARKS = (
 )
 LABEL_INDEX, LABELS = "datastore_v2.json", "labels"  # of MONAI Label, in a folder of images
 NAME_BYTES = 150  # of a result without its suffixes; file systems take 255
-
-
-class PartsError(UserError, ValueError):
-    """A file cannot be joined from its parts: one is missing or damaged."""
 
 
 @contextmanager
@@ -184,14 +180,16 @@ def join_parts(folder: Path, digests: Mapping[str, str], path: Path) -> None:
     """Write what `write_parts` cut, atomically.
 
     Raises:
-        PartsError: a part is missing, or not what was written; nothing is then.
+        DatasetError: a part is missing, or not what was written; nothing is then.
     """
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         for name, expected in digests.items():
             if not (folder / name).is_file():
-                raise PartsError(f"{folder / name}: no such part; fetch all of {', '.join(digests)}")
+                raise DatasetError(f"{folder / name}: no such part; fetch all of {', '.join(digests)}")
             content = (folder / name).read_bytes()
             found = hashlib.sha256(content).hexdigest()
             if found != expected:
-                raise PartsError(f"{folder / name}: found SHA-256 {found}, expected {expected}; fetch this part again")
+                raise DatasetError(
+                    f"{folder / name}: found SHA-256 {found}, expected {expected}; fetch this part again"
+                )
             stream.write(content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,17 +30,13 @@ def network_sha256(network: nn.Module, leave_out: tuple[str, ...] = ()) -> str:
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(stream)
+        for block in iter(lambda: stream.read(1 << 20), b""):  # Python 3.10 has no file_digest
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def json_sha256(content: Any) -> str:
     """SHA-256 of plain settings, whatever the order of their keys; what JSON cannot hold counts as its text."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _slow(stream: BinaryIO) -> str:  # Python 3.10 has no file_digest
-    digest = hashlib.sha256()
-    for block in iter(lambda: stream.read(1 << 20), b""):
-        digest.update(block)
-    return digest.hexdigest()

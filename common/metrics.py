@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from monai.metrics.regression import MultiScaleSSIMMetric, SSIMMetric
 from torch import Tensor
-from torch.nn import functional as F
-
-from .networks.lpips import LPIPS
 
 MIN_MSE = 1e-10  # keeps PSNR finite: identical images score 100 dB
 SSIM_WINDOW = 11  # pixels; Gaussian, sigma 1.5 (Wang et al. 2004)
@@ -54,16 +51,6 @@ def ms_ssim(image: Tensor, reference: Tensor) -> Tensor:
     metric = MultiScaleSSIMMetric(spatial_dims=2, data_range=1.0, kernel_size=SSIM_WINDOW, kernel_sigma=1.5)
     with torch.autocast(image.device.type, enabled=False):
         return _per_image(metric(image, reference))
-
-
-def lpips(network: LPIPS, image: Tensor, reference: Tensor) -> Tensor:
-    """LPIPS distance, 0 = the same, lower is better; see `LPIPS`."""
-    return network(image, reference)
-
-
-def token_cosine(token: Tensor, reference: Tensor) -> Tensor:
-    """Cosine similarity of two embeddings [B, D] -> [B], −1 to 1."""
-    return F.cosine_similarity(token.float(), reference.float(), dim=1)
 
 
 def _per_image(value: Any) -> Tensor:

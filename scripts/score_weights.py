@@ -31,7 +31,7 @@ from common.evaluation.image_quality import split_halves
 from common.files import atomic_path
 from common.io import read_radiograph
 from common.io.contact_sheet import save_contact_sheet
-from common.metrics import lpips, psnr
+from common.metrics import psnr
 from common.networks.lpips import LPIPS
 from common.networks.weights import load_weights
 from common.seeding import sample_seed
@@ -149,7 +149,7 @@ class Scorer:
         fake = torch.cat([self.network(batch.to(self.device)).cpu() for batch in images.split(BATCH)])
         row = {"psnr": psnr(fake, images).mean().item()}
         parts = zip(fake.split(BATCH), images.split(BATCH), strict=True)
-        row["lpips"] = torch.cat([lpips(judge, a.to(self.device), b.to(self.device)) for a, b in parts]).mean().item()
+        row["lpips"] = torch.cat([judge(a.to(self.device), b.to(self.device)) for a, b in parts]).mean().item()
         return row | spectra(fake, images, 8), self.second, list(fake)
 
     def latent_denoiser(self, store: str, **settings: Any) -> tuple[dict[str, float], list[Tensor], list[Tensor]]:

@@ -15,8 +15,7 @@ from script_module import SCRIPTS, load_script
 from common.command_line import run_command
 from common.data.latent_store import LatentStore
 from common.data.packed_data import PackedData
-from common.errors import SettingsError
-from common.files import PartsError
+from common.errors import DatasetError, SettingsError
 from common.networks.weights import load_weights
 from common.training.lr_schedule import TimedLength
 from common.training.packed_run import PackedRun, configure
@@ -105,7 +104,7 @@ def test_a_damaged_part_is_refused_and_nothing_is_written(script, trained, tmp_p
         (tmp_path / file.name).write_bytes(file.read_bytes())
     part = tmp_path / "model.pt.part00"
     part.write_bytes(part.read_bytes()[:-1] + b"x") if damage == "changed" else part.unlink()
-    with pytest.raises(PartsError, match="part00"):
+    with pytest.raises(DatasetError, match="part00"):
         command(script, "join", tmp_path, output_file=tmp_path / "new" / "model.pt")
     assert not any((tmp_path / "new").iterdir())
 

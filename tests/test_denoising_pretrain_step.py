@@ -51,7 +51,7 @@ def make_engine(network, lr=0.0, iteration=1):
 
 def make_step(network, augmentation=None):
     ema = ExponentialMovingAverage(network, 0.9)
-    return ImageDenoisingStep(SCHEDULE, ema, augmentation, amp=False)
+    return ImageDenoisingStep(schedule=SCHEDULE, ema=ema, augmentation=augmentation, amp=False)
 
 
 def batch_of(image, draws=None):
@@ -66,7 +66,7 @@ def test_who_knows_the_image_has_no_error_so_images_enter_as_minus_one_to_one():
     image = phantoms(1)
     network = Known(perfect(image))
     assert make_step(network)(make_engine(network), batch_of(image.repeat(16, 1, 1, 1)))["loss"] < 1e-5
-    validation = ImageDenoisingValidation(SCHEDULE, num_levels=3, amp=False, seed=0)
+    validation = ImageDenoisingValidation(schedule=SCHEDULE, num_levels=3, amp=False, seed=0)
     errors = validation(make_engine(network), batch_of(image.repeat(4, 1, 1, 1)))["errors"]
     assert errors.shape == (4, 3) and errors.max() < 1e-5
 
@@ -119,7 +119,7 @@ def test_dropout_is_a_function_of_the_step_and_touches_no_other_randomness():
 def test_validation_is_the_same_each_time_in_any_batches_and_without_dropout():
     denoiser, image = make_tiny_pixel_denoiser(dropout=0.5).eval(), phantoms(3)
     randomise(denoiser, 0.3)
-    validation = ImageDenoisingValidation(SCHEDULE, num_levels=2, amp=False, seed=0)
+    validation = ImageDenoisingValidation(schedule=SCHEDULE, num_levels=2, amp=False, seed=0)
     together = validation(make_engine(denoiser), batch_of(image))["errors"]
     assert len(together.unique()) == 6 and not together.requires_grad
     parts = [validation(make_engine(denoiser), batch_of(image[part], part))["errors"] for part in ([2], [0, 1])]
@@ -128,6 +128,6 @@ def test_validation_is_the_same_each_time_in_any_batches_and_without_dropout():
 
 def test_strata_go_from_least_to_most_noise():
     network = Known(lambda noisy, timesteps: noisy)
-    ImageDenoisingValidation(SCHEDULE, 4, False, seed=0)(make_engine(network), batch_of(torch.rand(20, 1, 2, 2)))
+    ImageDenoisingValidation(schedule=SCHEDULE, amp=False)(make_engine(network), batch_of(torch.rand(20, 1, 2, 2)))
     for level, given in enumerate(network.given):
         assert 1000 * level <= given.timesteps.min() and given.timesteps.max() < 1000 * (level + 1)

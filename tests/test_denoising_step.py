@@ -63,7 +63,7 @@ def make_step(network, prediction_type="flow", uncond_prob=0.1, min_snr_gamma=No
     ema = ExponentialMovingAverage(network, 0.9)
     schedule = make_schedule(prediction_type)
     kwargs = {"min_snr_gamma": min_snr_gamma, "amp": False, **alignment}
-    return DenoisingStep(schedule, selection, uncond_prob, ema, **kwargs)
+    return DenoisingStep(schedule=schedule, selection=selection, uncond_prob=uncond_prob, ema=ema, **kwargs)
 
 
 def make_engine(network, lr=0.0, iteration=1):
@@ -279,7 +279,9 @@ def make_trainer(store, folder, kill_at=None):
         CPU,
         DataLoader(LatentDataset(store, "val"), batch_size=2),
         step.ema.network,
-        iteration_update=DenoisingValidation(make_schedule(), SELECTION, num_levels=2, amp=False, seed=0),
+        iteration_update=DenoisingValidation(
+            schedule=make_schedule(), selection=SELECTION, num_levels=2, amp=False, seed=0
+        ),
         key_val_metric={"val_loss": MeanError()},
         additional_metrics={"val_loss_most_noise": MeanError(1)},
         decollate=False,
@@ -315,7 +317,9 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(store, uninterrupted
 
 
 def errors_of(network, prediction_type, latents, num_levels=4, indices=None):
-    validation = DenoisingValidation(make_schedule(prediction_type), CLS, num_levels=num_levels, amp=False, seed=0)
+    validation = DenoisingValidation(
+        schedule=make_schedule(prediction_type), selection=CLS, num_levels=num_levels, amp=False, seed=0
+    )
     return validation(make_engine(network), batch_of(latents, draws=indices))["errors"]
 
 
@@ -398,7 +402,7 @@ def test_the_network_gets_the_tokens_of_each_image(tmp_path):
     dataset = LatentDataset(make_tiny_store(tmp_path), "val")
     network = Known()
     randomise(network, 1.0)
-    validation = DenoisingValidation(make_schedule(), SELECTION, num_levels=1, amp=False, seed=0)
+    validation = DenoisingValidation(schedule=make_schedule(), selection=SELECTION, num_levels=1, amp=False, seed=0)
     batch = default_collate([dataset[index] for index in range(3)])
     validation(make_engine(network), batch)
     assert torch.equal(network.given[0].tokens[:, 0], batch["cls_token"])

@@ -34,7 +34,16 @@ def three_steps(rank, world_size):
     ema = ExponentialMovingAverage(codec, 0.5)
     discriminator_optimizer = torch.optim.SGD(discriminator.parameters(), 0.1)
     term = AdversarialTerm(discriminator, 0.1, 2)
-    step = AutoencoderStep(ReconstructionLoss(None, 0.0), 1e-6, ema, 16, 3, term, discriminator_optimizer, amp=False)
+    step = AutoencoderStep(
+        reconstruction_loss=ReconstructionLoss(None, 0.0),
+        kl_weight=1e-6,
+        ema=ema,
+        patch_size=16,
+        full_size_from_step=3,
+        adversarial=term,
+        discriminator_optimizer=discriminator_optimizer,
+        amp=False,
+    )
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     share = slice(rank * 2 // world_size, (rank + 1) * 2 // world_size)
     batch = {name: values[share] for name, values in phantom_batch().items()}

@@ -3,10 +3,9 @@ import os
 
 import pytest
 
-from common.errors import RunError
+from common.errors import DatasetError, RunError
 from common.files import (
     NAME_BYTES,
-    PartsError,
     atomic_path,
     join_parts,
     locked_folder,
@@ -97,7 +96,7 @@ def test_a_part_that_is_damaged_leaves_the_old_file(tmp_path):
     digests = write_parts(b"0123456789", tmp_path / "file", 5)
     (tmp_path / "file.part01").write_bytes(b"56x89")
     (tmp_path / "joined").write_text("old")
-    with pytest.raises(PartsError, match="part01"):
+    with pytest.raises(DatasetError, match="part01"):
         join_parts(tmp_path, digests, tmp_path / "joined")
     assert (tmp_path / "joined").read_text() == "old"
 

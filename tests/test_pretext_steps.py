@@ -40,7 +40,8 @@ def make_engine(network, lr=0.0, iteration=1):
 
 
 def make_step(pretext, network, augmentation=None):
-    return PretextStep(pretext, 1, ExponentialMovingAverage(network, 0.9), 1.0, False, 0, augmentation)
+    ema = ExponentialMovingAverage(network, 0.9)
+    return PretextStep(pretext=pretext, timestep=1, ema=ema, augmentation=augmentation)
 
 
 def batch_of(image, draws=None):

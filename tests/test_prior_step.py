@@ -61,7 +61,7 @@ def make_prior(dropout=0.0):
 
 
 def make_step(prior, uncond_prob=0.2):
-    return PriorStep(SCHEDULE, uncond_prob, ExponentialMovingAverage(prior, 0.9))
+    return PriorStep(schedule=SCHEDULE, uncond_prob=uncond_prob, ema=ExponentialMovingAverage(prior, 0.9))
 
 
 def make_engine(network, lr=0.0, iteration=1):
@@ -193,7 +193,7 @@ def make_trainer(store, folder, kill_at=None):
         CPU,
         DataLoader(val, batch_size=2),
         step.ema.network,
-        iteration_update=PriorValidation(SCHEDULE, num_levels=2, seed=0),
+        iteration_update=PriorValidation(schedule=SCHEDULE, num_levels=2, seed=0),
         key_val_metric={"val_loss": MeanError()},
         decollate=False,
     )
@@ -229,7 +229,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(store, uninterrupted
 
 
 def errors_of(prior, batch, num_levels=4):
-    return PriorValidation(SCHEDULE, num_levels, seed=0)(make_engine(prior), batch)["errors"]
+    return PriorValidation(schedule=SCHEDULE, num_levels=num_levels, seed=0)(make_engine(prior), batch)["errors"]
 
 
 def test_validation_is_the_same_each_time_and_in_any_batches(store):

@@ -40,7 +40,8 @@ def roll(image, mask, seeds):
 
 def make_step(segmenter, max_grad_norm=1.0, augmentation=None):
     ema = ExponentialMovingAverage(segmenter, 0.9)
-    return SegmentationStep(make_loss(), ema, max_grad_norm, False, augmentation=augmentation)
+    options = {"max_grad_norm": max_grad_norm, "amp": False, "augmentation": augmentation}
+    return SegmentationStep(loss_function=make_loss(), ema=ema, **options)
 
 
 def make_engine(network, lr=0.0, iteration=1):

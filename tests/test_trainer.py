@@ -45,7 +45,17 @@ def make_trainer(folder, max_epochs=4, seed=0, start=None, data=PHANTOMS, **kwar
     sampler = StepBatchSampler(len(data), batch_size=2, seed=seed)
     dataset = RadiographDataset(data, transform=dict)
     term = AdversarialTerm(discriminator, 0.01, start_step=5)
-    step = AutoencoderStep(loss, 1e-6, ema, 16, 9, term, discriminator_optimizer, amp=False, seed=seed)
+    step = AutoencoderStep(
+        reconstruction_loss=loss,
+        kl_weight=1e-6,
+        ema=ema,
+        patch_size=16,
+        full_size_from_step=9,
+        adversarial=term,
+        discriminator_optimizer=discriminator_optimizer,
+        amp=False,
+        seed=seed,
+    )
     evaluator = SupervisedEvaluator(
         CPU,
         DataLoader(dataset, batch_size=4),

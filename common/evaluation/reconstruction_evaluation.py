@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ..io.contact_sheet import reconstruction_rows, save_contact_sheet
-from ..metrics import MS_SSIM_MIN_SIZE, lpips, ms_ssim, plain, psnr, ssim, token_cosine
+from ..metrics import MS_SSIM_MIN_SIZE, ms_ssim, plain, psnr, ssim
 from ..networks.dino import DinoEncoder
 from ..networks.lpips import LPIPS
 from ..progress import ProgressBar, stopwatch
@@ -143,9 +144,9 @@ class ReconstructionEvaluator:
         if min(image.shape[2:]) >= MS_SSIM_MIN_SIZE:
             values["ms_ssim"] = ms_ssim(output, image)
         if self.lpips is not None:
-            values["lpips"] = lpips(self.lpips, output, image)
+            values["lpips"] = self.lpips(output, image)
         if self.dino is not None and cls_token is not None:
-            values["dino_cosine"] = token_cosine(self.dino(output).cls_token, cls_token)
+            values["dino_cosine"] = F.cosine_similarity(self.dino(output).cls_token, cls_token)
         return {name: value.tolist() for name, value in values.items()}
 
     def _columns(self, batch: Mapping[str, Any], size: int) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,55 +12,35 @@ from torch.optim import Optimizer
 
 from ..amp import autocast
 from ..data.transforms import random_patches
-from ..networks.latent_codec import LatentCodec
 from ..seeding import Purpose, derive_seed, seeded_normal
-from .ema import ExponentialMovingAverage
 from .losses import AdversarialTerm, ReconstructionLoss, kl_divergence
-from .optimizer_step import optimizer_step
+from .optimizer_step import TrainingStep, optimizer_step
 
 
-class AutoencoderStep:
+@dataclass(kw_only=True, eq=False)
+class AutoencoderStep(TrainingStep):
     """Generator step, then discriminator step (VAE-GAN, Rombach et al. 2022, appendix G), then EMA.
 
     Args:
         reconstruction_loss: L1 and perceptual terms.
         kl_weight: of the KL divergence per latent element.
-        adversarial: the adversarial term; None to go without.
-        discriminator_optimizer: of its discriminator; needed with `adversarial`.
-        ema: updated after each step.
-        max_grad_norm: gradients are clipped to this norm, generator and discriminator each.
-        amp: bfloat16 autocast where the hardware has it.
-        seed: of patches and posterior noise.
         patch_size: px, the random square that a step sees of each image.
         full_size_from_step: from this step on it sees whole images, as the network will be used (GroupNorm's
             statistics depend on the size).
+        adversarial: the adversarial term; None to go without.
+        discriminator_optimizer: of its discriminator; needed with `adversarial`. The others as of `TrainingStep`.
     """
 
-    def __init__(
-        self,
-        reconstruction_loss: ReconstructionLoss,
-        kl_weight: float,
-        ema: ExponentialMovingAverage[LatentCodec],
-        patch_size: int,
-        full_size_from_step: int,
-        adversarial: AdversarialTerm | None = None,
-        discriminator_optimizer: Optimizer | None = None,
-        max_grad_norm: float = 1.0,
-        amp: bool = True,
-        seed: int = 0,
-    ) -> None:
-        if adversarial is not None and discriminator_optimizer is None:
+    reconstruction_loss: ReconstructionLoss
+    kl_weight: float
+    patch_size: int
+    full_size_from_step: int
+    adversarial: AdversarialTerm | None = None
+    discriminator_optimizer: Optimizer | None = None
+
+    def __post_init__(self) -> None:
+        if self.adversarial is not None and self.discriminator_optimizer is None:
             raise ValueError("adversarial is given: expected a discriminator_optimizer too, found None")
-        self.reconstruction_loss = reconstruction_loss
-        self.kl_weight = kl_weight
-        self.adversarial = adversarial
-        self.discriminator_optimizer = discriminator_optimizer
-        self.ema = ema
-        self.max_grad_norm = max_grad_norm
-        self.amp = amp
-        self.seed = seed
-        self.patch_size = patch_size
-        self.full_size_from_step = full_size_from_step
 
     def __call__(self, engine: SupervisedTrainer, batch: dict) -> dict:
         """Do one step; return image, pred and every loss term as floats.
@@ -82,14 +63,9 @@ class AutoencoderStep:
             terms["kl"] = self.kl_weight * kl_divergence(mean, std)
             if self.adversarial is not None and self.adversarial.is_active(engine.state.iteration):
                 terms["adversarial"] = self.adversarial.generator_loss(reconstruction)
-        logged = {"learning_rate": float(engine.optimizer.param_groups[0]["lr"])}
-        values, norm = optimizer_step(
-            engine.network, engine.optimizer, terms, self.max_grad_norm, engine.state.iteration
-        )
-        logged |= {**values, "grad_norm": norm}
+        logged = self.update(engine, terms)
         if self.adversarial is not None and self.adversarial.is_active(engine.state.iteration):
             logged |= self._discriminator_step(engine, reconstruction, image)
-        self.ema.update()
         return {"image": image, "pred": reconstruction.detach(), **logged}
 
     def _seeds(self, purpose: Purpose, draws: list[int]) -> list[int]:

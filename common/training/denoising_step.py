@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Generic, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from ignite.metrics import Average
@@ -14,16 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..amp import autocast
-from ..data.augmentation import Augmentation, augmented_image
+from ..data.augmentation import augmented_image
 from ..diffusion.noise_schedule import NoiseSchedule
-from ..distributed import rank
 from ..intensity import to_signed
 from ..networks.conditioning import TokenSelection
 from ..networks.latent_denoiser import LatentDenoiser
-from ..networks.pixel_denoiser import PixelDenoiser
-from ..seeding import Purpose, derive_seed, seeded_dropout, seeded_normal
-from .ema import ExponentialMovingAverage, Network
-from .optimizer_step import step_and_average
+from ..seeding import Purpose, derive_seed, seeded_normal
+from .optimizer_step import TrainingStep
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (noisy, timesteps) to output
 
@@ -44,15 +42,14 @@ def spread_uniform(draws: list[int], seed: int) -> Tensor:
     return torch.tensor([(offset + draw * GOLDEN_RATIO) % 1.0 for draw in draws], dtype=torch.float64)
 
 
-def checked_share(uncond_prob: float) -> float:
-    """The share of samples to train without context, if it is one.
+def check_share(uncond_prob: float) -> None:
+    """Refuse what is no share of samples to train without context.
 
     Raises:
         ValueError: outside [0, 1).
     """
     if not 0.0 <= uncond_prob < 1.0:
         raise ValueError(f"uncond_prob: expected a share in [0, 1), found {uncond_prob}")
-    return uncond_prob
 
 
 def context_drop(draws: list[int], seed: int, uncond_prob: float) -> Tensor:
@@ -72,7 +69,8 @@ def alignment_loss(projected: Tensor, patch_grid: Tensor) -> Tensor:
     return 1.0 - F.cosine_similarity(features, centred, dim=-1).mean()
 
 
-class DiffusionStep(ABC, Generic[Network]):
+@dataclass(kw_only=True, eq=False)
+class DiffusionStep(TrainingStep, ABC):
     """One optimiser step on ‖output - target‖² (Ho et al. 2020, eq. 14; weights as `NoiseSchedule.loss_weight`).
 
     Subclasses say what x0 is and what else the network is given. Noise and timestep are functions of the seed and the
@@ -81,30 +79,13 @@ class DiffusionStep(ABC, Generic[Network]):
     Args:
         schedule: forward process and prediction type.
         min_snr_gamma: of min-SNR weighting; None for none.
-        ema: updated after each step.
-        max_grad_norm: gradients are clipped to this norm.
-        amp: bfloat16 autocast where the hardware has it.
-        seed: of everything random here.
+        noise_device: where to draw noise with one seed per batch: quicker for large ones, but it then depends on batch
+            and hardware; None draws each image's with a seed of its own. The others as of `TrainingStep`.
     """
 
-    # Where to draw noise with one seed per batch: quicker for large ones, but it then depends on batch and hardware.
+    schedule: NoiseSchedule
+    min_snr_gamma: float | None = None
     noise_device: torch.device | None = None
-
-    def __init__(
-        self,
-        schedule: NoiseSchedule,
-        ema: ExponentialMovingAverage[Network],
-        min_snr_gamma: float | None = None,
-        max_grad_norm: float = 1.0,
-        amp: bool = True,
-        seed: int = 0,
-    ) -> None:
-        self.schedule = schedule
-        self.min_snr_gamma = min_snr_gamma
-        self.ema = ema
-        self.max_grad_norm = max_grad_norm
-        self.amp = amp
-        self.seed = seed
 
     @abstractmethod
     def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
@@ -131,14 +112,12 @@ class DiffusionStep(ABC, Generic[Network]):
         timesteps = self.schedule.sample_timesteps(spread_uniform(draws, self.seed)).to(device)
         conditions = [part.to(device) for part in self.conditions(batch, draws)]
         noisy = self.schedule.add_noise(x0, noise, timesteps)
-        engine.network.train()
-        dropout = seeded_dropout(device, self.seed, Purpose.DROPOUT, engine.state.iteration, rank())
-        with dropout, autocast(device, self.amp):
+        with self.forward_pass(engine):
             found = engine.network(noisy, timesteps, *conditions)
             output, terms = self.split(found, batch, engine.state.iteration)
         error = (output.float() - self.schedule.target(x0, noise, timesteps)).square().flatten(1).mean(1)
         terms["loss"] = (self.schedule.loss_weight(timesteps, self.min_snr_gamma) * error).mean()
-        return step_and_average(engine, terms, self.ema, self.max_grad_norm)
+        return self.update(engine, terms)
 
     def _normal(self, purpose: Purpose, draws: list[int], shape: tuple[int, ...]) -> Tensor:
         if self.noise_device is not None:
@@ -147,36 +126,27 @@ class DiffusionStep(ABC, Generic[Network]):
         return seeded_normal([derive_seed(self.seed, purpose, draw) for draw in draws], shape)
 
 
-class DenoisingStep(DiffusionStep[LatentDenoiser]):
+@dataclass(kw_only=True, eq=False)
+class DenoisingStep(DiffusionStep):
     """The step on cached latents, with tokens as context.
 
     Posterior draw and dropping of the context are functions of the seed and the number of the draw.
 
     Args:
-        schedule: forward process and prediction type.
         selection: which tokens condition.
-        uncond_prob: share of samples trained with the null context.
-        ema: updated after each step.
+        uncond_prob: share of samples trained with the null context, in [0, 1).
         alignment_weight: of `alignment_loss` with the patch grid of the store, where the network projects its middle.
         alignment_steps: it counts in so many first steps (HASTE, arXiv 2505.16792: later it holds the network back).
-        **kwargs: of `DiffusionStep`.
+            The others as of `DiffusionStep`.
     """
 
-    def __init__(
-        self,
-        schedule: NoiseSchedule,
-        selection: TokenSelection,
-        uncond_prob: float,
-        ema: ExponentialMovingAverage[LatentDenoiser],
-        alignment_weight: float = 0.0,
-        alignment_steps: float = math.inf,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(schedule, ema, **kwargs)
-        self.selection = selection
-        self.uncond_prob = checked_share(uncond_prob)
-        self.alignment_weight = alignment_weight
-        self.alignment_steps = alignment_steps
+    selection: TokenSelection
+    uncond_prob: float
+    alignment_weight: float = 0.0
+    alignment_steps: float = math.inf
+
+    def __post_init__(self) -> None:
+        check_share(self.uncond_prob)
 
     def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
         """A draw of the posterior, [B, C, h, w]."""
@@ -199,6 +169,7 @@ class DenoisingStep(DiffusionStep[LatentDenoiser]):
         return output, {"alignment": weight * alignment_loss(projected, batch["patch_grid"].to(projected.device))}
 
 
+@dataclass(kw_only=True, eq=False)
 class DiffusionValidation(ABC):
     """Error of the output on fixed noise and timesteps, one per stratum of noise levels and image; unweighted.
 
@@ -212,11 +183,10 @@ class DiffusionValidation(ABC):
         seed: of the noise.
     """
 
-    def __init__(self, schedule: NoiseSchedule, num_levels: int = 4, amp: bool = True, seed: int = 0) -> None:
-        self.schedule = schedule
-        self.num_levels = num_levels
-        self.amp = amp
-        self.seed = seed
+    schedule: NoiseSchedule
+    num_levels: int = 4
+    amp: bool = True
+    seed: int = 0
 
     @abstractmethod
     def prepare(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> tuple[list[int], Tensor, Predict]:
@@ -239,18 +209,15 @@ class DiffusionValidation(ABC):
         return {"errors": torch.stack(errors, dim=1)}
 
 
+@dataclass(kw_only=True, eq=False)
 class DenoisingValidation(DiffusionValidation):
     """The validation on cached latents; the context is never dropped.
 
     Args:
-        schedule: forward process and prediction type.
-        selection: which tokens condition.
-        **kwargs: of `DiffusionValidation`.
+        selection: which tokens condition. The others as of `DiffusionValidation`.
     """
 
-    def __init__(self, schedule: NoiseSchedule, selection: TokenSelection, **kwargs: Any) -> None:
-        super().__init__(schedule, **kwargs)
-        self.selection = selection
+    selection: TokenSelection
 
     def prepare(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> tuple[list[int], Tensor, Predict]:
         """Means of the posteriors, and the denoiser with the tokens of each image."""
@@ -263,25 +230,8 @@ class DenoisingValidation(DiffusionValidation):
         return batch["index"].tolist(), batch["latents_mean"].to(engine.state.device), predict
 
 
-class ImageDenoisingStep(DiffusionStep[PixelDenoiser]):
-    """The step on images (PTDR): `batch` holds "image" [B, 1, H, W] in [0, 1] and "draw" [B].
-
-    Args:
-        schedule: forward process and prediction type.
-        ema: updated after each step.
-        augmentation: of the images, by draw; None for none.
-        **kwargs: of `DiffusionStep`.
-    """
-
-    def __init__(
-        self,
-        schedule: NoiseSchedule,
-        ema: ExponentialMovingAverage[PixelDenoiser],
-        augmentation: Augmentation | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(schedule, ema, **kwargs)
-        self.augmentation = augmentation
+class ImageDenoisingStep(DiffusionStep):
+    """The step on images (PTDR): `batch` holds "image" [B, 1, H, W] in [0, 1] and "draw" [B]."""
 
     def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
         """The images, augmented, in [-1, 1]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -40,6 +41,7 @@ def measure_statistics(codec: LatentCodec, loader: DataLoader, device: torch.dev
     return average.float(), variance.sqrt().float(), int(images)
 
 
+@dataclass
 class LatentStatistics:
     """The last act of a training: measure over the training split without augmentation, write into the weights file.
 
@@ -52,21 +54,12 @@ class LatentStatistics:
         device: to encode on.
     """
 
-    def __init__(
-        self,
-        codec: LatentCodec,
-        weights_path: str,
-        dataset: Dataset,
-        num_workers: int,
-        device: torch.device,
-        batch_size: int = 8,
-    ) -> None:
-        self.codec = codec
-        self.weights_path = weights_path
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.device = device
+    codec: LatentCodec
+    weights_path: str
+    dataset: Dataset
+    num_workers: int
+    device: torch.device
+    batch_size: int = 8
 
     def run(self) -> None:
         """Measure and store, unless the file has its statistics already (a resumed, finished run)."""
@@ -81,4 +74,5 @@ class LatentStatistics:
         codec.set_statistics(mean, std, num_images)
         if is_rank_zero():
             save_weights(codec, self.weights_path, other_parts(self.weights_path))
-            _logger.info("latent mean %s, std %s over %d images", mean.tolist(), std.tolist(), num_images)
+            shown = [" ".join(f"{value:.3f}" for value in part.tolist()) for part in (mean, std)]
+            _logger.info("latent mean %s, std %s over %d images, kept in %s", *shown, num_images, self.weights_path)

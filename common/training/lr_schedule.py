@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 from ignite.engine import Engine, Events
 from torch.optim import Optimizer
@@ -73,6 +74,7 @@ class WarmupConstantDecay(LambdaLR):
             group["lr"] = rate
 
 
+@dataclass(eq=False)
 class TimedLength:
     """Handler of a trainer: as many steps as the time allows, by the seconds per step so far; it moves the rate, too.
 
@@ -86,22 +88,15 @@ class TimedLength:
         clock: to read.
     """
 
-    def __init__(
-        self,
-        schedule: WarmupConstantDecay,
-        end: float,
-        max_steps: int,
-        ignored_steps: int = 20,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self.schedule = schedule
-        self.end = end
-        self.max_steps = max_steps
-        self.ignored_steps = ignored_steps
-        self.clock = clock
-        self.since = 0.0
-        self.seconds_per_step: float | None = None
-        schedule.set_length(max_steps)
+    schedule: WarmupConstantDecay
+    end: float
+    max_steps: int
+    ignored_steps: int = 20
+    clock: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self) -> None:
+        self.since, self.seconds_per_step = 0.0, cast("float | None", None)
+        self.schedule.set_length(self.max_steps)
 
     def attach(self, engine: Engine) -> None:
         """Follow this trainer."""

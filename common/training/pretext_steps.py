@@ -1,4 +1,4 @@
-"""Rivals of the DDPM pre-training on the same U-Net: a denoising autoencoder and masked images.
+"""Baselines of the DDPM pre-training on the same U-Net: a denoising autoencoder and masked images.
 
 Both corrupt an image and have the network restore it, at the one timestep that the segmenter is told later.
 """
@@ -6,6 +6,7 @@ Both corrupt an image and have the network restore it, at the one timestep that 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,13 +14,10 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import Tensor, nn
 
 from ..amp import autocast
-from ..data.augmentation import Augmentation, augmented_image
-from ..distributed import rank
+from ..data.augmentation import augmented_image
 from ..intensity import to_signed
-from ..networks.pixel_denoiser import PixelDenoiser
-from ..seeding import Purpose, derive_seed, seeded_dropout, seeded_normal
-from .ema import ExponentialMovingAverage
-from .optimizer_step import step_and_average
+from ..seeding import Purpose, derive_seed, seeded_normal
+from .optimizer_step import TrainingStep
 
 
 class Pretext(ABC):
@@ -118,38 +116,20 @@ class MaskedPatches(Pretext):
         return patches.repeat_interleave(self.patch_size, 0).repeat_interleave(self.patch_size, 1)[:height, :width]
 
 
-class PretextStep:
+@dataclass(kw_only=True, eq=False)
+class PretextStep(TrainingStep):
     """One optimiser step on the error of restored images.
 
     `batch` holds "image" [B, 1, H, W] in [0, 1] and "draw" [B].
 
     Args:
         pretext: how to corrupt and what to pay.
-        timestep: that the U-Net is told, the segmenter's.
-        ema: updated after each step.
-        max_grad_norm: gradients are clipped to this norm.
-        amp: bfloat16 autocast where the hardware has it.
-        seed: of everything random here.
-        augmentation: of the images, by draw; None for none.
+        timestep: that the U-Net is told, the segmenter's. The others as of `TrainingStep`.
     """
 
-    def __init__(
-        self,
-        pretext: Pretext,
-        timestep: int,
-        ema: ExponentialMovingAverage[PixelDenoiser],
-        max_grad_norm: float = 1.0,
-        amp: bool = False,
-        seed: int = 0,
-        augmentation: Augmentation | None = None,
-    ) -> None:
-        self.pretext = pretext
-        self.timestep = timestep
-        self.ema = ema
-        self.max_grad_norm = max_grad_norm
-        self.amp = amp
-        self.seed = seed
-        self.augmentation = augmentation
+    pretext: Pretext
+    timestep: int
+    amp: bool = False
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, float]:
         """Do one step; return loss, learning rate and gradient norm.
@@ -161,14 +141,12 @@ class PretextStep:
         draws = batch["draw"].tolist()
         image = to_signed(augmented_image(self.augmentation, batch["image"].to(device), self.seed, draws))
         corrupted, counts = self.pretext.corrupt(image, self.seed, draws)
-        engine.network.train()
-        dropout = seeded_dropout(device, self.seed, Purpose.DROPOUT, engine.state.iteration, rank())
-        with dropout, autocast(device, self.amp):
+        with self.forward_pass(engine):
             restored = restore(engine.network, corrupted, self.timestep)
-        loss = self.pretext.errors(restored, image, counts).mean()
-        return step_and_average(engine, {"loss": loss}, self.ema, self.max_grad_norm)
+        return self.update(engine, {"loss": self.pretext.errors(restored, image, counts).mean()})
 
 
+@dataclass(frozen=True)
 class PretextValidation:
     """Error of restored images, each with its own fixed corruption; `MeanError` averages it.
 
@@ -181,11 +159,10 @@ class PretextValidation:
         seed: of the corruption.
     """
 
-    def __init__(self, pretext: Pretext, timestep: int, amp: bool, seed: int) -> None:
-        self.pretext = pretext
-        self.timestep = timestep
-        self.amp = amp
-        self.seed = seed
+    pretext: Pretext
+    timestep: int
+    amp: bool
+    seed: int
 
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return "errors" [B, 1]."""

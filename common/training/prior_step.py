@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 from monai.engines import SupervisedEvaluator
@@ -9,11 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.latent_store import LatentDataset
-from ..diffusion.noise_schedule import NoiseSchedule
 from ..networks.conditioning import TokenSelection
 from ..networks.embedding_prior import EmbeddingPrior
-from .denoising_step import DiffusionStep, DiffusionValidation, Predict, checked_share, context_drop
-from .ema import ExponentialMovingAverage
+from .denoising_step import DiffusionStep, DiffusionValidation, Predict, check_share, context_drop
 
 
 class TokenDataset(Dataset):
@@ -39,30 +38,19 @@ class TokenDataset(Dataset):
         return {"tokens": self.tokens[index], "label": self.labels[index], "draw": draw, "index": index}
 
 
-class PriorStep(DiffusionStep[EmbeddingPrior]):
+@dataclass(kw_only=True, eq=False)
+class PriorStep(DiffusionStep):
     """The step on components of tokens, with labels as context; float32, as they are small.
 
     Args:
-        schedule: forward process and prediction type.
-        uncond_prob: share of samples trained without their label.
-        ema: updated after each step.
-        max_grad_norm: gradients are clipped to this norm.
-        seed: of noise, timesteps, dropped labels and dropout.
-
-    Raises:
-        ValueError: `uncond_prob` outside [0, 1).
+        uncond_prob: share of samples trained without their label, in [0, 1). The others as of `DiffusionStep`.
     """
 
-    def __init__(
-        self,
-        schedule: NoiseSchedule,
-        uncond_prob: float,
-        ema: ExponentialMovingAverage[EmbeddingPrior],
-        max_grad_norm: float = 1.0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(schedule, ema, max_grad_norm=max_grad_norm, amp=False, seed=seed)
-        self.uncond_prob = checked_share(uncond_prob)
+    uncond_prob: float
+    amp: bool = False
+
+    def __post_init__(self) -> None:
+        check_share(self.uncond_prob)
 
     def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
         """The components [B, K], on the network's device."""
@@ -75,17 +63,11 @@ class PriorStep(DiffusionStep[EmbeddingPrior]):
         return (batch["label"].masked_fill(drop, len(self.ema.network.labels)),)
 
 
+@dataclass(kw_only=True, eq=False)
 class PriorValidation(DiffusionValidation):
-    """The validation on components of tokens; labels are never dropped.
+    """The validation on components of tokens, in float32; labels are never dropped."""
 
-    Args:
-        schedule: forward process and prediction type.
-        num_levels: strata of equal probability in training, 0 the least noisy.
-        seed: of the noise.
-    """
-
-    def __init__(self, schedule: NoiseSchedule, num_levels: int = 4, seed: int = 0) -> None:
-        super().__init__(schedule, num_levels, False, seed)
+    amp: bool = False
 
     def prepare(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> tuple[list[int], Tensor, Predict]:
         """The components, and the prior with the label of each image."""

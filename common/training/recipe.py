@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,11 @@ class Stage:
     """
 
     name: str
-    commands: tuple[Mapping[str, Any], ...]
+    commands: Sequence[Mapping[str, Any]] = ()
     steps: int | None = None
     weights: str | None = None
     ships: Mapping[str, str] = field(default_factory=dict)
-    defaults: tuple[str, ...] = ()
+    defaults: Sequence[str] = ()
     choose: Mapping[str, Any] | None = None
 
 
@@ -45,15 +45,7 @@ def read_recipe(path: str | Path) -> dict[str, Stage]:
         path: YAML with `stages`; see `scripts/recipes`.
     """
     return {
-        name: Stage(
-            name,
-            tuple(keys.get("commands", ())),
-            keys.get("steps"),
-            keys.get("weights"),
-            keys.get("ships", {}),
-            tuple(keys.get("defaults", ())),
-            keys.get("choose"),
-        )
+        name: Stage(name, **{key: value for key, value in keys.items() if value is not None})
         for name, keys in _stages(Path(path)).items()
     }
 

@@ -8,6 +8,7 @@ import json
 import platform
 import shlex
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from monai.bundle import ConfigWorkflow
 from .. import __version__
 from ..config_graph import find_workflow, iter_items
 from ..distributed import is_rank_zero, world_size
-from ..files import atomic_path
+from ..files import atomic_path, write_json
 from ..fingerprint import file_sha256, json_sha256
 from ..io.scaling import reading_settings
 from ..provenance import command_line, git_state
@@ -57,8 +58,7 @@ def write_run_record(output_dir: str) -> None:
     runs = _previous_runs(record_path)
     entry = describe_run(workflow)
     entry["resolved_config"] = _write_config(folder, workflow)
-    with atomic_path(record_path) as temporary:
-        temporary.write_text(json.dumps({"runs": [*runs, entry]}, indent=2) + "\n", encoding="utf-8")
+    write_json(record_path, {"runs": [*runs, entry]})
 
 
 def describe_run(workflow: ConfigWorkflow) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def run_settings(loader: Any) -> dict[str, Any]:
     settings = {
         config_id: value
         for config_id, value in iter_items({key: value for key, value in config.items() if key not in HARMLESS})
-        if not isinstance(value, (dict, list)) and not _names_harmless(config_id)
+        if not isinstance(value, (dict, list)) and config_id.split("::")[-1] not in HARMLESS
     }
     for key, value in settings.items():
         if isinstance(value, str) and value.startswith(IN_BUNDLE) and workflow is not None:
@@ -144,10 +144,6 @@ def _item_text(item: Any) -> str:
     )
 
 
-def _names_harmless(config_id: str) -> bool:
-    return config_id.split("::")[-1] in HARMLESS
-
-
 def _package_versions() -> dict[str, str]:
     """Every installed distribution, like `pip freeze`: a difference may come from any of them."""
     found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
@@ -172,14 +168,11 @@ def _write_config(folder: Path, workflow: ConfigWorkflow) -> str:
     """Write the merged config, unless it is there already; return the name of the file that holds it."""
     config = {key: _plain(value) for key, value in workflow.parser.get().items() if key != "_meta_"}
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
-    path, number = folder / f"{CONFIG_STEM}.yaml", 1
-    while path.exists():
-        if path.read_text(encoding="utf-8") == text:
-            return path.name
-        number += 1
-        path = folder / f"{CONFIG_STEM}_{number}.yaml"
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    names = (f"{CONFIG_STEM}{f'_{number}' if number > 1 else ''}.yaml" for number in count(1))
+    path = next(path for name in names if not (path := folder / name).exists() or path.read_text("utf-8") == text)
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return path.name
 
 

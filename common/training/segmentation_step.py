@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
-from ..amp import autocast
-from ..data.augmentation import Augmentation, augmented_pair
-from ..distributed import rank
+from ..data.augmentation import augmented_pair
 from ..errors import DatasetError
-from ..networks.diffusion_segmenter import DiffusionSegmenter
-from ..seeding import Purpose, seeded_dropout
-from .ema import ExponentialMovingAverage
-from .optimizer_step import step_and_average
+from .optimizer_step import TrainingStep
 
 
-class SegmentationStep:
-    """One optimiser step of all weights, on Dice and cross-entropy.
+@dataclass(kw_only=True, eq=False)
+class SegmentationStep(TrainingStep):
+    """One optimiser step of all weights, on Dice and cross-entropy in float32.
 
     Args:
         loss_function: (logits [B, K, H, W], label [B, 1, H, W]) to a scalar, such as MONAI's DiceCELoss with
-            `to_onehot_y` and `softmax`.
-        ema: updated after each step.
-        max_grad_norm: gradients are clipped to this norm.
-        amp: bfloat16 autocast where the hardware has it; the loss stays float32.
-        seed: of augmentation and dropout.
-        augmentation: of images and masks, by draw; None for none.
+            `to_onehot_y` and `softmax`. The others as of `TrainingStep`.
     """
 
-    def __init__(
-        self,
-        loss_function: nn.Module,
-        ema: ExponentialMovingAverage[DiffusionSegmenter],
-        max_grad_norm: float = 1.0,
-        amp: bool = True,
-        seed: int = 0,
-        augmentation: Augmentation | None = None,
-    ) -> None:
-        self.loss_function = loss_function
-        self.ema = ema
-        self.max_grad_norm = max_grad_norm
-        self.amp = amp
-        self.seed = seed
-        self.augmentation = augmentation
+    loss_function: nn.Module
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, float]:
         """Do one step; return loss, learning rate and gradient norm.
@@ -60,12 +38,9 @@ class SegmentationStep:
         check_label_values(batch["label"], self.ema.network.num_classes)
         image, label = batch["image"].to(device), batch["label"].to(device)
         image, label = augmented_pair(self.augmentation, image, label, self.seed, batch["draw"].tolist())
-        engine.network.train()
-        dropout = seeded_dropout(device, self.seed, Purpose.DROPOUT, engine.state.iteration, rank())
-        with dropout, autocast(device, self.amp):
+        with self.forward_pass(engine):
             logits = engine.network(image)
-        loss = self.loss_function(logits.float(), label)
-        return step_and_average(engine, {"loss": loss}, self.ema, self.max_grad_norm)
+        return self.update(engine, {"loss": self.loss_function(logits.float(), label)})
 
 
 def check_label_values(label: Tensor, num_classes: int) -> None:

@@ -207,14 +207,13 @@ class Chain:
 
     def command(self, name: str, command: Mapping[str, Any], code: Path, **more: Any) -> list[str]:
         """Words of a command line, the interpreter first; `more` are settings that replace or add; null drops one."""
-        names = _Names(self, code)
         settings = {"output_dir": "{stage}/" + name + "/run", **command.get("settings", {})}
         if self.stages[name].steps and "bundle" in command:
             settings |= self._rounds(self.stages[name].steps or 0)
-        settings = {key: names.fill(value) for key, value in {**settings, **more}.items() if value is not None}
+        settings = {key: self._fill(value, code) for key, value in {**settings, **more}.items() if value is not None}
         if "script" in command:
             words = [sys.executable, str(code / "scripts" / command["script"])]
-            words += [str(names.fill(word)) for word in command.get("arguments", ())]
+            words += [str(self._fill(word, code)) for word in command.get("arguments", ())]
         else:
             bundle = code / "bundles" / command["bundle"]
             configs = [str(bundle / "configs" / each) for each in command["configs"]]
@@ -319,27 +318,14 @@ class Chain:
     def _write(self, name: str, state: Mapping[str, Any]) -> None:
         write_json(self.folder(name) / STATE_NAME, state)
 
-
-class _Names:
-    """What the texts of a recipe may name."""
-
-    def __init__(self, chain: Chain, code: Path) -> None:
-        self.chain = chain
-        self.values = {
-            "source": chain.source,
-            "work": chain.work,
-            "data": chain.work / "data",
-            "bundles": code / "bundles",
-            "stage": chain.work / "stages",
-        }
-
-    def fill(self, value: Any) -> Any:
-        """The value with names filled in; {weights:NAME} is the chosen file of a stage."""
+    def _fill(self, value: Any, code: Path) -> Any:
+        """A value of a recipe with its names filled in; {weights:NAME} is the chosen file of a stage."""
         if not isinstance(value, str) or "{" not in value or value.startswith(("{'", '{"')):
             return value
         if value.startswith("{weights:") and value.endswith("}"):
-            return str(self.chain.weights(value[len("{weights:") : -1]))
-        return value.format(**self.values)
+            return str(self.weights(value[len("{weights:") : -1]))
+        places = {"data": self.work / "data", "bundles": code / "bundles", "stage": self.work / "stages"}
+        return value.format(source=self.source, work=self.work, **places)
 
 
 def frozen_files(repository: Path) -> Iterator[Path]:
