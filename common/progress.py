@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ def stopwatch() -> Callable[[], timedelta]:
 
 
 class ProgressBar(tqdm):
-    """tqdm of 80 columns on a terminal, with lines of the log above it; a line a minute in the log elsewhere.
+    """tqdm of at most 80 columns on a terminal, with lines of the log above it; a line a minute in the log elsewhere.
 
     Of the processes of a torchrun job only the first shows it.
     """
@@ -38,7 +39,7 @@ class ProgressBar(tqdm):
         self.is_watched = sys.stderr.isatty()
         self.restored = ExitStack()
         if self.is_watched:
-            options |= {"ncols": MAX_COLUMNS}
+            options |= {"ncols": min(MAX_COLUMNS, shutil.get_terminal_size().columns)}
         else:
             options |= {"mininterval": QUIET_SECONDS, "maxinterval": QUIET_SECONDS, "bar_format": QUIET_TEXT}
         super().__init__(*args, **{**options, "disable": disable or not is_rank_zero()})

@@ -11,6 +11,7 @@ from common.command_line import run_command
 from common.errors import SettingsError
 from common.fingerprint import file_sha256
 from common.packaging.packaging import package_bundle
+from common.progress import ProgressBar
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 
@@ -34,9 +35,10 @@ def package(
         source_url: where the zips will lie on the net, for model_info.json.
         bundles_dir: folder of the bundles; None for this repository's.
     """
-    for bundle_dir in chosen_bundles(name, BUNDLES if bundles_dir is None else Path(bundles_dir)):
+    chosen = chosen_bundles(name, BUNDLES if bundles_dir is None else Path(bundles_dir))
+    for bundle_dir in ProgressBar(chosen, desc="packaging", unit="bundle"):
         archive = package_bundle(bundle_dir, Path(output_dir), torchscript, large_files_url, source_url)
-        print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB, sha256 {file_sha256(archive)}")
+        ProgressBar.write(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB, sha256 {file_sha256(archive)}")
 
 
 def chosen_bundles(name: str, bundles: Path = BUNDLES) -> list[Path]:

@@ -28,6 +28,7 @@ class Grid(ABC):
         self.output_dir = Path(output_dir)
         self.titles = titles
         self.name = name
+        self.captions: list[str] | None = None  # of the rows: the names of their sources
 
     def attach(self, engine: Engine) -> None:
         """Draw at the end of each validation."""
@@ -37,10 +38,11 @@ class Grid(ABC):
     def __call__(self, engine: Engine) -> None:
         """Draw the grid."""
         rows, epoch = self._rows(), engine.state.epoch
-        save_contact_sheet(rows, self.output_dir / f"{self.name}_epoch_{epoch:03d}.png", self.titles)
+        save_contact_sheet(rows, self.output_dir / f"{self.name}_epoch_{epoch:03d}.png", self.titles, self.captions)
         writer = getattr(engine, "tensorboard", None)
         if writer is not None:
-            writer.add_image(f"val/{self.name}", contact_sheet_array(rows, self.titles), epoch, dataformats="HW")
+            sheet = contact_sheet_array(rows, self.titles, self.captions)
+            writer.add_image(f"val/{self.name}", sheet, epoch, dataformats="HW")
 
     @abstractmethod
     def _rows(self) -> list[list[Tensor]]:
@@ -70,7 +72,10 @@ class ReconstructionGrid(Grid):
         if engine.state.iteration > 1:
             return
         output: Any = engine.state.output
+        batch: Any = engine.state.batch
         self.rows = reconstruction_rows(output["image"][: self.num_images], output["pred"][: self.num_images])
+        if "image_path" in batch:
+            self.captions = [Path(path).name for path in batch["image_path"][: self.num_images]]
 
     def _rows(self) -> list[list[Tensor]]:
         return self.rows

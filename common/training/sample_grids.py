@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from ignite.engine import Engine
 from torch import Tensor
@@ -43,8 +45,9 @@ class SampleGrid(Grid):
         self.selection = selection
         self.seed = seed
         step = max(1, len(dataset) // num_sources)
-        sources = [dataset[index] for index in range(0, len(dataset), step)][:num_sources]
-        self.sources = torch.utils.data.default_collate(sources)
+        indices = range(0, len(dataset), step)[:num_sources]
+        self.sources = torch.utils.data.default_collate([dataset[index] for index in indices])
+        self.captions = [Path(dataset.store.items[dataset.rows[index]]["image"]).name for index in indices]
 
     def _rows(self) -> list[list[Tensor]]:
         tokens = self.selection.select(self.sources)
