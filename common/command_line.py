@@ -56,7 +56,8 @@ def run_command(
         elapsed = stopwatch()
         command(*map(_boolean, args), **{name: _boolean(value) for name, value in kwargs.items()})
         if elapsed() > TOLD:
-            where = f" in {kwargs['output_dir']}" if "output_dir" in kwargs else ""
+            folder = inspect.signature(command).bind(*args, **kwargs).arguments.get("output_dir")
+            where = f" in {folder}" if folder else ""
             _logger.info("%s done%s, it took %s", command.__name__, where, elapsed())
 
 

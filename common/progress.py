@@ -51,7 +51,7 @@ class ProgressBar(tqdm):
         if self.is_watched:
             super().display(msg, pos)
         elif self.n > self.initial:
-            _logger.info("%s", self)
+            _logger.info("%s", str(self))  # as it is now
 
     def close(self) -> None:
         """End; what was done is for the caller to say."""
