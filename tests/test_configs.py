@@ -111,7 +111,8 @@ def test_override_check_in_place(config: Path, run_id: str) -> None:
     if run_id not in ConfigParser.load_config_files(files):
         assert run_id == "training", "every workflow has 'run'"
         return
-    workflow = ConfigWorkflow(files, logging_file=False, workflow_type=None, run_id=run_id)
+    options = {"run_id": run_id, "bundle_root": str(config.parents[1])}
+    workflow = ConfigWorkflow(files, logging_file=False, workflow_type=None, **options)
     workflow.parser.parse()
     assert workflow._run_expr(f"{run_id}::0") == [None]
     workflow.parser["image_sice"] = 64

@@ -361,7 +361,7 @@ def test_the_sheet_names_the_sources(table, tmp_path):
     sheets = []
     for name in ("first", "other"):
         (tmp_path / name).mkdir()
-        paths = [shutil.copy(path, tmp_path / name / f"{name}_{Path(path).name}") for path in table.paths]
+        paths = [str(shutil.copy(path, tmp_path / name / f"{name}_{Path(path).name}")) for path in table.paths]
         make(variation(replace(table, paths=paths)), tmp_path / name / "out").run()
         sheets.append(np.asarray(Image.open(tmp_path / name / "out" / SHEET_NAME)))
     differs = (sheets[0] != sheets[1]).any(1).nonzero()[0]
