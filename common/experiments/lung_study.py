@@ -180,7 +180,7 @@ def coordinate_search(
     with ProgressBar(grid.items(), desc=title, unit="setting") as bar:
         for name, candidates in bar:
             for value in candidates:
-                candidate = replace(best, **{name: value})  # type: ignore[arg-type]
+                candidate = replace(best, **{name: value})
                 found = score if candidate == best else objective(candidate)
                 if found > score:
                     best, score = candidate, found
