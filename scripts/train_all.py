@@ -74,6 +74,8 @@ def plan(
     known = [hours for hours in to_go if hours is not None]
     total = ("" if len(known) == len(to_go) else "at least ") + _number(sum(known), 1) if known else "?"
     print(f"{total} hours of training to go on this machine, recipe {made.recipe.name}, in {made.work}")
+    if not measure and len(known) < len(to_go):
+        print("?: not measured; plan without --measure False runs a few steps of each, minutes once")
 
 
 def run(

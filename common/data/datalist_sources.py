@@ -68,7 +68,7 @@ def folder_items(root: Path) -> list[dict[str, str]]:
                 names.append((here / name).relative_to(root).as_posix())
             elif not name.startswith("."):
                 others[kind_of_other(here / name)] += 1
-    counts = f"{others.total()} other files" + (f" ({count_by_kind(others)})" if others else "")
+    counts = f"{others.total()} other files ({count_by_kind(others)})" if others else "no files"
     if names and others:
         logger.warning("%s: left out %s", root, counts)
     if not names:

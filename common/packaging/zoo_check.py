@@ -145,7 +145,7 @@ def _name(bundle: Bundle) -> Iterator[str]:
 
 
 def _metadata(bundle: Bundle) -> Iterator[str]:
-    import jsonschema  # a tool of developers, not of users
+    import jsonschema  # not in the environment of MONAI Label
 
     metadata = dict(bundle.metadata)
     declared = re.search(r"meta_schema_(?:[a-z_]+_)?(\d{8})", str(metadata.get("schema")))

@@ -181,7 +181,7 @@ def inpainting_of(
         SettingsError: no masks, or none for a source.
     """
     if masks is None:
-        raise SettingsError("masks: expected a mask or a folder of masks with the strategy inpainting, found null")
+        raise SettingsError("masks: found null; the strategy inpainting needs a mask, or a folder of masks")
     found = [mask_of(path, dataset_dir, masks) for path in table.paths]
     digest = json_sha256([file_sha256(path) for path in found])
     masked = list(zip(table.paths, found, strict=True))
