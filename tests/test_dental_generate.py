@@ -46,6 +46,7 @@ def generate(repository, weights):
     def run(folder, **overrides):
         config = str(repository / BUNDLE / "configs" / "generate.yaml")
         settings = {
+            "bundle_root": str(repository / BUNDLE),
             "output_dir": str(folder),
             "denoiser_path": str(weights),
             "device": "$torch.device('cpu')",

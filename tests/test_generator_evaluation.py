@@ -188,7 +188,7 @@ def test_tables_and_sheet_are_there(evaluated):
     assert first[3].split("|")[5].strip() == "1.00"
     assert "| reconstruction to its source | 1.000 ± 0.000 |" in second
     width, height = Image.open(folder / "contact_sheet.png").size
-    assert width == 4 + 4 * (SIZE + 4) and height == 24 + 8 * (SIZE + 4)
+    assert width == 4 + 4 * (SIZE + 4) and height == 24 + 8 * (SIZE + 24)
 
 
 def copy_of(evaluated, folder):

@@ -37,7 +37,6 @@ def recipe(tmp_path_factory):
         stage.pop("choose", None)
         stage["commands"][0]["settings"]["train#trainer#checkpoint_every_steps"] = 5
     evaluation["commands"][0]["configs"] = ["evaluate.yaml"]
-    evaluation["commands"][0]["settings"] |= {f"network_def#{key}": str(value) for key, value in SIZES.items()}
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     stages["package"]["commands"][0]["settings"]["chain"] = str(path)
     path.write_text(yaml.safe_dump(content, sort_keys=False))

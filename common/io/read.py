@@ -16,7 +16,7 @@ from .raster import read_raster
 from .scaling import Float32Array
 from .types import Radiograph, RefusalError, with_path
 
-MIN_SIDE, MAX_ASPECT = 6, 10  # px; longer over shorter side, which is at most 4 where legs or spines are stitched
+MIN_SIDE, MAX_ASPECT = 3, 10  # px; longer over shorter side, which is at most 4 where legs or spines are stitched
 
 
 def read_radiograph(path: str | os.PathLike[str]) -> Radiograph:
