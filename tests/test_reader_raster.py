@@ -100,7 +100,7 @@ def test_the_stretch_can_be_switched_off(dtype: str, tmp_path: Path, monkeypatch
     assert not reading_settings()
 
 
-@pytest.mark.parametrize("size", [(2, 2), (20, 4000), (4000, 20), (5, 30)])
+@pytest.mark.parametrize("size", [(2, 2), (20, 4000), (4000, 20), (2, 15)])
 def test_sizes_that_no_radiograph_has_are_refused(size: tuple[int, int], tmp_path: Path) -> None:
     Image.fromarray(np.resize(GREY, size)).save(tmp_path / "a.png")
     refused(tmp_path / "a.png", *map(str, size))
