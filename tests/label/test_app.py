@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import subprocess
 import tempfile
 
 import nibabel
@@ -299,5 +300,7 @@ def test_batch_inference_runs_without_a_gpu_and_past_bad_images(client, studies)
 
 
 def test_patterns_are_those_of_the_start_script(repository):
-    script = (repository / "scripts" / "serve_label.sh").read_text()
-    assert all(pattern in script for pattern in PATTERNS)
+    lines = (repository / "scripts" / "serve_label.sh").read_text().splitlines()
+    script = [line for line in lines if "suffixes=" in line] + ['echo "[${suffixes%,}]"']
+    done = subprocess.run(["bash", "-c", "\n".join(script)], capture_output=True, text=True, check=True)
+    assert set(PATTERNS) <= set(json.loads(done.stdout))
