@@ -23,7 +23,8 @@ from common.io.synthetic_dicom import write_synthetic_dicom
 from common.networks.diffusion_segmenter import DiffusionSegmenter
 from common.networks.weights import save_weights
 from common.pipelines import DentalSegmenter
-from common.pipelines.segmenter import FlipInferer, FolderSegmentation, mask_tiles, segmentation_inferer
+from common.pipelines.folder_segmentation import FolderSegmentation, mask_tiles
+from common.pipelines.segmenter import FlipInferer, segmentation_inferer
 
 NAMES = GROUPED.names[1:]
 

@@ -21,7 +21,8 @@ from ..io import read_radiograph
 from ..io.contact_sheet import save_contact_sheet
 from ..io.segmentation_classes import ClassTable
 from ..metrics import plain
-from ..pipelines.segmenter import DISPLAYED, mask_tiles
+from ..pipelines.folder_segmentation import mask_tiles
+from ..pipelines.segmenter import DISPLAYED
 from ..progress import ProgressBar, stopwatch
 from ..provenance import provenance
 from .report import Row, best_median_worst, cell, markdown_table, write_report, write_rows

@@ -15,7 +15,7 @@ from ..io import read_radiograph
 from ..io.contact_sheet import save_contact_sheet
 from ..io.mask_files import read_mask
 from ..io.segmentation_classes import ClassTable, SegmentationClass
-from ..pipelines.segmenter import mask_tiles
+from ..pipelines.folder_segmentation import mask_tiles
 from .lung_study import LungCase
 from .trials import write_experiment_report
 

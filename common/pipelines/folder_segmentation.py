@@ -1,0 +1,139 @@
+"""Folders of dental radiographs to masks, a table of areas and a contact sheet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data.dataset import RadiographDataset
+from ..data.mask_transforms import PadResized
+from ..errors import DatasetError
+from ..fingerprint import network_sha256
+from ..io import read_radiograph
+from ..io.formats import detect_format
+from ..io.mask_files import read_mask
+from ..io.mask_overlay import overlay_image
+from ..io.mask_writer import AREAS_NAME, MaskWriter, area_row, write_area_table
+from ..io.segmentation_classes import ClassTable
+from .folder_job import FileJob, Item, Row
+from .segmenter import DentalSegmenter, Segmentation
+
+_logger = logging.getLogger(__name__)
+
+TILE = 320  # px, longer side of a picture on the contact sheet
+
+
+class FolderSegmentation(FileJob):
+    """What `MaskWriter` writes for each image, areas.csv, and contact_sheet.png of the first images.
+
+    Args:
+        pipeline: segments.
+        dataset: lists the images.
+        dataset_dir: names of the files keep the path relative to it.
+        output_dir: of all files.
+        settings: that masks depend on; with others all are drawn again.
+        overlay: draw the overlay of each image.
+        nifti: also write NIfTI.
+        dicom_seg: also write DICOM SEG for images that are DICOM.
+        batch_size: images at a time; those of one padded size run together.
+        sheet_rows: images on the contact sheet at most; 0 leaves it out.
+
+    Raises:
+        DatasetError: `dicom_seg` without highdicom.
+    """
+
+    verb = "segmented"
+    sheet_titles = ("image", "segmentation")
+
+    def __init__(
+        self,
+        pipeline: DentalSegmenter,
+        dataset: RadiographDataset,
+        dataset_dir: str,
+        output_dir: str,
+        settings: Mapping[str, Any],
+        overlay: bool,
+        nifti: bool,
+        dicom_seg: bool,
+        batch_size: int,
+        sheet_rows: int,
+    ) -> None:
+        made = {**settings, "weights_sha256": network_sha256(pipeline.network), "amp": pipeline.amp}
+        made |= {"overlay": overlay, "nifti": nifti, "dicom_seg": dicom_seg, "model": pipeline.model}
+        made["typical_sha256"] = None if pipeline.typical is None else network_sha256(pipeline.typical)
+        super().__init__(
+            [item["image"] for item in dataset.data], dataset_dir, output_dir, made, batch_size, sheet_rows
+        )
+        self.pipeline, self.typical = pipeline, pipeline.typical
+        self.writer = MaskWriter(output_dir, pipeline.classes, overlay, nifti, dicom_seg, pipeline.model)
+
+    def result(self, item: Item) -> str:
+        """The mask."""
+        return f"{item.name}_mask.png"
+
+    def compute(self, items: Sequence[Item]) -> list[Segmentation]:
+        """Segment."""
+        return self.pipeline.segment_all([item.source for item in items])
+
+    def write(self, item: Item, output: Segmentation) -> Row:
+        """Write the image's files. One that only lacks its DICOM SEG has its row."""
+        mask, problem = output.mask.numpy(), {}
+        try:
+            row = self.writer.write(output.radiograph, mask, item.name)
+        except DatasetError as error:  # the other files are there
+            problem = {"problem": str(error)}
+            row = area_row(item.name, mask, self.pipeline.classes, output.radiograph.spacing_mm)
+        unlikeness = self.unlikeness(output.radiograph.pixels)
+        return {"image": row.pop("image"), "source": item.source, "unlikeness": unlikeness, **row, **problem}
+
+    def tabulate(self, rows: Sequence[Row]) -> None:
+        """Write areas.csv."""
+        if rows:
+            write_area_table(rows, self.output_dir / AREAS_NAME)
+
+    def pictures(self, item: Item, row: Row) -> tuple[list[Tensor], str]:
+        """The image, and its mask over it."""
+        mask = read_mask(self.output_dir / self.result(item))
+        return mask_tiles(read_radiograph(item.source).pixels, [mask], self.pipeline.classes), item.name
+
+    def finish(self, items: Sequence[Item], rows: Sequence[Row]) -> str:
+        """Also tell of which images no DICOM SEG can be."""
+        others = [item.name for item in items if self.writer.dicom_seg and detect_format(Path(item.source)) != "dicom"]
+        if others:
+            _logger.warning(
+                "no DICOM SEG of %d of %d images, such as %s: they are no DICOM files, and so of no study to which it "
+                "could belong; scripts/png_to_dx.py makes DICOM of any format",
+                *(len(others), len(items), others[0]),
+            )
+        return super().finish(items, rows)
+
+
+def mask_tiles(
+    pixels: Tensor, masks: list[NDArray[np.integer]], classes: ClassTable, longer_side: int = TILE
+) -> list[Tensor]:
+    """The image, then each mask over it with its legend, which is drawn after resizing and so can be read.
+
+    Args:
+        pixels: [1, H, W] in [0, 1].
+        masks: labels [H, W].
+        classes: the labels.
+        longer_side: px, of each picture without its legend.
+
+    Returns:
+        The image [1, h, w], and for each mask its overlay [3, h + legend, w or more], float32 in [0, 1].
+
+    Raises:
+        ValueError: sizes that differ, or labels that the table does not have.
+    """
+    labels = {f"mask {number}": torch.from_numpy(mask.astype(np.int64))[None] for number, mask in enumerate(masks)}
+    resize = PadResized(["image", *labels], longer_side, pad=False)
+    item = resize({"image": pixels.as_subclass(torch.Tensor).float(), **labels})
+    overlays = [np.array(overlay_image(item["image"], item[key][0].numpy(), classes)) for key in labels]
+    return [item["image"], *(torch.from_numpy(overlay).permute(2, 0, 1) / 255 for overlay in overlays)]
