@@ -111,7 +111,9 @@ def test_unreadable_files_are_reported_and_the_others_done(tmp_path, real_phanto
     generate(tmp_path / "generated", [*fresh(3), copy_of(3)])
     (tmp_path / "generated" / "images" / "0001.png").write_text("no image")
     lost = {"image": str(tmp_path / "lost.png"), "patient_id": "L"}
-    report = privacy_check(([lost, *train], held_out)).run()
+    with pytest.raises(DatasetError):
+        privacy_check(([lost, *train], held_out)).run()
+    report = json.loads((tmp_path / "report" / "privacy.json").read_text())
     assert [path for path, _ in report["unreadable"]["training"]] == [lost["image"]]
     assert [path for path, _ in report["unreadable"]["generated"]] == [str(tmp_path / "generated" / "images/0001.png")]
     lines = read_csv(tmp_path / "report" / "privacy_per_image.csv")

@@ -119,7 +119,7 @@ class PrivacyCheck:
 
         Raises:
             DatasetError: no manifest of generated images, a patient in training and held out, none of the images of a
-                kind readable, or too few images to compare.
+                kind readable, or too few images to compare; at the end, files that could not be read.
         """
         elapsed, generated = stopwatch(), Path(os.path.abspath(self.generated_dir))
         rows = _generated_rows(generated)
@@ -161,6 +161,9 @@ class PrivacyCheck:
         self._write(report, check, table, [row["image"] for row in samples])
         self._log(report)
         logger.info("%d images checked in %s: %s", len(samples), elapsed(), self.folder)
+        if lost := sum(map(len, unreadable.values())):
+            where = self.folder / REPORT_NAME
+            raise DatasetError(f"{lost} files could not be read and are listed in {where}; all others are checked")
         return report
 
     def _write(self, report: Row, check: CopyCheck, table: Sequence[Row], images: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from ..errors import RunError
 from ..files import atomic_path, write_json
 from ..fingerprint import file_sha256
 from ..networks.weights import described, load_weights
+from ..progress import ProgressBar
 from .bundle import Bundle
 from .torchscript import Inputs, fake_inputs, largest_difference, trace_bundle
 
@@ -83,7 +84,7 @@ def export_bundle(
     parts, rows, failed = list(_parts(bundle)), [], []
     jobs = [(f"{part.name}.onnx", part, partial(write_onnx, part, opset=opset)) for part in parts if onnx]
     jobs += [("model.ts", parts[0], partial(trace_bundle, bundle))] if torchscript else []
-    for name, part, write in jobs:
+    for name, part, write in ProgressBar(jobs, desc="export"):
         path = folder / name
         try:
             shapes, difference = part.shapes(), write(path)
