@@ -1,4 +1,6 @@
 import json
+import mmap
+import pickle
 
 import numpy as np
 import pytest
@@ -140,7 +142,7 @@ def test_items_are_read_one_by_one_and_follow_a_data_set_that_was_moved(tmp_path
     items = [*ITEMS, {"image": "/data/a.png", "split": "val", "mask": "/elsewhere/a.png"}]
     allocate(tmp_path, items=items)
     store = LatentStore(tmp_path)
-    assert isinstance(store.items.text, np.memmap) and isinstance(store.splits, np.memmap)
+    assert isinstance(store.items.text, mmap.mmap) and isinstance(store.splits, np.memmap)
     assert list(store.items) == items and store.items[-1] == items[4]
     with pytest.raises(IndexError):
         store.items[5]
@@ -148,6 +150,14 @@ def test_items_are_read_one_by_one_and_follow_a_data_set_that_was_moved(tmp_path
         store.done[:] = 0
     moved = LatentStore(tmp_path, dataset_dir="/new").items[4]
     assert moved == {"image": "/new/a.png", "split": "val", "mask": "/elsewhere/a.png"}
+
+
+def test_a_process_that_is_started_opens_the_files_instead_of_getting_their_contents(tmp_path):
+    store = make_tiny_store(tmp_path)
+    sent = pickle.dumps(LatentDataset(store, "train"))
+    assert len(sent) < 1500
+    received, expected = pickle.loads(sent)[3], LatentDataset(store, "train")[3]
+    assert all(torch.equal(torch.as_tensor(received[name]), torch.as_tensor(expected[name])) for name in expected)
 
 
 def test_stores_of_version_1_are_read_and_go_on(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import shutil
 import zlib
@@ -34,7 +35,7 @@ class LatentStore:
     - `arrays` by name, each [num_images, num_views, ...]: `latents_mean`, `latents_std` [C, h, w], the codec's
       posterior, scaled by the codec's statistics, so that mean + std·noise is a draw of the latents that the diffusion
       model learns; `cls_token` [D], `register_tokens` [R, D], `patch_grid` [k, k, D] of the DINO encoder, as it gives
-      them. A row lies in one piece in rows.npy, so that reading it at random is one access to the disk.
+      them. A row lies in one piece in rows.npy, so that `row` reads it at one access to the disk.
     - `done` (uint8): 1 where a row was written; `sums` its CRC-32, checked whenever the row is read.
     - `made_with`: what it is of; `items`: one dict per image, and `splits` of them as bytes. They are read from the
       disk as they are asked for: a million of them in every process would take a gigabyte.
@@ -52,6 +53,7 @@ class LatentStore:
 
     def __init__(self, folder: str | Path, writable: bool = False, dataset_dir: str | Path | None = None) -> None:
         self.folder = Path(folder)
+        self._arguments = folder, writable, dataset_dir
         if not self.exists(folder):
             inside = [path.parent for path in self.folder.glob(f"*/{DESCRIPTION_NAME}")]
             if len(inside) != 1:
@@ -77,23 +79,43 @@ class LatentStore:
                 raise _damaged(self.folder / "rows.npy")
             self.arrays = {name: self.rows[name] for name in ARRAYS}
             self.kind = zlib.crc32(str(self.rows.dtype).encode())  # bytes mean nothing without it
+            self._file = (self.folder / "rows.npy").open("rb", buffering=0)
+            if hasattr(os, "posix_fadvise"):  # else every row brings a megabyte of its neighbours from the disk
+                os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             self.sums = self._mapped(SUMS_NAME, mode) if "sha256" in described else None
             for name, digest in described.get("sha256", {}).items():
                 if not (self.folder / name).is_file() or file_sha256(self.folder / name) != digest:
                     raise _damaged(self.folder / name)
         self.done = self._mapped("done.npy", mode)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a process that is started open the files itself; a copy of what is mapped would be the whole store."""
+        return type(self), self._arguments
+
+    def row(self, image: int, view: int) -> Mapping[str, Any]:
+        """Arrays of a row by name; as it was written, where it is done. Stores from before 1.0 cannot tell.
+
+        Raises:
+            DatasetError: it is damaged.
+        """
+        if self.rows is None:
+            return {name: array[image, view] for name, array in self.arrays.items()}
+        # Not through the map: its page faults read fifty times as much from the disk, or the row in several accesses.
+        size = self.rows.dtype.itemsize
+        start = self.rows.offset + (int(image) * self.num_views + view) * size  # type: ignore[attr-defined]
+        data = os.pread(self._file.fileno(), size, start)
+        if self.sums is not None and self.done[image, view] and zlib.crc32(data, self.kind) != self.sums[image, view]:
+            raise _damaged(f"{self.folder}: the row of {self.items[image]['image']} (view {view})")
+        return np.frombuffer(data, self.rows.dtype)[0]
+
     def check(self, rows: Iterable[tuple[int, int]]) -> None:
-        """See to it that finished rows (image, view) are as they were written; stores from before 1.0 cannot tell.
+        """See to it that finished rows (image, view) are as they were written.
 
         Raises:
             DatasetError: one is not.
         """
-        if self.sums is None:
-            return
         for image, view in rows:
-            if self.done[image, view] and self._sum(image, view) != self.sums[image, view]:
-                raise _damaged(f"{self.folder}: the row of {self.items[image]['image']} (view {view})")
+            self.row(image, view)
 
     def _sum(self, image: int, view: int) -> int:
         assert self.rows is not None
@@ -234,9 +256,12 @@ class LatentStore:
         Raises:
             DatasetError: damaged ones.
         """
-        rows = np.asarray(indices)
-        self.check((image, view) for image in rows.tolist())
-        return {name: torch.from_numpy(self.arrays[name][rows, view].astype(np.float32)) for name in TOKENS}
+        found = {name: torch.empty(len(indices), *self.arrays[name].shape[2:]) for name in TOKENS}
+        for number, image in enumerate(indices):
+            row = self.row(image, view)
+            for name, tokens in found.items():
+                tokens[number] = torch.from_numpy(row[name].astype(np.float32))
+        return found
 
 
 def _damaged(what: object, error: Exception | str = "its sum is another") -> DatasetError:
@@ -251,7 +276,9 @@ class _Items(Sequence):
     """Items, read one by one from items.jsonl; `ends` of their lines, in bytes."""
 
     def __init__(self, path: Path, ends: np.ndarray, root: str | Path) -> None:
-        self.text, self.ends, self.root = np.memmap(path, np.uint8, "r"), ends, root
+        with path.open("rb") as file:
+            self.text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.ends, self.root = np.asarray(ends), root
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -259,7 +286,7 @@ class _Items(Sequence):
     def __getitem__(self, index: Any) -> Any:
         end = self.ends[index]
         start = self.ends[index - 1] if index else 0
-        return _moved(json.loads(self.text[start:end].tobytes()), self.root, os.path.join)
+        return _moved(json.loads(self.text[start:end]), self.root, os.path.join)
 
 
 def _moved(item: Mapping[str, Any], root: str | Path, move: Any) -> dict[str, Any]:
@@ -297,7 +324,6 @@ class LatentDataset(Dataset):
         """One image; `key` is its index (view 0), or (index, number of the draw), which goes through the views."""
         index, draw = key if isinstance(key, tuple) else (key, 0)
         view = (draw // len(self.rows)) % self.store.num_views
-        row = self.rows[index]
-        self.store.check([(row, view)])
-        values = {name: torch.from_numpy(self.store.arrays[name][row, view].astype(np.float32)) for name in ARRAYS}
+        found = self.store.row(self.rows[index], view)
+        values = {name: torch.from_numpy(found[name].astype(np.float32)) for name in ARRAYS}
         return {**values, "draw": draw, "index": index}
