@@ -19,6 +19,7 @@ from .distributed import is_rank_zero
 QUIET_SECONDS = 60.0
 MAX_COLUMNS = 80
 QUIET_TEXT = "{desc}: {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} to go{postfix}"
+QUIET_TEXT_WITHOUT_TOTAL = "{desc}: {elapsed} so far{postfix}"
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class ProgressBar(tqdm):
         else:
             options |= {"mininterval": QUIET_SECONDS, "maxinterval": QUIET_SECONDS, "bar_format": QUIET_TEXT}
         super().__init__(*args, **{**options, "disable": disable or not is_rank_zero()})
+        if not self.is_watched and not self.disable and self.total is None:
+            self.bar_format = QUIET_TEXT_WITHOUT_TOTAL
         if self.is_watched and not self.disable:
             self.restored.enter_context(logging_redirect_tqdm(tqdm_class=tqdm))
 

@@ -48,6 +48,14 @@ def test_where_nobody_watches_there_is_a_line_at_an_interval_in_the_log_and_no_b
     assert all(f"caching: {number} of 5" in caplog.messages[number - 3] for number in range(3, 3 + lines))
 
 
+def test_without_a_total_nothing_is_said_of_what_is_to_go(monkeypatch, caplog):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    caplog.set_level(logging.INFO)
+    with ProgressBar(desc="checking") as bar:
+        bar.update()
+    assert len(caplog.records) == 1 and "?" not in caplog.messages[0] and "to go" not in caplog.messages[0]
+
+
 def test_of_several_processes_only_the_first_shows_a_bar(monkeypatch):
     shown = terminal(monkeypatch)
     monkeypatch.setenv("RANK", "1")
