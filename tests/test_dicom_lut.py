@@ -118,6 +118,14 @@ def test_lookup_tables(data_vr: str, syntax: str, tmp_path: Path) -> None:
     assert np.allclose(pixels(dataset, tmp_path, syntax), 1 - curve[stored] / 4095, atol=1e-6)
 
 
+def test_a_table_of_8_bits_may_have_two_entries_in_a_word(tmp_path: Path) -> None:
+    stored, curve = ramp(8, False), np.arange(256)[::-1].astype(np.uint8)
+    table = lut(curve, 0, 8, "OW")
+    table[0].LUTData = curve.tobytes()
+    dataset = make(stored, stored=8, VOILUTSequence=table)
+    assert np.allclose(pixels(dataset, tmp_path), curve[stored] / 255, atol=1e-6)
+
+
 def test_malformed_lookup_tables_count_as_absent(tmp_path: Path) -> None:
     stored = ramp(10, False)
     short = lut(np.arange(10), 0, 12, "US")
