@@ -142,13 +142,6 @@ def test_inference_reconstructs_the_good_ones_and_fails_for_the_bad_one(module_f
     assert (out / "contact_sheet.png").exists()
 
 
-def test_inference_without_weights_says_so(module_folder, tiny_weights):
-    repository, folder = module_folder
-    absent = {**tiny_weights, "weights_path": folder / "absent.pt"}
-    output = run(repository, "run", f"{CONFIGS}/inference.yaml", expect=1, output_dir=folder / "none", **absent)
-    assert "no weights there" in output
-
-
 def test_evaluation_prints_its_table(module_folder, tiny_weights):
     repository, folder = module_folder
     overrides = {"dataset_dir": folder / "images", "output_dir": folder / "evaluation", "split": "all"}

@@ -112,24 +112,6 @@ def test_the_seed_makes_the_files(generate, tmp_path):
     assert set(theirs).isdisjoint(pixels.tobytes() for pixels in pictures(first))
 
 
-def test_lost_images_are_made_again_as_they_were(generate, tmp_path):
-    generate(tmp_path)
-    before, rows = contents(tmp_path), rows_of(tmp_path)
-    for name in ("images/0001.png", "images/0004.png", "contact_sheet.png"):
-        (tmp_path / name).unlink()
-    kept = tmp_path / "images" / "0002.png"
-    stamp = kept.stat().st_mtime_ns
-    generate(tmp_path)
-    assert contents(tmp_path) == before
-    assert rows_of(tmp_path) == rows and kept.stat().st_mtime_ns == stamp
-
-
-def test_a_folder_can_be_given_more_images(generate, tmp_path):
-    generate(tmp_path / "grown", num_samples=2)
-    generate(tmp_path / "grown")
-    assert contents(tmp_path / "grown") == contents(generate(tmp_path / "at_once"))
-
-
 def test_other_settings_in_the_same_folder_are_refused(generate, weights, tmp_path):
     generate(tmp_path / "out", num_samples=1)
     before = contents(tmp_path / "out")

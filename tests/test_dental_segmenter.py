@@ -226,15 +226,6 @@ def test_each_image_has_its_files_a_row_and_a_place_on_the_sheet(segmenter, tmp_
         assert sheet.mode == "RGB" and 2 * 200 < sheet.height < 3 * 300  # two rows, of pictures 198 px high
 
 
-def test_an_image_that_cannot_be_read_stops_no_other(segmenter, tmp_path):
-    paths = [write_image(tmp_path / "in" / f"{name}.png") for name in "abc"]
-    paths[1].write_text("not a picture")
-    with pytest.raises(RunError, match=r"2 of 3 .*b\.png"):
-        folder_job(segmenter, tmp_path, paths).run()
-    assert list(areas(tmp_path)) == ["a_png", "c_png"]
-    assert (tmp_path / "out" / "contact_sheet.png").exists()
-
-
 def test_the_row_of_an_image_without_dicom_seg_is_there(segmenter, tmp_path):
     pytest.importorskip("highdicom")
     (tmp_path / "in").mkdir()

@@ -11,7 +11,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation
 from common.errors import UserError
 from common.io import read_radiograph
 from common.io.dicom_seg import dicom_cielab, require_highdicom, write_dicom_seg
-from common.io.mask_writer import MaskWriter
+from common.io.mask_writer import write_segmentation
 from common.io.segmentation_classes import ELEVEN, GROUPED
 from common.io.synthetic_dicom import write_synthetic_dicom
 
@@ -38,11 +38,7 @@ def source(tmp_path):
 
 def test_without_highdicom_the_error_says_what_to_install(monkeypatch, mask, source, tmp_path):
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    for call in (
-        require_highdicom,
-        lambda: write_dicom_seg(mask, tmp_path / "seg.dcm", GROUPED, source, "m"),
-        lambda: MaskWriter(tmp_path, GROUPED, overlay=True, nifti=False, dicom_seg=True, model="m"),
-    ):
+    for call in (require_highdicom, lambda: write_dicom_seg(mask, tmp_path / "seg.dcm", GROUPED, source, "m")):
         with pytest.raises(UserError, match=r"found no usable highdicom.*pip install highdicom"):
             call()
     assert not (tmp_path / "seg.dcm").exists()
@@ -131,9 +127,11 @@ def test_of_a_source_only_the_uids_have_to_be_well_formed(mask, source, tmp_path
 def test_the_writer_adds_a_seg_to_dicom_images_only(mask, source, tmp_path):
     pytest.importorskip("highdicom")
     Image.fromarray(np.arange(23 * 57, dtype=np.uint8).reshape(23, 57)).save(tmp_path / "image.png")
-    writer = MaskWriter(tmp_path / "out", GROUPED, overlay=False, nifti=True, dicom_seg=True, model="m")
-    row = writer.write(read_radiograph(source), mask, "dx")
-    writer.write(read_radiograph(tmp_path / "image.png"), mask, "png")
+    formats = {"overlay": False, "nifti": True, "dicom_seg": True}
+    row, _ = (
+        write_segmentation(read_radiograph(path), mask, tmp_path / "out" / name, GROUPED, "m", **formats)
+        for path, name in ((source, "dx"), (tmp_path / "image.png", "png"))
+    )
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"dx_mask.png", "dx_mask.nii.gz", "dx_seg.dcm", "png_mask.png", "png_mask.nii.gz"}
     assert row["decay_mm2"] == pytest.approx(21 * 0.01)

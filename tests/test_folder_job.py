@@ -5,17 +5,18 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import REPOSITORY, draw_radiographs
 
 from common.data.datalists import radiograph_items
+from common.data.dataset import RadiographDataset
 from common.data.readability import readable_radiographs
 from common.errors import CheckpointMismatchError, DatasetError, RunError, SettingsError, UserError
-from common.files import JOB_RECORD, locked_folder
+from common.files import JOB_RECORD
 from common.pipelines.folder_job import LOG_NAME, FileJob, FolderJob, Item
 
 
@@ -168,11 +169,6 @@ def test_too_little_memory_says_what_to_do(texts, tmp_path):
         Copies(texts("one", "too much"), tmp_path / "out", batch_size=2).run()
 
 
-def test_a_batch_of_none_is_refused(tmp_path):
-    with pytest.raises(SettingsError):
-        Copies([], tmp_path / "out", batch_size=0)
-
-
 # ---- the folder ----------------------------------------------------------------------------------------------------
 
 
@@ -225,23 +221,6 @@ def test_a_folder_that_cannot_be_written_to_is_told_so(texts, tmp_path):
         os.seteuid(user)
 
 
-def test_the_lock_of_a_thread_holds_too(tmp_path):
-    found = []
-
-    def work():
-        try:
-            with locked_folder(tmp_path):
-                found.append("held")
-        except RunError:
-            found.append("refused")
-
-    with locked_folder(tmp_path):
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-    assert found == ["refused"]
-
-
 # ---- files of a data set -------------------------------------------------------------------------------------------
 
 
@@ -249,7 +228,9 @@ class FileCopies(FileJob):
     """Copies files."""
 
     def __init__(self, paths, dataset_dir, output_dir):
-        super().__init__([str(path) for path in paths], str(dataset_dir), str(output_dir), {}, 1, 0)
+        pipeline = SimpleNamespace(network=torch.nn.Identity(), amp=False, typical=None)
+        dataset = RadiographDataset([{"image": path} for path in paths], None)
+        super().__init__(pipeline, dataset, str(dataset_dir), str(output_dir), {}, 1, 0)
 
     def result(self, item):
         return f"{item.name}.png"

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, draw_radiographs
-from test_bundles_run import command, run, wait_for, weights
+from test_bundles_run import command, run, weights
 
 from common.data.latent_store import ARRAYS, DESCRIPTION_NAME, LatentStore
 
@@ -129,26 +128,6 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_write_once(trained, 
     events = [len(list((path / "tensorboard").glob("events*"))) for path in (one_process, folder / "ddp")]
     assert events[0] == events[1]
     assert output.count("validation at step") == its_output.count("validation at step") >= 1
-
-
-def test_killed_in_the_middle_the_same_command_gets_to_the_same_weights(trained, folder):
-    expected, _, overrides = trained
-    overrides = {**overrides, "bundle_root": BUNDLE, "output_dir": folder / "killed"}
-    process = subprocess.Popen(
-        command("training", str(TRAIN), **overrides),
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_for(folder / "killed" / "checkpoint_last.pt", process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    output = run(REPOSITORY, "training", str(TRAIN), **overrides)
-    if process.returncode == -signal.SIGKILL:
-        assert "resuming from" in output
-    assert weights(folder / "killed").keys() == weights(expected).keys()
-    for name, value in weights(folder / "killed").items():
-        assert torch.equal(value, weights(expected)[name]), name
 
 
 def test_other_settings_make_a_store_of_their_own(trained, folder, store):

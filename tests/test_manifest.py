@@ -10,7 +10,6 @@ import torch
 from common.data.datalists import radiograph_items
 from common.errors import DatasetError, RunError
 from common.files import JOB_RECORD, locked_folder
-from common.io import read_radiograph
 from common.io.image_writer import write_png
 from common.pipelines.folder_job import Entry, Item, JobLog
 from common.pipelines.manifest import (
@@ -83,10 +82,6 @@ def test_an_image_joins_its_patients_and_links_join_groups():
     assert patient_groups([(), ()]) == ["", ""] and patient_groups([]) == []
 
 
-def test_a_chain_of_many_links_is_one_group():
-    assert set(patient_groups([(str(number), str(number + 1)) for number in range(5000)])) == {"0"}
-
-
 def patients_by_split(folder, seed):
     """Source patients of the images in each split."""
     found = defaultdict(set)
@@ -122,21 +117,6 @@ def test_variations_share_the_split_of_the_real_patient(tmp_path):
 
 
 # ---- as a data set -------------------------------------------------------------------------------------------------
-
-
-def test_the_folder_is_a_data_set(tmp_path):
-    generated(tmp_path, row(0, ("P",), label="normal"), row(1))
-    items = radiograph_items(tmp_path, "all", val_fraction=0, seed=0)
-    assert [item["patient_id"] for item in items] == ["P", "synthetic:images/0001.png"]
-    assert [item["label"] for item in items] == ["normal", ""] and {item["synthetic"] for item in items} == {"true"}
-    assert all(read_radiograph(item["image"]).pixels.shape == (1, 16, 16) for item in items)
-
-
-def test_a_split_of_the_sources_is_that_of_all_images(tmp_path):
-    rows = [row(0, ("P",)), row(1, ("P", "Q")), row(2)]
-    generated(tmp_path, *rows)
-    write_generation_manifest(tmp_path, rows, "val")
-    assert len(radiograph_items(tmp_path, "val", val_fraction=0, seed=0)) == 3
 
 
 # ---- revised after a privacy check ---------------------------------------------------------------------------------

@@ -130,20 +130,6 @@ def test_folders_keep_apart_and_same_pictures_are_told(script, tmp_path, capsys)
     assert rows[0]["sop_instance_uid"] == rows[1]["sop_instance_uid"] and "same picture as" in rows[1]["note"]
 
 
-def test_results_among_the_sources_are_refused(script, sources):
-    with pytest.raises(SettingsError):
-        script.png_to_dx(str(sources), output_dir=str(sources / "."))
-
-
-def test_sources_that_would_share_a_name_have_names_of_their_own(script, tmp_path):
-    draw_radiographs(tmp_path / "in", count=2, size=24)
-    (tmp_path / "in" / "phantom_0.png").rename(tmp_path / "in" / "a.b.png")
-    (tmp_path / "in" / "phantom_1.png").rename(tmp_path / "in" / "a_b.png")
-    script.png_to_dx(str(tmp_path / "in"), output_dir=str(tmp_path / "out"))
-    assert [row["result"] for row in table(tmp_path / "out")] == ["written", "written"]
-    assert len({row["file"] for row in table(tmp_path / "out")}) == 2
-
-
 def test_a_manifest_names_the_images_so_that_masks_stay_out(script, tmp_path):
     draw_radiographs(tmp_path / "in" / "images", count=1, size=24)
     shutil.copytree(tmp_path / "in" / "images", tmp_path / "in" / "masks")

@@ -83,13 +83,6 @@ def test_too_many_bad_files_stop_with_the_report_written(tmp_path):
             readable_items(none_left, tmp_path / "out", max_unreadable_share=1.0)
 
 
-def test_a_share_that_is_just_allowed_is_allowed(tmp_path):
-    items = write_images(tmp_path / "data", 3) + write_bad(tmp_path / "data")[:1]
-    assert len(readable_items(items, tmp_path / "out", max_unreadable_share=0.25)) == 3
-    with pytest.raises(DatasetError):
-        readable_items(items, tmp_path / "out", max_unreadable_share=0.249)
-
-
 def test_only_changed_and_repaired_files_are_read_again(tmp_path):
     good = write_images(tmp_path / "data", 4)
     spare = Path(good[0]["image"]).read_bytes()

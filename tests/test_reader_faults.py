@@ -35,9 +35,10 @@ from dicom_files import (
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from script_module import load_script
 
-from common.errors import UserError
-from common.io import is_radiograph_file
+from common.errors import RunError, UserError
+from common.io import is_radiograph_file, read_radiograph
 from common.io.mask_files import read_mask
 
 LOSSLESS = [RLE, JPEG_LOSSLESS, JPEG_LS, JPEG_2000]
@@ -237,16 +238,6 @@ def test_the_header_of_a_nifti_is_no_pixels(offset: int, tmp_path: Path) -> None
     assert np.array_equal(read(tmp_path / "a.nii").pixels[0].numpy(), shown / np.float32(255))
 
 
-def test_labels_that_were_scaled_into_integers_are_whole(tmp_path: Path) -> None:
-    mask = np.random.default_rng(0).integers(0, 6, (5, 7))
-    image = nibabel.Nifti1Image(mask.T.astype(np.float32), np.diag([-1.0, -1, 1, 1]))
-    image.header.set_data_dtype(np.uint8)
-    nibabel.save(image, tmp_path / "mask.nii.gz")
-    stored = np.asarray(nibabel.load(tmp_path / "mask.nii.gz").dataobj)
-    assert (stored != np.round(stored)).any()  # or the file says nothing
-    assert np.array_equal(read_mask(tmp_path / "mask.nii.gz"), mask)
-
-
 @pytest.mark.parametrize("highest", [7, 11, 32])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16])
 def test_labels_are_whole_within_a_step_of_what_they_were_scaled_to(highest: int, dtype: type, tmp_path: Path) -> None:
@@ -349,3 +340,33 @@ def test_shared_sources_without_type_2_elements_get_their_seg(name: str, shared_
     source = shared_data / "faults" / f"{name}.dcm"
     seg = pydicom.dcmread(write_dicom_seg(np.eye(96, 80, dtype=np.uint8), tmp_path / "a.dcm", GROUPED, source, "m"))
     assert seg.PatientName == pydicom.dcmread(source).PatientName and "StudyID" in seg
+
+
+# ---- damaged files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("fuzz_reader")
+
+
+def test_whole_files_are_read(script, tmp_path):
+    for whole, reader in ((script.whole_radiographs(48), read_radiograph), (script.whole_masks(48), read_mask)):
+        for name, content in whole.items():
+            (tmp_path / name).write_bytes(content)
+            reader(tmp_path / name)
+
+
+def test_damaged_files_are_read_or_refused_with_one_error(script):
+    script.fuzz(radiographs=400, masks=100, size=48)
+
+
+def test_another_error_stops_the_run_and_the_file_is_kept(script, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def read(path):
+        raise KeyError("missed")
+
+    with pytest.raises(RunError, match="missed"):
+        script.fuzz_kind(1, {"a": b"content"}, read, np.random.default_rng(0), tmp_path / "damaged")
+    assert list(tmp_path.glob("fuzz_a_0"))

@@ -8,9 +8,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import refused
 from PIL import Image
 
-from common.io import UnreadableRadiographError, read_radiograph
+from common.io import read_radiograph
 
 SHOWN = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # as displayed: 6 rows, 8 columns
 UNIT = SHOWN.astype(np.float32) / np.float32(255)
@@ -19,11 +20,6 @@ UNIT = SHOWN.astype(np.float32) / np.float32(255)
 def save(path: Path, data: np.ndarray, affine: np.ndarray | None) -> Path:
     nib.Nifti1Image(data, affine).to_filename(path)
     return path
-
-
-def refused(path: Path, word: str) -> None:
-    with pytest.raises(UnreadableRadiographError, match=word):
-        read_radiograph(path)
 
 
 def affine_of(i: tuple[float, float, float], j: tuple[float, float, float]) -> np.ndarray:
@@ -69,16 +65,6 @@ def test_without_geometry_the_stored_order_is_kept(affine: np.ndarray | None, tm
     assert np.array_equal(radiograph.pixels[0].numpy(), UNIT) and radiograph.spacing_mm is None
 
 
-def test_monai_saves_a_png_that_reads_back(tmp_path: Path) -> None:
-    from monai.transforms import LoadImage, SaveImage
-
-    Image.fromarray(SHOWN).save(tmp_path / "a.png")
-    image = LoadImage(reader="PILReader", ensure_channel_first=True)(tmp_path / "a.png")
-    options = {"output_dir": tmp_path, "output_postfix": "", "separate_folder": False, "print_log": False}
-    SaveImage(output_ext=".nii.gz", writer="NibabelWriter", output_dtype=np.uint8, resample=False, **options)(image)
-    assert np.array_equal(read_radiograph(tmp_path / "a.nii.gz").pixels[0].numpy(), UNIT)
-
-
 def test_nifti_2_big_endian_and_metres(tmp_path: Path) -> None:
     nib.Nifti2Image(SHOWN.T, np.diag([-0.2, -0.1, 1, 1])).to_filename(tmp_path / "a.nii")
     assert np.array_equal(read_radiograph(tmp_path / "a.nii").pixels[0].numpy(), UNIT)
@@ -121,15 +107,7 @@ def test_volumes_colour_and_damage_are_refused(tmp_path: Path) -> None:
         "plain.nii": b"no image at all" * 50,
     }.items():
         (tmp_path / name).write_bytes(content)
-        refused(tmp_path / name, "found")
+        refused(tmp_path / name)
     pair = nib.Nifti1Pair(noise, lps)
     pair.to_filename(tmp_path / "pair.hdr")
     refused(tmp_path / "pair.hdr", "without its data")
-
-
-def test_a_header_that_claims_a_huge_image_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.nii", SHOWN, np.diag([-1.0, -1.0, 1, 1]))
-    raw = bytearray(path.read_bytes())
-    raw[42:46] = np.array([32000, 32000], "<i2").tobytes()
-    path.write_bytes(raw)
-    refused(path, "32000")

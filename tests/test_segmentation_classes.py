@@ -56,11 +56,6 @@ def test_eleven_classes_keep_their_values_and_group_into_the_published_ones():
         assert name.endswith(group)
 
 
-def test_panoramic_masks_have_one_class():
-    for dataset in ("panoramic", "panoramic_molar_crops"):
-        assert CARIES.map_mask(np.array([0, 1]), dataset).tolist() == [0, 1]
-
-
 def test_own_labels_pass_and_what_is_no_label_is_refused():
     assert GROUPED.map_mask(np.array([[0, 5]], np.uint8), None).tolist() == [[0, 5]]
     with pytest.raises(UserError, match=r"found mask values \[6, 255\]; expected \[0, 1, 2, 3, 4, 5\]"):

@@ -171,8 +171,3 @@ def test_the_digest_changes_with_anything():
     ]
     assert len({each.digest() for each in [table, *others]}) == 7
     assert table.subset([0, 1, 2]).digest() == table.digest()
-
-
-def test_columns_of_unequal_length_are_refused():
-    with pytest.raises(ValueError, match="as many paths, patients, labels and tokens"):
-        SourceTable(["0.png", "1.png"], ["P", "Q"], ["", ""], torch.zeros(1, 2, 6))

@@ -71,14 +71,6 @@ def test_seeds_are_all_different_and_such_that_torch_tells_them_apart(seed):
     assert not seeds & {request.seed for request in prior(num_samples=100, seed=seed + 1).requests()}
 
 
-def test_noise_of_neighbouring_seeds_is_not_alike():
-    requests = prior(num_samples=2000).requests()
-    noise = torch.stack([torch.randn(64, generator=torch.Generator().manual_seed(each.seed)) for each in requests])
-    assert noise.mean().abs() < 4 / math.sqrt(noise.numel())
-    for lag in (1, 2, 3, 5, 8, 13):  # of a golden ratio sequence, those come nearest to each other
-        assert (noise[lag:] * noise[:-lag]).mean().abs() < 4 / math.sqrt(noise[lag:].numel())
-
-
 @pytest.mark.parametrize("make", [interpolation, neighbourhood, prior])
 def test_tokens_depend_on_the_request_alone(make):
     strategy = make()

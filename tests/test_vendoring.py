@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import runpy
+import shutil
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -163,3 +165,52 @@ def test_what_the_packaged_code_imports_first_is_listed_in_the_metadata(bundle):
             for module in {module.split(".")[0] for module in modules} - sys.stdlib_module_names:
                 assert {package.lower() for package in known[module]} & listed, f"{file.name} imports {module}"
     assert "fire" in listed, "python -m monai.bundle needs it"
+
+
+# ---- the bundle on the path ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+        monkeypatch.delitem(sys.modules, name)
+    found = []
+    for name in ("one", "two"):
+        code = tmp_path / name / "scripts"
+        (code / "common").mkdir(parents=True)
+        (code / "__init__.py").touch()
+        (code / "common" / "__init__.py").write_text(f"WHOSE = {name!r}\n")
+        shutil.copy(PACKAGE_DIR / "packaging" / "on_path.py", code)
+        found.append(tmp_path / name)
+    yield found
+    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+        del sys.modules[name]
+
+
+def whose() -> str:
+    import importlib
+
+    return importlib.import_module("scripts.common").WHOSE
+
+
+def test_each_bundle_gets_its_own_code_in_one_process(bundles):
+    first, second = bundles
+    for bundle, name in ((first, "one"), (second, "two"), (first, "one")):
+        runpy.run_path(str(bundle / "scripts" / "on_path.py"))
+        assert whose() == name and sys.path[0] == str(bundle)
+    assert sys.path.count(str(first)) == 1
+
+
+def test_code_that_is_loaded_stays_loaded_for_the_same_bundle(bundles):
+    runpy.run_path(str(bundles[0] / "scripts" / "on_path.py"))
+    assert whose() == "one"
+    loaded = sys.modules["scripts.common"]
+    runpy.run_path(str(bundles[0] / "scripts" / "on_path.py"))
+    assert sys.modules["scripts.common"] is loaded
+
+
+def test_importing_the_file_changes_nothing(bundles):
+    before = list(sys.path)
+    runpy.run_path(str(bundles[0] / "scripts" / "on_path.py"), run_name="scripts.on_path")
+    assert sys.path == before

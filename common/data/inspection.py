@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..io import UnreadableRadiographError, read_radiograph
-from ..io.formats import detect_format
 from ..io.mask_files import read_mask
+from ..io.read import detect_format
 from ..io.scaling import sample
 from ..io.source_history import source_history
 from .duplicates import linked_groups

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..files import atomic_path
-from .formats import detect_format
 from .nifti import display, linear_part, plane_axes, read_header, read_plane, undo_display
 from .raster import orientation_of, turned
+from .read import detect_format
 from .scaling import check_size
 from .segmentation_classes import TABLES, ClassTable
 from .types import RefusalError, with_path

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..files import write_csv
-from .dicom_seg import require_highdicom, write_dicom_seg
-from .formats import detect_format
+from .dicom_seg import write_dicom_seg
 from .mask_files import as_uint8, write_mask_png, write_nifti_mask
 from .mask_overlay import write_overlay_png
+from .read import detect_format
 from .segmentation_classes import ClassTable
 from .types import Radiograph
 
@@ -57,59 +56,43 @@ def write_area_table(rows: Sequence[Mapping[str, str | int | float]], path: str 
     return Path(path)
 
 
-@dataclass(frozen=True)
-class MaskWriter:
-    """Writes one image's files: `<name>_mask.png`, `<name>_overlay.png`, `<name>_mask.nii.gz`, `<name>_seg.dcm`.
+def write_segmentation(
+    radiograph: Radiograph,
+    mask: NDArray[np.integer],
+    stem: Path,
+    classes: ClassTable,
+    model: str,
+    overlay: bool,
+    nifti: bool,
+    dicom_seg: bool,
+) -> dict[str, str | int | float]:
+    """Write one image's files, each whole or absent: `<stem>_mask.png`, and those that are asked for.
 
-    Each file is whole or absent.
-
-    Attributes:
-        output_dir: made if need be.
+    Args:
+        radiograph: as read.
+        mask: labels [H, W], of the radiograph's rows and columns.
+        stem: of the paths.
         classes: the labels.
-        overlay: draw the overlay.
-        nifti: also write NIfTI, with the image's spacing, and its position if it is NIfTI itself.
-        dicom_seg: also write DICOM SEG for the images that are DICOM; the others have no study to belong to.
-        model: what drew the masks, for DICOM SEG; name and version.
+        model: what drew the mask, for DICOM SEG; name and version.
+        overlay: `<stem>_overlay.png`, a picture in colours with its legend.
+        nifti: `<stem>_mask.nii.gz`, with the image's spacing, and its position if it is NIfTI itself.
+        dicom_seg: `<stem>_seg.dcm` of an image that is DICOM; others have no study to belong to.
+
+    Returns:
+        Its row of areas; collect them for `write_area_table`.
 
     Raises:
-        DatasetError: `dicom_seg` without highdicom.
+        ValueError: another size than the radiograph's, or labels that the table does not have.
+        DatasetError: the radiograph's DICOM file cannot be referred to; the other files are there.
     """
-
-    output_dir: str | Path
-    classes: ClassTable
-    overlay: bool
-    nifti: bool
-    dicom_seg: bool
-    model: str
-
-    def __post_init__(self) -> None:
-        if self.dicom_seg:
-            require_highdicom()  # before hours of work, not after
-
-    def write(self, radiograph: Radiograph, mask: NDArray[np.integer], name: str) -> dict[str, str | int | float]:
-        """Write all files of one image.
-
-        Args:
-            radiograph: as read.
-            mask: labels [H, W], of the radiograph's rows and columns.
-            name: of the files, without suffix; another for each image.
-
-        Returns:
-            Its row of areas; collect them for `write_area_table`.
-
-        Raises:
-            ValueError: another size than the radiograph's, or labels that the table does not have.
-            DatasetError: the radiograph's DICOM file cannot be referred to; the other files are there.
-        """
-        size = tuple(radiograph.pixels.shape[-2:])
-        if mask.shape != size:
-            raise ValueError(f"{radiograph.path}: found a mask {mask.shape}; expected {size}, the image's [H, W].")
-        stem = Path(self.output_dir) / name
-        write_mask_png(mask, f"{stem}_mask.png", self.classes)
-        if self.overlay:
-            write_overlay_png(radiograph.pixels, mask, f"{stem}_overlay.png", self.classes)
-        if self.nifti:
-            write_nifti_mask(mask, f"{stem}_mask.nii.gz", radiograph.spacing_mm, radiograph.path, self.classes.name)
-        if self.dicom_seg and detect_format(radiograph.path) == "dicom":
-            write_dicom_seg(mask, f"{stem}_seg.dcm", self.classes, radiograph.path, self.model)
-        return area_row(name, mask, self.classes, radiograph.spacing_mm)
+    size = tuple(radiograph.pixels.shape[-2:])
+    if mask.shape != size:
+        raise ValueError(f"{radiograph.path}: found a mask {mask.shape}; expected {size}, the image's [H, W].")
+    write_mask_png(mask, f"{stem}_mask.png", classes)
+    if overlay:
+        write_overlay_png(radiograph.pixels, mask, f"{stem}_overlay.png", classes)
+    if nifti:
+        write_nifti_mask(mask, f"{stem}_mask.nii.gz", radiograph.spacing_mm, radiograph.path, classes.name)
+    if dicom_seg and detect_format(radiograph.path) == "dicom":
+        write_dicom_seg(mask, f"{stem}_seg.dcm", classes, radiograph.path, model)
+    return area_row(stem.name, mask, classes, radiograph.spacing_mm)

@@ -1,22 +1,44 @@
-"""`read_radiograph`: one function for every format, one error for every failure."""
+"""`read_radiograph`: one function for every format, which the content tells, not the name; one error for every failure."""
 
 from __future__ import annotations
 
+import gzip
 import os
 import warnings
+import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from .dicom import read_dicom
-from .formats import detect_format
 from .nifti import read_nifti
 from .raster import read_raster
-from .scaling import Float32Array
-from .types import Radiograph, RefusalError, with_path
+from .scaling import MAX_BYTES, Float32Array
+from .types import EXPECTED_IMAGE, IN_MEMORY, Radiograph, RefusalError, with_path
+
+# What an image is called as a rule; files of other names, and of none, are looked into.
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".nii", ".nii.gz"),
+    *(".dcm", ".dicom", ".dic", ".ima"),
+)
 
 MIN_SIDE, MAX_ASPECT = 3, 10  # px; longer over shorter side, which is at most 4 where legs or spines are stitched
+
+Format = Literal["dicom", "raster", "nifti", "nifti.gz"]
+
+_HEAD_BYTES = 560  # a NIfTI-2 header, the longest that is looked at
+_RASTER_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_OTHER_MAGIC = {
+    b"BM": "a BMP image",
+    b"GIF8": "a GIF image",
+    b"RIFF": "a RIFF file (WebP, AVI)",
+    b"\x00\x00\x00\x0cjP  ": "a bare JPEG 2000 image",
+    b"\xff\x4f\xff\x51": "a bare JPEG 2000 stream",
+    b"%PDF": "a PDF document",
+    b"PK\x03\x04": "a ZIP archive",
+}
 
 
 def read_radiograph(path: str | os.PathLike[str]) -> Radiograph:
@@ -67,3 +89,101 @@ def _to_tensor(unit: Float32Array) -> torch.Tensor:
             "an image whose pixels are all the same", "a radiograph", "Check the export; the image is blank."
         )
     return torch.from_numpy(np.ascontiguousarray(unit, dtype=np.float32)).unsqueeze(0)
+
+
+def is_radiograph_file(path: str | os.PathLike[str]) -> bool:
+    """Tell cheaply whether a folder search should take this file; nothing is decoded.
+
+    A known suffix is enough; of any other file (DICOM files are often named by their UID, or have no suffix) the first
+    bytes decide. Hidden files (macOS writes ``._image.png``) and DICOMDIR indexes are left out.
+
+    Args:
+        path: any path; one that is missing, unreadable or a directory gives False.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if name.startswith(".") or name == "dicomdir" or not path.is_file():
+        return False
+    if name.endswith(IMAGE_SUFFIXES):
+        return True
+    try:
+        return bool(detect_format(path))
+    except (RefusalError, OSError):
+        return False
+
+
+def detect_format(path: Path, expected: str = EXPECTED_IMAGE) -> Format:
+    """Say which of the supported formats the content is; the first bytes are read.
+
+    Args:
+        path: of the file.
+        expected: what a refusal says was wanted.
+
+    Raises:
+        RefusalError: the file is missing, a directory, empty, too large, or of another format.
+        OSError: the file cannot be opened.
+    """
+    if path == IN_MEMORY:
+        return "raster"  # pixels alone
+    if path.is_dir():
+        raise RefusalError("a directory", "a file", "Give the path of one image, or search the folder for its images.")
+    if not path.exists():
+        raise RefusalError("no such file", "an existing file", "Check the path and the current directory.")
+    if not path.is_file():
+        raise RefusalError("a device or pipe", "a regular file", "Save the image to a file first.")
+    if path.stat().st_size > MAX_BYTES:
+        raise RefusalError(f"a file of {path.stat().st_size >> 20} MiB", f"at most {MAX_BYTES >> 20} MiB")
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if not head:
+        raise RefusalError("an empty file (0 bytes)", expected, "Copy or export the image again.")
+    # DICM first: the 128 bytes before it may hold the start of a TIFF (a dual-personality file).
+    if head[128:132] == b"DICM":
+        return "dicom"
+    if head.startswith(_RASTER_MAGIC):
+        return "raster"
+    if _is_nifti_header(head):
+        return "nifti"
+    if head.startswith(b"\x1f\x8b") and _is_nifti_header(_gunzip_head(path)):
+        return "nifti.gz"
+    if _starts_like_bare_dicom(head):
+        return "dicom"
+    raise RefusalError(_describe(head), expected, "Export the image in one of these formats.")
+
+
+def _is_nifti_header(head: bytes) -> bool:
+    return head[344:348] in (b"n+1\x00", b"ni1\x00") or head[4:8] in (b"n+2\x00", b"ni2\x00")
+
+
+def _gunzip_head(path: Path) -> bytes:
+    try:
+        with gzip.open(path, "rb") as file:
+            return file.read(_HEAD_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        found = f"a gzip file that does not unpack ({error})"
+        raise RefusalError(found, "a complete .nii.gz", "Copy or export the file again.") from error
+
+
+def _starts_like_bare_dicom(head: bytes) -> bool:
+    """Recognise a data set without preamble by its first element: group 0002 or 0008, a length that is plausible."""
+    if len(head) < 8:
+        return False
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    if head[:2] == b"\x00\x08":
+        return explicit  # big endian
+    if head[:2] not in (b"\x02\x00", b"\x08\x00") or head[3] != 0:
+        return False
+    return explicit or int.from_bytes(head[4:8], "little") < 256
+
+
+def _describe(head: bytes) -> str:
+    for magic, name in _OTHER_MAGIC.items():
+        if head.startswith(magic):
+            return name
+    if head.startswith(b"\x1f\x8b"):
+        return "a gzip file that holds no NIfTI image"
+    # A cut multi-byte character at the end must not make text look binary.
+    text = head.decode("utf-8", errors="ignore")
+    if len(text.encode()) >= len(head) - 3 and all(c.isprintable() or c.isspace() for c in text):
+        return f"text ({text.split(chr(10))[0].strip()[:40]!r})"
+    return f"an unknown format (first bytes {head[:8].hex(' ')})"

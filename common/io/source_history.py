@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .dicom_header import numbers, text
-from .formats import detect_format
+from .read import detect_format
 
 _JPEG, _JPEG_LS, _JPEG_2000 = "ISO_10918_1", "ISO_14495_1", "ISO_15444_1"  # terms of PS3.3 C.7.6.1.1.5.1
 _LOSSY_TIFF = {"jpeg": _JPEG, "tiff_jpeg": _JPEG, "webp": ""}

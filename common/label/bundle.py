@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data.mask_transforms import PadGeometry
-from ..errors import SettingsError, root_user_error
+from ..errors import SettingsError
 from ..files import read_json
+from ..io import read_radiograph
 from ..io.segmentation_classes import ClassTable
+from ..pipelines import DentalSegmenter
 
 INFERENCE, TRAINING, METADATA = "configs/inference.yaml", "configs/train.yaml", "configs/metadata.json"
 WEIGHTS = "models/model.pt"
+PARTS = ("classes", "preprocessing", "inferer", "postprocessing")  # of a `DentalSegmenter`, by their names
 
 
 class Bundle:
@@ -77,25 +80,18 @@ class Pipeline:
         self._lock = threading.RLock()
 
     def segment(self, path: str | Path, **switches: bool) -> NDArray[np.uint8]:
-        """Draw the mask of one radiograph.
+        """Draw the mask of one radiograph: labels [H, W], rows × columns exactly those of the radiograph.
 
         Args:
             path: in any format that `read_radiograph` knows.
             switches: `flips` and `sliding_window`, where they are to be otherwise than in inference.yaml. Never text:
                 to the parser a text that starts with $ is code.
 
-        Returns:
-            Labels [H, W], rows × columns exactly those of the radiograph.
-
         Raises:
             UnreadableRadiographError: there is no radiograph in the file.
         """
         with self._lock:
-            item, inferer, postprocessing = self._prepared(path, switches)
-            with torch.no_grad():
-                logits = inferer(item["image"][None].to(self.device), self.network)
-            item = postprocessing({**item, "pred": logits[0]})
-            return np.ascontiguousarray(item["pred_displayed"].as_subclass(torch.Tensor).cpu().numpy().astype(np.uint8))
+            return np.ascontiguousarray(self._segmenter(switches).segment(path).mask.numpy())
 
     def sample_probabilities(self, path: str | Path, run: Callable[[Tensor, nn.Module], Tensor]) -> Tensor:
         """Class probabilities at the network's size, the padding cut off.
@@ -110,25 +106,18 @@ class Pipeline:
         Raises:
             UnreadableRadiographError: there is no radiograph in the file.
         """
-        with self._lock:
-            item, _, _ = self._prepared(path, {})
-            with torch.no_grad():
-                logits = run(item["image"][None].to(self.device), self.network)
+        with self._lock, torch.no_grad():
+            segmenter = self._segmenter({})
+            item = segmenter.preprocessing({"image": read_radiograph(path)})
+            logits = run(item["image"][None].to(segmenter.device), segmenter.network)
         geometry = PadGeometry.of(item["geometry"])
         rows = slice(geometry.top, geometry.top + geometry.resized_height)
         columns = slice(geometry.left, geometry.left + geometry.resized_width)
         return logits.float().softmax(dim=1)[:, :, rows, columns].cpu()
 
-    def _prepared(self, path: str | Path, switches: dict[str, bool]) -> tuple[dict, Any, Any]:
+    def _segmenter(self, switches: dict[str, bool]) -> DentalSegmenter:
         for name, value in {**self._defaults, **switches}.items():
             self.parser[name] = value
         self.parser.parse(reset=True)
-        parts = ("preprocessing", "inferer", "postprocessing")
-        preprocessing, inferer, postprocessing = (self.parser.get_parsed_content(part) for part in parts)
-        try:
-            return preprocessing({"image": str(path)}), inferer, postprocessing
-        except RuntimeError as error:  # in which MONAI wraps what a transform raises
-            cause = root_user_error(error)
-            if cause is None:
-                raise
-            raise cause from error
+        parts = (self.parser.get_parsed_content(part) for part in PARTS)
+        return DentalSegmenter(self.network, *parts, self.device)

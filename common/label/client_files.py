@@ -17,8 +17,8 @@ from PIL import Image
 from ..errors import DatasetError, UserError
 from ..io import Radiograph, UnreadableRadiographError, read_radiograph
 from ..io.dicom_seg import write_dicom_seg
-from ..io.formats import detect_format
 from ..io.mask_files import as_uint8, read_mask, write_nifti_mask
+from ..io.read import detect_format
 from ..io.segmentation_classes import BACKGROUND, ClassTable
 
 NRRD, NIFTI = ".nrrd", (".nii", ".nii.gz")

@@ -1,28 +1,42 @@
-"""MONAI Label's training: from the datastore's final labels to weights that are served only if they are better."""
+"""MONAI Label's training: from the datastore's final labels to weights that are served only if they are better.
+
+A fine-tuning runs the bundle's own train.yaml; what is held out, and the measure that decides, stay the same.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import torch
+from monai.bundle import ConfigWorkflow
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import name_to_device
+from pydantic import Field
 
 from ..errors import DatasetError, UserError
-from .bundle import Bundle
+from ..evaluation.segmentation_metrics import score_mask
+from ..files import read_json, write_json
+from ..io.mask_files import read_mask
+from .bundle import METADATA, TRAINING, Bundle
 from .client_files import image_size, read_label, readable_file
-from .fine_tuning import Item, TrainingParameters, fine_tune, hold_out, measure
 from .request_checks import Strict, parsed
 from .weights_store import WeightsStore
 
+SPLIT_NAME = "held_out.json"
+FEWEST_TO_HOLD_OUT = 3  # labels; with fewer all are trained on
 STATS = ("parent", "started_from", "is_held_out", "before", "after", "verdict", "request")
 
 _logger = logging.getLogger(__name__)
+
+Item = dict[str, str]  # paths of an "image" and its "label", whose values are those of the class table
 
 
 class Version(Strict):
@@ -138,3 +152,133 @@ class RadiographTrainTask(TrainTask):
         for leftover in runs.glob("*/*.pt"):
             leftover.unlink(missing_ok=True)
         return runs / datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S_%f")
+
+
+class TrainingParameters(Strict):
+    """What a client may choose of a training; names and meanings as in train.yaml.
+
+    Attributes:
+        max_epochs: rounds.
+        epoch_length: steps of a round.
+        batch_size: images of a step, at most as many as there are.
+        learning_rate: peak; lower than that of a training from pre-trained weights.
+        seed: of order, augmentation, dropout and of what is held out.
+        val_split: share of the labels to hold out.
+    """
+
+    max_epochs: Annotated[int, Field(ge=1)] = 6
+    epoch_length: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    seed: Annotated[int, Field(ge=0)] = 0
+    val_split: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+
+def hold_out(names: Sequence[str], share: float, seed: int, folder: Path) -> tuple[list[str], list[str]]:
+    """Split images into those to train on and those held out, as earlier trainings did, and remember it.
+
+    An image that was trained on is never held out later, nor the other way round: versions of the weights would not
+    be comparable. New images are taken in the order of a seeded hash, until the share is held out.
+
+    Args:
+        names: of the labelled images, each one once.
+        share: to hold out, in [0, 1); at least one image once there are three.
+        seed: of the order.
+        folder: where held_out.json is kept.
+
+    Returns:
+        Names to train on and names held out, both sorted; nothing is held out of fewer than three.
+    """
+    path = folder / SPLIT_NAME
+    known: dict[str, bool] = read_json(path) if path.exists() else {}
+    new = [name for name in names if name not in known]
+    new.sort(key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    wanted = max(1, round(share * len(names))) if len(names) >= FEWEST_TO_HOLD_OUT else 0
+    missing = wanted - sum(known.get(name, False) for name in names)
+    if len(new) == len(names):
+        missing = min(missing, len(names) - 1)
+    known.update({name: place < missing for place, name in enumerate(new)})
+    write_json(path, dict(sorted(known.items())))
+    return sorted(name for name in names if not known[name]), sorted(name for name in names if known[name])
+
+
+def fine_tune(
+    bundle: Bundle,
+    weights: Path,
+    train: Sequence[Item],
+    validate: Sequence[Item],
+    chosen: TrainingParameters,
+    folder: Path,
+    device: torch.device,
+) -> Path | None:
+    """Train on from these weights.
+
+    Args:
+        bundle: whose train.yaml runs.
+        weights: to start from, final convolution included.
+        train: what to train on.
+        validate: the best round on these is kept.
+        chosen: how long and how fast.
+        folder: of the run's files; one that is not there yet.
+        device: to train on.
+
+    Returns:
+        The weights file of the best round, or None if no round counted as one.
+    """
+    steps = chosen.max_epochs * chosen.epoch_length
+    deep: dict[str, Any] = {"train#dataset#data": _with_values(train), "validate#dataset#data": _with_values(validate)}
+    deep["train#trainer#checkpoint_every_steps"] = steps + 1  # nobody resumes it
+    workflow = ConfigWorkflow(
+        config_file=str(bundle.folder / TRAINING),
+        meta_file=str(bundle.folder / METADATA),
+        logging_file=False,
+        workflow_type="train",
+        run_id="training",
+        bundle_root=str(bundle.folder),
+        output_dir=str(folder),
+        device=device,
+        init_weights=str(weights),
+        class_table=bundle.classes.name,
+        **deep,
+        batch_size=min(chosen.batch_size, len(train)),
+        max_epochs=chosen.max_epochs,
+        epoch_length=chosen.epoch_length,
+        learning_rate=chosen.learning_rate,
+        warmup_steps=min(10, steps // 2),
+        ema_decay=0.9,  # a short training: 0.99 would still be half the weights that it started from
+        val_interval=1,
+        seed=chosen.seed,
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    (folder / "checkpoint_last.pt").unlink(missing_ok=True)
+    written = folder / "model.pt"
+    return written if written.is_file() else None
+
+
+def _with_values(items: Sequence[Item]) -> list[Item]:
+    return [{**item, "mask_values": "labels"} for item in items]
+
+
+def measure(bundle: Bundle, weights: Path, items: Sequence[Item], device: torch.device) -> dict[str, Any]:
+    """Dice of these weights on labelled images, at their own size, by the pipeline that serves them.
+
+    Returns:
+        "dice" over all pixels of all images for each class that the labels have, the background among them, and
+        "mean_dice" over these; "images". A few pixels of a class that the labels lack would otherwise be worth as much
+        as all of another class; so they count as background that was missed.
+    """
+    pipeline = bundle.pipeline(weights, device)
+    number = bundle.classes.num_labels
+    confusion: Any = np.zeros((number, number), np.int64)
+    for item in items:
+        mask = pipeline.segment(item["image"]).astype(np.int64)
+        confusion += score_mask(mask, read_mask(item["label"]), number, with_hd95=False).confusion
+    in_labels, in_masks = confusion.sum(1), confusion.sum(0)
+    dice = {
+        name: float(2 * confusion[label, label] / (in_labels[label] + in_masks[label]))
+        for label, name in enumerate(bundle.classes.names)
+        if in_labels[label]
+    }
+    return {"mean_dice": sum(dice.values()) / len(dice), "dice": dice, "images": len(items)}

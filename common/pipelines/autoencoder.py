@@ -14,7 +14,6 @@ from ..data.dataset import RadiographDataset
 from ..data.transforms import center_square
 from ..data.typical_images import TypicalImages, load_typical
 from ..files import atomic_path, write_csv
-from ..fingerprint import network_sha256
 from ..io.contact_sheet import reconstruction_rows
 from ..metrics import psnr
 from ..networks.latent_codec import LatentCodec
@@ -94,16 +93,7 @@ class RadiographAutoencoder:
 
 
 class FolderReconstruction(FileJob):
-    """A PNG of each image, a table with the PSNR of each, and a contact sheet.
-
-    Args:
-        pipeline: reconstructs.
-        dataset: lists the images.
-        dataset_dir: names of the PNGs keep the path relative to it.
-        output_dir: of all files.
-        batch_size: images at a time.
-        sheet_rows: images on the contact sheet at most.
-    """
+    """A PNG of each image, a table with the PSNR of each, and a contact sheet; arguments as of `FileJob`."""
 
     verb = "reconstructed"
     sheet_titles = ("input", "reconstruction", "|difference| x 4")  # ASCII: Pillow's own font has no ×
@@ -117,12 +107,8 @@ class FolderReconstruction(FileJob):
         batch_size: int,
         sheet_rows: int,
     ) -> None:
-        weights = network_sha256(pipeline.network)
-        settings = {"weights_sha256": weights, "image_size": pipeline.image_size, "amp": pipeline.amp}
-        settings["typical_sha256"] = None if pipeline.typical is None else network_sha256(pipeline.typical)
-        paths = [item["image"] for item in dataset.data]
-        super().__init__(paths, dataset_dir, output_dir, settings, batch_size, sheet_rows)
-        self.pipeline, self.typical = pipeline, pipeline.typical
+        settings = {"image_size": pipeline.image_size}
+        super().__init__(pipeline, dataset, dataset_dir, output_dir, settings, batch_size, sheet_rows)
 
     def result(self, item: Item) -> str:
         """The reconstruction."""

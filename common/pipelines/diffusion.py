@@ -19,13 +19,14 @@ from ..diffusion.noise_schedule import NoiseSchedule
 from ..diffusion.samplers import Method, Sampler
 from ..diffusion.token_sampler import TokenSampler
 from ..errors import SettingsError
+from ..fingerprint import file_sha256, json_sha256
 from ..networks.conditioning import TokenScaler, TokenSelection, named_tokens
 from ..networks.dino import DinoEncoder
 from ..networks.latent_codec import LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser
 from ..networks.weights import described, load_described
 from ..seeding import sample_seed
-from .inpainting import Inpainting, Mask, inpainting_of, open_hole
+from .inpainting import Inpainting, Mask, masks_of, open_hole
 from .inputs import Image, OpenBundle, as_list, as_radiograph, pick_device
 from .interpolation import Interpolation, InterpolationMode
 from .source_table import SourceTable, encode_sources
@@ -150,12 +151,9 @@ class DinoDiffusion:
     # ---- images ------------------------------------------------------------------------------------------------------
 
     def sample(self, num_samples: int = 1, seed: int = 0, label: str | None = None) -> Tensor:
-        """Radiographs without a source, [num_samples, 1, S, S] in [0, 1] on the CPU.
+        """Radiographs without a source, [num_samples, 1, S, S] in [0, 1] on the CPU, for a label or for any.
 
-        Args:
-            num_samples: images.
-            seed: of everything random; the same images as of inference.yaml with this seed.
-            label: one that the prior knows; None for any.
+        They are those of inference.yaml with this seed.
 
         Raises:
             SettingsError: no images, or an unknown label.
@@ -175,12 +173,7 @@ class DinoDiffusion:
     ) -> Tensor:
         """A strip from one radiograph to another, [num_samples, 1, S, S] in [0, 1] on the CPU; one noise for all.
 
-        Args:
-            first: where it begins.
-            second: where it ends.
-            num_samples: images, both ends included.
-            seed: of the noise.
-            mode: between standardised tokens along the great circle, or lerp along the straight line.
+        Both ends are among them. Between standardised tokens it goes along the great circle, with lerp straight.
 
         Raises:
             UnreadableRadiographError: one that cannot be read, or no such pixels.
@@ -193,13 +186,7 @@ class DinoDiffusion:
     def inpaint(self, image: Image, mask: Mask, num_samples: int = 1, seed: int = 0) -> Tensor:
         """Draw what a mask covers anew, [num_samples, 1, H, W] in [0, 1] on the CPU, of the radiograph's own size.
 
-        Outside the mask the radiograph comes back bit by bit.
-
-        Args:
-            image: the radiograph.
-            mask: [H, W], not 0 where to draw; or a PNG or NIfTI.
-            num_samples: images.
-            seed: of the noise.
+        The mask is [H, W], not 0 where to draw, or a PNG or NIfTI. Outside it the radiograph comes back bit by bit.
 
         Raises:
             UnreadableRadiographError: image or mask cannot be read, or no such pixels.
@@ -244,21 +231,9 @@ def choose_strategy(
 ) -> Strategy:
     """The strategy of a run of inference.yaml; sources are encoded, or the prior loaded, only where they are needed.
 
-    Args:
-        pipeline: encodes.
-        name: of the strategy, whose class says what the settings are for.
-        dataset: of the sources.
-        cache_dir: keeps the sources' tokens.
-        seed: of the run.
-        num_samples: images of `prior` and `interpolation`.
-        num_per_source: images per source, of the others.
-        label: of `prior`.
-        interpolation_mode: see `Interpolation`.
-        mix_range: likewise.
-        num_neighbours: see `Neighbourhood`.
-        noise_scale: likewise.
-        dataset_dir: of the sources.
-        masks: of `inpainting`, see `mask_of`.
+    `cache_dir` keeps the tokens of the `dataset`, whose images lie in `dataset_dir`; `masks` are as of `masks_of`, and
+    the other settings as of the strategy's class: `num_samples` of `prior` and `interpolation`, `num_per_source` of the
+    others.
 
     Raises:
         SettingsError: unknown strategy, or settings and sources that do not allow it.
@@ -275,7 +250,10 @@ def choose_strategy(
     parts = pipeline.encoder, pipeline.selection, pipeline.patch_grid, pipeline.batch_size, pipeline.device
     table = encode_sources(dataset, *parts, cache_dir, pipeline.typical)
     if name == "inpainting":
-        return inpainting_of(table, dataset_dir, masks, num_per_source, seed)
+        found = masks_of(table.paths, dataset_dir, masks)
+        digest = json_sha256([file_sha256(path) for path in found])
+        masked = list(zip(table.paths, found, strict=True))
+        return Inpainting(table, masked, num_per_source, seed, masks_sha256=digest)
     if name == "variation":
         return Variation(table, num_per_source, seed)
     if name == "interpolation":

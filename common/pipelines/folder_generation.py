@@ -30,18 +30,10 @@ SHEET_COLUMNS = 4
 class FolderGeneration(FolderJob):
     """Make all images of a strategy into `output_dir`; the same seed, weights and settings give the same files.
 
-    Args:
-        strategy: lists the images, and chooses what they are made from.
-        sampler: draws them.
-        output_dir: one folder is one run; with more images to make it grows.
-        batch_size: images at a time; the samples do not depend on it beyond float tolerance.
-        bits: 8 or 16, of PNG and DICOM.
-        dicom: write DICOM files beside the PNGs, marked as synthetic, with new UIDs and no patient data.
-        model_name: for the DICOM header.
-        subject: of the images, for the DICOM header.
-        split: train, val or test, which all sources are from, or without sources that the weights were trained on; None
-            or "all" where there is no one split.
-        sheet_images: images on the contact sheet at most.
+    One folder is one run; with more images to make it grows. The samples do not depend on `batch_size` beyond float
+    tolerance. With `dicom` there are DICOM files beside the PNGs, of 8 or 16 `bits` as these, marked as synthetic, with
+    new UIDs and no patient data; `model_name` and `subject` are for their headers. `split` is the one of train, val and
+    test that all sources are from, or without sources that the weights were trained on; None or "all" if there is none.
 
     Raises:
         SettingsError: bits, batch_size or split out of range, or DICOM of images that show their sources.

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from .. import __version__
 from ..checks import check_apart, check_numbers
+from ..data.dataset import RadiographDataset
 from ..data.readability import fail_if_skipped
-from ..data.typical_images import TypicalImages
 from ..errors import UNWRITABLE, CheckpointMismatchError, RunError, UserError
 from ..files import JOB_RECORD, locked_folder, read_json, result_names, write_json
+from ..fingerprint import network_sha256
 from ..io.contact_sheet import save_contact_sheet
 from ..io.scaling import reading_settings
 from ..progress import ProgressBar, stopwatch
@@ -199,35 +200,39 @@ class FolderJob:
 
 
 class FileJob(FolderJob):
-    """A job whose inputs are the files of a data set.
+    """What a pipeline makes of the files of a data set.
 
     Args:
-        paths: of the files.
+        pipeline: with a `network`, `amp`, and `typical`: what its training images were like.
+        dataset: lists the files.
         dataset_dir: names of results keep the path relative to it.
-        output_dir: as of `FolderJob`; the others, too.
-        settings: likewise.
-        batch_size: likewise.
-        sheet_images: likewise.
+        output_dir: as of `FolderJob`, and so are the others.
+        settings: besides those of the pipeline.
+        batch_size: files at a time.
+        sheet_images: on the contact sheet at most.
 
     Raises:
         SettingsError: results would lie among the inputs, where the next run would take them for inputs.
     """
 
     sheet_titles: Sequence[str] = ()
-    typical: TypicalImages | None = None  # of the training images
 
     def __init__(
         self,
-        paths: Sequence[str],
+        pipeline: Any,
+        dataset: RadiographDataset,
         dataset_dir: str,
         output_dir: str,
-        settings: dict,
+        settings: Mapping[str, Any],
         batch_size: int,
         sheet_images: int,
     ) -> None:
         check_apart("output_dir", output_dir, dataset_dir)
-        super().__init__(output_dir, settings, batch_size, sheet_images)
-        self.paths, self.dataset_dir = paths, dataset_dir
+        typical = None if pipeline.typical is None else network_sha256(pipeline.typical)
+        made = {"weights_sha256": network_sha256(pipeline.network), "amp": pipeline.amp, "typical_sha256": typical}
+        super().__init__(output_dir, {**settings, **made}, batch_size, sheet_images)
+        self.pipeline, self.dataset_dir = pipeline, dataset_dir
+        self.paths = [item["image"] for item in dataset.data]
 
     def items(self) -> list[Item]:
         """The files, named after their place in the data set."""
@@ -239,7 +244,7 @@ class FileJob(FolderJob):
 
     def unlikeness(self, pixels: Tensor) -> float | str:
         """Cell of a table: above 1 for an image [1, H, W] that is unlike those of the training; "" if not known."""
-        return "" if self.typical is None else round(self.typical(pixels), 2)
+        return "" if self.pipeline.typical is None else round(self.pipeline.typical(pixels), 2)
 
     def finish(self, items: Sequence[Item], rows: Sequence[Row]) -> str:
         """Warn of images that are unlike those of the training, and draw the contact sheet of the first."""

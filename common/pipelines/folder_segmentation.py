@@ -15,12 +15,12 @@ from torch import Tensor
 from ..data.dataset import RadiographDataset
 from ..data.mask_transforms import PadResized
 from ..errors import DatasetError
-from ..fingerprint import network_sha256
 from ..io import read_radiograph
-from ..io.formats import detect_format
+from ..io.dicom_seg import require_highdicom
 from ..io.mask_files import read_mask
 from ..io.mask_overlay import overlay_image
-from ..io.mask_writer import AREAS_NAME, MaskWriter, area_row, write_area_table
+from ..io.mask_writer import AREAS_NAME, area_row, write_area_table
+from ..io.read import detect_format
 from ..io.segmentation_classes import ClassTable
 from .folder_job import FileJob, Item, Row
 from .segmenter import DentalSegmenter, Segmentation
@@ -31,17 +31,17 @@ TILE = 320  # px, longer side of a picture on the contact sheet
 
 
 class FolderSegmentation(FileJob):
-    """What `MaskWriter` writes for each image, areas.csv, and contact_sheet.png of the first images.
+    """What `write_segmentation` writes for each image, areas.csv, and contact_sheet.png of the first images.
 
     Args:
-        pipeline: segments.
-        dataset: lists the images.
-        dataset_dir: names of the files keep the path relative to it.
-        output_dir: of all files.
+        pipeline: segments; it and the others as of `FileJob`.
+        dataset: likewise.
+        dataset_dir: likewise.
+        output_dir: likewise.
         settings: that masks depend on; with others all are drawn again.
-        overlay: draw the overlay of each image.
-        nifti: also write NIfTI.
-        dicom_seg: also write DICOM SEG for images that are DICOM.
+        overlay: as of `write_segmentation`, like the next two.
+        nifti: likewise.
+        dicom_seg: likewise.
         batch_size: images at a time; those of one padded size run together.
         sheet_rows: images on the contact sheet at most; 0 leaves it out.
 
@@ -65,14 +65,11 @@ class FolderSegmentation(FileJob):
         batch_size: int,
         sheet_rows: int,
     ) -> None:
-        made = {**settings, "weights_sha256": network_sha256(pipeline.network), "amp": pipeline.amp}
-        made |= {"overlay": overlay, "nifti": nifti, "dicom_seg": dicom_seg, "model": pipeline.model}
-        made["typical_sha256"] = None if pipeline.typical is None else network_sha256(pipeline.typical)
-        super().__init__(
-            [item["image"] for item in dataset.data], dataset_dir, output_dir, made, batch_size, sheet_rows
-        )
-        self.pipeline, self.typical = pipeline, pipeline.typical
-        self.writer = MaskWriter(output_dir, pipeline.classes, overlay, nifti, dicom_seg, pipeline.model)
+        self.formats = {"overlay": overlay, "nifti": nifti, "dicom_seg": dicom_seg}
+        made = {**settings, **self.formats, "model": pipeline.model}
+        super().__init__(pipeline, dataset, dataset_dir, output_dir, made, batch_size, sheet_rows)
+        if dicom_seg:
+            require_highdicom()  # before hours of work, not after
 
     def result(self, item: Item) -> str:
         """The mask."""
@@ -84,12 +81,12 @@ class FolderSegmentation(FileJob):
 
     def write(self, item: Item, output: Segmentation) -> Row:
         """Write the image's files. One that only lacks its DICOM SEG has its row."""
-        mask, problem = output.mask.numpy(), {}
+        problem = {}
         try:
-            row = self.writer.write(output.radiograph, mask, item.name)
+            row = output.save(self.output_dir, item.name, **self.formats)
         except DatasetError as error:  # the other files are there
             problem = {"problem": str(error)}
-            row = area_row(item.name, mask, self.pipeline.classes, output.radiograph.spacing_mm)
+            row = area_row(item.name, output.mask.numpy(), self.pipeline.classes, output.radiograph.spacing_mm)
         unlikeness = self.unlikeness(output.radiograph.pixels)
         return {"image": row.pop("image"), "source": item.source, "unlikeness": unlikeness, **row, **problem}
 
@@ -105,7 +102,8 @@ class FolderSegmentation(FileJob):
 
     def finish(self, items: Sequence[Item], rows: Sequence[Row]) -> str:
         """Also tell of which images no DICOM SEG can be."""
-        others = [item.name for item in items if self.writer.dicom_seg and detect_format(Path(item.source)) != "dicom"]
+        is_asked = self.formats["dicom_seg"]
+        others = [item.name for item in items if is_asked and detect_format(Path(item.source)) != "dicom"]
         if others:
             _logger.warning(
                 "no DICOM SEG of %d of %d images, such as %s: they are no DICOM files, and so of no study to which it "

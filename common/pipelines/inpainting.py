@@ -18,7 +18,6 @@ from torch import Tensor
 from ..data.transforms import resize_shorter_side
 from ..diffusion.image_sampler import ImageSampler
 from ..errors import SettingsError
-from ..fingerprint import file_sha256, json_sha256
 from ..io.mask_files import read_mask
 from .inputs import Image, as_radiograph
 from .source_table import SourceTable
@@ -136,14 +135,9 @@ def membrane(values: NDArray, hole: NDArray[np.bool_]) -> NDArray:
 
 
 class Inpainting(Variation):
-    """The sources themselves, with what their masks cover drawn by the generator.
+    """The sources themselves, with what their masks cover drawn by the generator, from tokens of the whole radiographs.
 
-    Args:
-        table: the sources, with tokens of the whole radiographs.
-        masked: radiograph and mask of each source, as `open_hole` takes them; opened when their images are made.
-        num_per_source: images of each.
-        seed: of the run.
-        settings: what tells these masks from others.
+    `masked` are radiograph and mask of each source, as `open_hole` takes them; `settings` tell these from other masks.
     """
 
     name = "inpainting"
@@ -165,40 +159,23 @@ class Inpainting(Variation):
         return drawn
 
 
-def inpainting_of(
-    table: SourceTable, dataset_dir: str | Path, masks: str | Path | None, num_per_source: int, seed: int
-) -> Inpainting:
-    """Inpainting of a folder.
-
-    Args:
-        table: the sources.
-        dataset_dir: of them.
-        masks: see `mask_of`.
-        num_per_source: images of each.
-        seed: of the run.
+def masks_of(sources: Sequence[str], dataset_dir: str | Path, masks: str | Path | None) -> list[Path]:
+    """The mask of each source: `masks` itself, or the file in it that has the source's place in `dataset_dir` and name.
 
     Raises:
         SettingsError: no masks, or none for a source.
     """
     if masks is None:
         raise SettingsError("masks: found null; the strategy inpainting needs a mask, or a folder of masks")
-    found = [mask_of(path, dataset_dir, masks) for path in table.paths]
-    digest = json_sha256([file_sha256(path) for path in found])
-    masked = list(zip(table.paths, found, strict=True))
-    return Inpainting(table, masked, num_per_source, seed, masks_sha256=digest)
-
-
-def mask_of(source: str | Path, dataset_dir: str | Path, masks: str | Path) -> Path:
-    """The mask of a source: `masks` itself, or the file in it that has the source's place and name.
-
-    Raises:
-        SettingsError: there is none.
-    """
     folder = Path(masks)
     if folder.is_file():
-        return folder
-    stem = folder / Path(os.path.relpath(source, dataset_dir)).with_suffix("")
-    found = [path for suffix in MASK_SUFFIXES if (path := stem.with_name(stem.name + suffix)).is_file()]
-    if not found:
-        raise SettingsError(f"masks: expected {stem} with one of {', '.join(MASK_SUFFIXES)} for {source}, found none")
-    return found[0]
+        return [folder] * len(sources)
+    chosen = []
+    for source in sources:
+        stem = folder / Path(os.path.relpath(source, dataset_dir)).with_suffix("")
+        found = [path for suffix in MASK_SUFFIXES if (path := stem.with_name(stem.name + suffix)).is_file()]
+        if not found:
+            suffixes = ", ".join(MASK_SUFFIXES)
+            raise SettingsError(f"masks: expected {stem} with one of {suffixes} for {source}, found none")
+        chosen.append(found[0])
+    return chosen

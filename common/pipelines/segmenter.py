@@ -25,7 +25,7 @@ from ..errors import SettingsError
 from ..io import Radiograph
 from ..io.dicom_seg import write_dicom_seg
 from ..io.mask_files import ToStoredOrderd
-from ..io.mask_writer import MaskWriter
+from ..io.mask_writer import write_segmentation
 from ..io.segmentation_classes import ClassTable, class_table
 from ..networks.weights import described, load_described
 from .folder_job import Row
@@ -41,12 +41,7 @@ DISPLAYED = "pred_displayed"  # the mask as it is seen; "pred" is in the order t
 
 
 def segmenter_preprocessing(image_size: Sequence[int], turn: bool) -> Compose:
-    """From "image", a path, to what the network sees, and back by "geometry".
-
-    Args:
-        image_size: px, H × W: images are made to fit and padded with black.
-        turn: exchange H and W for images that are taller than wide.
-    """
+    """From "image", a path, to what the network sees, and how to get back; sizes as of `PadResized`."""
     return Compose([LoadRadiographd(["image"]), PadResized(["image"], image_size, turn=turn)])
 
 
@@ -55,10 +50,7 @@ def segmenter_postprocessing(
 ) -> Compose:
     """From logits "pred" [K, H', W'] to labels uint8 [H, W] as they are seen, and as MONAI Label's writer wants them.
 
-    Args:
-        classes: the labels.
-        keep_largest: names of classes of which only the largest connected component stays.
-        min_area_px: least px of a connected component, by name of the class.
+    Connected components are removed as `CleanUpd` does.
     """
     return Compose(
         [
@@ -90,13 +82,7 @@ class FlipInferer(Inferer):
         self.mirrored_labels = classes.mirrored_labels()
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Infer.
-
-        Args:
-            inputs: images [B, 1, H, W].
-            network: gives logits [B, K, H, W].
-            args: handed on to the network.
-            kwargs: likewise.
+        """Infer, from images [B, 1, H, W] with a network that gives logits [B, K, H, W].
 
         Returns:
             Logarithms of the mean probabilities, float32 [B, K, H, W]: their softmax is the mean itself, so that what
@@ -193,21 +179,16 @@ class Segmentation:
         nifti: bool = False,
         dicom_seg: bool = False,
     ) -> Row:
-        """Write `<name>_mask.png` and what else is asked for, see `MaskWriter`; returns the row of areas.
+        """Write `<name>_mask.png` and what else is asked for, see `write_segmentation`; returns the row of areas.
 
-        Args:
-            output_dir: made if need be.
-            name: of the files; by default that of the radiograph's file.
-            overlay: a picture in colours with its legend.
-            nifti: the mask as NIfTI, too.
-            dicom_seg: the mask of a DICOM file as DICOM SEG, too.
+        By default `name` is that of the radiograph's file; the folder is made if need be.
 
         Raises:
             DatasetError: the radiograph's file cannot be referred to; the other files are there.
         """
-        writer = MaskWriter(Path(output_dir), self.classes, overlay, nifti, dicom_seg, self.model)
-        name = self.radiograph.path.name.replace(".", "_") if name is None else name
-        return writer.write(self.radiograph, self.mask.numpy(), name)
+        stem = Path(output_dir) / (self.radiograph.path.name.replace(".", "_") if name is None else name)
+        mask = self.mask.numpy()
+        return write_segmentation(self.radiograph, mask, stem, self.classes, self.model, overlay, nifti, dicom_seg)
 
     def save_dicom_seg(self, path: str | os.PathLike[str]) -> Path:
         """Write the mask as DICOM SEG that refers to the radiograph's file.
@@ -289,11 +270,7 @@ class DentalSegmenter:
         )
 
     def segment(self, image: Image, spacing_mm: tuple[float, float] | None = None) -> Segmentation:
-        """Find what is in a radiograph.
-
-        Args:
-            image: in any form.
-            spacing_mm: of pixels, (down the rows, along the columns).
+        """Find what is in a radiograph in any form; `spacing_mm` (down the rows, along the columns) is of pixels.
 
         Raises:
             UnreadableRadiographError: it cannot be read, or no such pixels.

@@ -85,14 +85,7 @@ class Strategy:
 
 
 class Variation(Strategy):
-    """Several images per source, from its own tokens: `reconstruction` in the paper, section 2.3.1.
-
-    Args:
-        table: the sources.
-        num_per_source: images of each.
-        seed: of the run.
-        settings: of a strategy that builds on this.
-    """
+    """Several images per source, from its own tokens: `reconstruction` in the paper, section 2.3.1."""
 
     name = "variation"
 
@@ -112,15 +105,8 @@ class Neighbourhood(Variation):
     """Images of embeddings near a source's: its tokens plus noise as long as the way to its k-th nearest neighbour.
 
     The noise is Gaussian with the covariance of the sources: in other directions there are no radiographs. Lengths are
-    those of standardised tokens, all N × D of an image together.
-
-    Args:
-        table: the sources.
-        num_per_source: images of each.
-        num_neighbours: k; with few sources the furthest counts.
-        noise_scale: length of the noise per distance to the k-th neighbour.
-        scaler: of the denoiser, which standardises tokens.
-        seed: of the run.
+    those of standardised tokens, all N × D of an image together; the noise has `noise_scale` times the distance to
+    neighbour k = `num_neighbours`, or to the furthest where there are fewer.
     """
 
     name = "neighbourhood"
@@ -161,14 +147,7 @@ class Neighbourhood(Variation):
 
 
 class Prior(Strategy):
-    """Images without a source: tokens drawn from the prior, for a label or for any.
-
-    Args:
-        token_sampler: of the trained prior.
-        num_samples: images.
-        label: to condition the prior on; None for any. The images carry it.
-        seed: of the run.
-    """
+    """Images without a source: tokens drawn from the prior, for a label, which the images carry, or for any (None)."""
 
     name = "prior"
 
@@ -198,13 +177,10 @@ class Prior(Strategy):
 
 
 class Unconditional(Strategy):
-    """Images from noise alone, by a `PixelImageSampler`.
+    """Images from noise alone, by a `PixelImageSampler`; a folder may be given more later.
 
-    Args:
-        num_samples: images; a folder may be given more later.
-        seed: of the run.
-        trim: cut off the black padding, so that the images have the aspect ratio of radiographs, and sizes of their
-            own; with other batches a pixel next to the threshold may move their border by a line.
+    `trim` cuts off the black padding, so that the images have the aspect ratio of radiographs, and sizes of their own;
+    with other batches a pixel next to the threshold may move their border by a line.
     """
 
     name = "unconditional"

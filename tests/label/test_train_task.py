@@ -1,4 +1,4 @@
-from common.label.fine_tuning import hold_out
+from common.label.train_task import hold_out
 
 
 def test_what_was_held_out_stays_so_and_what_was_trained_on_too(tmp_path):
