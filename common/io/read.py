@@ -1,4 +1,4 @@
-"""`read_radiograph`: one function for every format, which the content tells, not the name; one error for every failure."""
+"""`read_radiograph`: one function for every format, which the content tells; one error for every failure."""
 
 from __future__ import annotations
 
