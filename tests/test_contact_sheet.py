@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -20,8 +19,6 @@ def test_reconstruction_rows_by_hand():
     assert torch.equal(rows[1][0], images[1]) and torch.equal(rows[1][1], reconstructions[1])
     torch.testing.assert_close(rows[0][2], torch.full((1, 2, 2), 0.4))
     assert torch.equal(rows[1][2], torch.ones(1, 2, 2))
-    with pytest.raises(ValueError, match="same shape"):
-        reconstruction_rows(images, reconstructions[:1])
 
 
 def test_cells_hold_the_images_row_by_row():
@@ -81,16 +78,3 @@ def test_png_is_written_whole(tmp_path):
         assert np.array_equal(
             np.asarray(picture), contact_sheet_array([[flat(0.2), flat(0.8)]], "ab", ["PSNR 34.1 dB"])
         )
-
-
-def test_counts_and_shapes_are_checked():
-    with pytest.raises(ValueError, match="0 rows"):
-        contact_sheet_array([])
-    with pytest.raises(ValueError, match="3 column titles; expected 1"):
-        contact_sheet_array([[flat(0.0)]], ["a", "b", "c"])
-    with pytest.raises(ValueError, match="2 row captions; expected 1"):
-        contact_sheet_array([[flat(0.0)]], None, ["a", "b"])
-    with pytest.raises(ValueError, match="scale 0"):
-        contact_sheet_array([[flat(0.0)]], scale=0)
-    with pytest.raises(ValueError, match=r"\(1, 1, 8, 8\)"):
-        contact_sheet_array([[torch.zeros(1, 1, 8, 8)]])

@@ -106,11 +106,6 @@ def test_windows_that_cannot_be_are_refused(window, overlap):
         segmentation_inferer(True, window, overlap, False, CARIES)
 
 
-def test_another_table_than_the_networks_is_refused():
-    with pytest.raises(ValueError):
-        FlipInferer(SimpleInferer(), GROUPED)(torch.rand(1, 1, 4, 4), nn.Conv2d(1, 2, 1))
-
-
 # ---- one radiograph ------------------------------------------------------------------------------------------------
 
 

@@ -68,7 +68,7 @@ def test_neighbouring_classes_are_outlined_against_each_other():
 
 def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path):
     pixels, mask = drawn()
-    with pytest.raises(ValueError, match="expected the same size"):
+    with pytest.raises(ValueError):
         write_overlay_png(pixels, mask[1:], tmp_path / "a.png", GROUPED)
     with pytest.raises(ValueError, match=r"mask values \[7\]"):
         write_overlay_png(*drawn(7), tmp_path / "a.png", GROUPED)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
-from common.io.segmentation_classes import CARIES, ELEVEN, GROUPED, ClassTable, SegmentationClass, class_table
+from common.io.segmentation_classes import CARIES, ELEVEN, GROUPED, class_table
 
 TABLES = [GROUPED, ELEVEN, CARIES]
 # Machado, Oliveira & Fernandes 2009, severity 1.0, on linear RGB.
@@ -87,24 +87,6 @@ def test_a_mirror_swaps_mesial_and_distal_only():
     swap = {"mesial": "distal", "distal": "mesial"}
     assert mirrored == [" ".join(swap.get(word, word) for word in name.split()) for name in ELEVEN.names]
     assert GROUPED.mirrored_labels() == list(range(6))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "found"),
-    [
-        ({"classes": ()}, r"\[.background.\]"),
-        ({"names": ("a", "a")}, "'a', 'a'"),
-        ({"names": ("background", "a")}, "'background', 'background'"),
-        ({"colours": ((1, 1, 1), (1, 1, 1))}, r"\(1, 1, 1\), \(1, 1, 1\)"),
-        ({"mask_values": {"a": {7: 3}}}, r"\[3\]"),
-        ({"mirror_pairs": ((1, 5),)}, r"\[1, 5\]"),
-    ],
-)
-def test_a_table_that_contradicts_itself_is_refused(arguments, found):
-    pairs = zip(arguments.pop("names", "ab"), arguments.pop("colours", ((1, 1, 1), (2, 2, 2))), strict=True)
-    classes = tuple(SegmentationClass(name, colour, "material") for name, colour in pairs)
-    with pytest.raises(ValueError, match=found):
-        ClassTable("wrong", **{"classes": classes, **arguments})
 
 
 @pytest.mark.shared

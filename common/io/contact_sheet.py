@@ -19,19 +19,7 @@ BACKGROUND, TEXT, PADDING = 255, 0, 200  # grey levels: the padding differs from
 
 
 def reconstruction_rows(images: Tensor, reconstructions: Tensor, gain: float = 4.0) -> list[list[Tensor]]:
-    """One row of three [1, H, W] for each image: input, reconstruction, |difference| × gain clipped to [0, 1].
-
-    Args:
-        images: [B, 1, H, W] in [0, 1].
-        reconstructions: the same shape and range.
-        gain: factor on the absolute difference.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    if images.shape != reconstructions.shape or images.ndim != 4:
-        shapes = tuple(images.shape), tuple(reconstructions.shape)
-        raise ValueError(f"reconstruction_rows: found {shapes[0]} and {shapes[1]}; expected the same shape twice.")
+    """Of each image [B, 1, H, W] in [0, 1] a row of three: it, its reconstruction, |difference| × gain up to 1."""
     differences = ((images.float() - reconstructions.float()).abs() * gain).clamp(0, 1)
     return [list(row) for row in zip(images, reconstructions, differences, strict=True)]
 
@@ -45,27 +33,16 @@ def contact_sheet_array(
     """Draw the sheet: uint8, [H, W] if all images are grey, [H, W, 3] if any has colour (TensorBoard: "HW", "HWC").
 
     Images of different sizes keep their shape and lie at the top left of cells of the largest one's size, so that an
-    overlay with its legend below lies as its image does. Values are clipped
-    to [0, 1]; NaN is drawn black. Captions stand above their row and are shortened to the sheet's width.
+    overlay with its legend below lies as its image does. Values are clipped to [0, 1]; NaN is drawn black. Captions
+    stand above their row and are shortened to the sheet's width.
 
     Args:
         rows: rows of [1, H, W] (or [3, H, W]) tensors in [0, 1]; rows may have different lengths.
         column_titles: one for each column of the longest row.
         row_captions: one for each row, such as "PSNR 34.1 dB".
         scale: enlargement (nearest neighbour) above 1, reduction (area average) below 1.
-
-    Raises:
-        ValueError: no rows, counts that do not fit, an image that is not [1 or 3, H, W], scale not positive.
     """
-    columns = max((len(row) for row in rows), default=0)
-    for found, expected, fits in (
-        (f"{len(rows)} rows, some empty", "one image or more in each", rows and all(len(row) for row in rows)),
-        (f"{len(column_titles or ())} column titles", columns, not column_titles or len(column_titles) == columns),
-        (f"{len(row_captions or ())} row captions", len(rows), not row_captions or len(row_captions) == len(rows)),
-        (f"scale {scale}", "a positive number", scale > 0),
-    ):
-        if not fits:
-            raise ValueError(f"contact sheet: found {found}; expected {expected}.")
+    columns = max(len(row) for row in rows)
     tiles = [[_tile(image, scale) for image in row] for row in rows]
     mode = "RGB" if any(tile.mode == "RGB" for row in tiles for tile in row) else "L"
     width = max(tile.width for row in tiles for tile in row)
@@ -95,7 +72,7 @@ def save_contact_sheet(
     row_captions: Sequence[str] | None = None,
     scale: float = 1,
 ) -> Path:
-    """Write the sheet of `contact_sheet_array` as a PNG, atomically; returns the path; raises as that."""
+    """Write the sheet of `contact_sheet_array` as a PNG, atomically; returns the path."""
     sheet = Image.fromarray(contact_sheet_array(rows, column_titles, row_captions, scale))
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
@@ -104,8 +81,6 @@ def save_contact_sheet(
 
 def _tile(image: Tensor, scale: float) -> Image.Image:
     """One image as an 8-bit picture at the sheet's scale."""
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"contact sheet: found image {tuple(image.shape)}; expected [1, H, W] or [3, H, W], no batch.")
     values = torch.nan_to_num(image.detach().as_subclass(torch.Tensor).float(), nan=0.0).clamp(0, 1)
     pixels = (values * 255).round().to(torch.uint8).cpu().numpy()
     tile = Image.fromarray(pixels[0] if pixels.shape[0] == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))

@@ -9,46 +9,28 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ..errors import SettingsError
 from ..files import atomic_path
 from ..intensity import stored_values
 
 BRIGHT_SHARE = 0.1  # of a line's pixels: fewer may be above the threshold, as a denoiser leaves specks
 BRIGHTEST_BLACK = 0.03  # grey level in [0, 1]; padding is 0 in the training images, and nearly so in samples
+MIN_SHARE = 0.4  # of the rows, and of the columns, that has to be left
 
 
-def trim_padding(image: Tensor, threshold: float = BRIGHTEST_BLACK, min_share: float = 0.4) -> Tensor:
-    """Remove the rows and columns at the border that are black.
+def trim_padding(image: Tensor) -> Tensor:
+    """A copy of an image [C, H, W] in [0, 1] without the rows and columns at its border that are black.
 
     Training images are made to fit the network's size and padded (`PadResized`), so that samples have bars above and
     below or left and right; without them they have the aspect ratio of a radiograph. A line is black if at least nine
-    tenths of its pixels are at or below the threshold. Rows and columns are judged by the whole image: bars at the
-    sides that leave less than a tenth of a row would make all of it black, and `min_share` prevents that.
-
-    Args:
-        image: [C, H, W] in [0, 1].
-        threshold: grey level in [0, 1).
-        min_share: of the rows, and of the columns, that has to be left, in (0, 1]; an image that would keep less, such
-            as one that is black all over, comes back whole.
-
-    Returns:
-        [C, H', W'], a copy.
-
-    Raises:
-        SettingsError: a threshold or share out of range.
-        ValueError: another shape.
+    tenths of its pixels are at or below `BRIGHTEST_BLACK`. Rows and columns are judged by the whole image: bars at the
+    sides that leave less than a tenth of a row would make all of it black. So an image that would keep less than
+    `MIN_SHARE`, such as one that is black all over, comes back whole.
     """
-    if not 0.0 <= threshold < 1.0 or not 0.0 < min_share <= 1.0:
-        raise SettingsError(
-            f"trim_padding: expected a threshold in [0, 1) and min_share in (0, 1], found {threshold} and {min_share}"
-        )
-    if image.ndim != 3 or not image.numel():
-        raise ValueError(f"trim_padding: expected [C, H, W], found {tuple(image.shape)}; index the batch away first")
-    bright = (image > threshold).any(dim=0).float()
+    bright = (image > BRIGHTEST_BLACK).any(dim=0).float()
     kept = []
     for shares in (bright.mean(dim=1), bright.mean(dim=0)):  # of the rows, of the columns
         lit = (shares > BRIGHT_SHARE).nonzero().flatten().tolist()
-        if not lit or lit[-1] + 1 - lit[0] < min_share * len(shares):
+        if not lit or lit[-1] + 1 - lit[0] < MIN_SHARE * len(shares):
             return image.clone()
         kept.append(slice(lit[0], lit[-1] + 1))
     return image[:, kept[0], kept[1]].clone()

@@ -35,8 +35,6 @@ def overlay_image(pixels: Tensor, mask: NDArray[np.integer], classes: ClassTable
         ValueError: sizes that differ, or labels that the table does not have.
     """
     labels = as_uint8(mask)
-    if tuple(pixels.shape) != (1, *labels.shape):
-        raise ValueError(f"overlay: found image {tuple(pixels.shape)} and mask {labels.shape}; expected the same size.")
     classes.map_mask(labels, None)
     grey = pixels.detach().as_subclass(torch.Tensor).float().clamp(0, 1)[0].cpu().numpy() * 255
     colours = np.array(classes.palette(), np.float32).reshape(-1, 3)[labels]

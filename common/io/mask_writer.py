@@ -44,13 +44,7 @@ def area_row(
 
 
 def write_area_table(rows: Sequence[Mapping[str, str | int | float]], path: str | Path) -> Path:
-    """Write rows of `area_row` as CSV, atomically; returns the path.
-
-    Raises:
-        ValueError: no rows.
-    """
-    if not rows:
-        raise ValueError("area table: found no rows; expected one for each image.")
+    """Write rows of `area_row`, at least one, as CSV, atomically; returns the path."""
     columns = list(rows[0])
     write_csv(path, columns, [[row[column] for column in columns] for row in rows])
     return Path(path)

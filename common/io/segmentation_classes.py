@@ -59,21 +59,6 @@ class ClassTable:
     mask_values: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     mirror_pairs: tuple[tuple[int, int], ...] = ()
 
-    def __post_init__(self) -> None:
-        count = len(self.classes)
-        labels = {label for values in self.mask_values.values() for label in values.values()}
-        labels |= {label for pair in self.mirror_pairs for label in pair}
-        for found, fits in (
-            (self.names, 0 < count < MAX_LABELS and len(set(self.names)) == count + 1),
-            ([entry.colour for entry in self.classes], len({entry.colour for entry in self.classes}) == count),
-            (sorted(labels), labels <= set(range(count + 1))),
-        ):
-            if not fits:
-                raise ValueError(
-                    f"class table {self.name}: found {found}; expected 1 to 255 classes, each with a name and a colour "
-                    "of its own, and labels of them only."
-                )
-
     @property
     def num_labels(self) -> int:
         """Labels with the background: the channels of the network's output."""

@@ -87,21 +87,10 @@ class FlipInferer(Inferer):
         Returns:
             Logarithms of the mean probabilities, float32 [B, K, H, W]: their softmax is the mean itself, so that what
             follows a network's logits can follow this.
-
-        Raises:
-            ValueError: the network gives another number of channels than the table has labels.
         """
-        straight = self._log_probabilities(self.inferer(inputs, network, *args, **kwargs))
-        mirrored = self._log_probabilities(self.inferer(inputs.flip(-1), network, *args, **kwargs))
+        both: Any = (self.inferer(image, network, *args, **kwargs) for image in (inputs, inputs.flip(-1)))
+        straight, mirrored = (logits.as_subclass(torch.Tensor).float().log_softmax(dim=1) for logits in both)
         return torch.logaddexp(straight, mirrored[:, self.mirrored_labels].flip(-1)) - math.log(2)
-
-    def _log_probabilities(self, logits: Any) -> Tensor:
-        if logits.shape[1] != len(self.mirrored_labels):
-            raise ValueError(
-                f"FlipInferer: found logits {tuple(logits.shape)}; expected [B, {len(self.mirrored_labels)}, H, W], a "
-                "channel for each label. Give it the class table that the network was trained with."
-            )
-        return logits.as_subclass(torch.Tensor).float().log_softmax(dim=1)
 
 
 def segmentation_inferer(

@@ -43,10 +43,6 @@ class SourceTable:
     tokens: Tensor
     unlikeness: Sequence[float] = ()
 
-    def __post_init__(self) -> None:
-        if not len(self.paths) == len(self.patient_ids) == len(self.labels) == len(self.tokens):
-            raise ValueError("source table: expected as many paths, patients, labels and tokens")
-
     def __len__(self) -> int:
         return len(self.paths)
 
