@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import REPOSITORY, draw_radiographs
 
 CONFIGS = "bundles/cxr_autoencoder/configs"
 SMOKE = f"['{CONFIGS}/train.yaml','{CONFIGS}/smoke.yaml']"
@@ -32,6 +33,27 @@ def run(repository, *args, expect=0, **overrides):
     return done.stdout + done.stderr
 
 
+LIST_THREADS = """
++imports: [$import pathlib]
++finalize: ["$print('threads:', [path.read_text() for path in pathlib.Path('/proc/self/task').glob('*/comm')])"]
+"""
+
+
+def torchrun(run_id, files, folder, **overrides):
+    """The same command in two processes; both have to end well, and without a thread of gloo that could abort them."""
+    list_threads = folder / "list_threads.yaml"
+    list_threads.write_text(LIST_THREADS)
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = command(run_id, str([*files, str(list_threads)]), **overrides)[3:]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        launcher + arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, env=one_thread
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.count("threads:") == 2 and "gloo_runloop" not in done.stdout
+    return done.stdout + done.stderr
+
+
 def wait_for(path, process):
     deadline = time.monotonic() + 200
     while not path.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -45,8 +67,6 @@ def weights(folder):
 
 @pytest.fixture(scope="module")
 def module_folder(tmp_path_factory):
-    from conftest import REPOSITORY, draw_radiographs
-
     folder = tmp_path_factory.mktemp("bundle")
     draw_radiographs(folder / "images", count=10, size=64)
     (folder / "images" / "broken.png").write_text("not a picture")
@@ -153,22 +173,9 @@ def test_evaluation_prints_its_table(module_folder, tiny_weights):
 
 
 def test_two_processes_train_and_write_once(module_folder):
-    repository, folder = module_folder
-    # A thread of gloo that outlives the group may abort the process at its end; most often it does not.
-    list_threads = folder / "list_threads.yaml"
-    list_threads.write_text("""
-+imports: [$import pathlib]
-+finalize: ["$print('threads:', [path.read_text() for path in pathlib.Path('/proc/self/task').glob('*/comm')])"]
-""")
-    config = f"['{CONFIGS}/train.yaml','{CONFIGS}/smoke.yaml','{CONFIGS}/multi_gpu_train.yaml','{list_threads}']"
-    arguments = command("training", config, dataset_dir=folder / "images", output_dir=folder / "ddp")
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        launcher + arguments[3:], cwd=repository, capture_output=True, text=True, timeout=300, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("threads:") == 2 and "gloo_runloop" not in done.stdout
+    _, folder = module_folder
+    files = [f"{CONFIGS}/{name}.yaml" for name in ("train", "smoke", "multi_gpu_train")]
+    torchrun("training", files, folder, dataset_dir=folder / "images", output_dir=folder / "ddp")
     assert len(list((folder / "ddp" / "tensorboard").glob("events*"))) <= 4
     assert weights(folder / "ddp")["latents_num_images"] > 0
     assert len(json.loads((folder / "ddp" / "run_record.json").read_text())["runs"]) == 1
@@ -196,9 +203,7 @@ def test_ctrl_c_says_how_to_go_on(module_folder):
         cwd=repository,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # tests may run behind a "  # which a shell's `&` had ignored, and tests with it", which ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's `&` makes tests ignore
     )
     wait_for(folder / "stopped" / "checkpoint_last.pt", process)
     process.send_signal(signal.SIGINT)

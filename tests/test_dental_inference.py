@@ -109,24 +109,6 @@ def test_every_mask_has_its_images_rows_and_columns_and_only_labels(inferred: tu
 
 
 @pytest.mark.slow
-def test_areas_are_in_square_millimetres_where_the_spacing_is_known(inferred: tuple[Path, str]) -> None:
-    out, _ = inferred
-    with (out / "areas.csv").open(newline="") as file:
-        rows = {row["image"]: row for row in csv.DictReader(file)}
-    assert set(rows) == {name.replace("/", "__").replace(".", "_") for name in SIZES}
-    for name in SIZES:
-        row, mask = rows[written(name, out, "x").name[:-2]], read_mask(written(name, out, "mask.png"))
-        assert [int(row[f"{entry.key}_px"]) for entry in class_table("grouped").classes] == [
-            (mask == label).sum() for label in range(1, 6)
-        ]
-        if name in ("film.dcm", "slice.nii.gz"):
-            assert float(row["canal_mm2"]) == pytest.approx((mask == 2).sum() * 0.02, rel=1e-4)
-        else:
-            assert row["canal_mm2"] == ""
-    assert (out / "contact_sheet.png").exists()
-
-
-@pytest.mark.slow
 def test_the_broken_file_is_reported_and_makes_the_command_fail(inferred: tuple[Path, str]) -> None:
     out, output = inferred
     assert "1 files could not be read" in output and "broken.png" in output

@@ -2,15 +2,12 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, draw_radiographs
-from test_bundles_run import command, run, weights
+from test_bundles_run import run, torchrun, weights
 
 from common.data.latent_store import ARRAYS, DESCRIPTION_NAME, LatentStore
 
@@ -22,29 +19,8 @@ IMAGES = {"limit": 20, "val_fraction": 0.4}
 EXACT = {"store#amp": False, "store#batch_size": 1}  # so that two ways to the same store differ in nothing
 AS_IN_SMOKE = {"image_size": 64, "dino_image_size": 56, "store#num_workers": 0}
 STEPS = {"max_epochs": 3, "val_interval": 3}
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 pytestmark = pytest.mark.slow
-
-
-LIST_THREADS = """
-+imports: [$import pathlib]
-+finalize: ["$print('threads:', [path.read_text() for path in pathlib.Path('/proc/self/task').glob('*/comm')])"]
-"""
-
-
-def torchrun(run_id, files, folder, **overrides):
-    """The same command in two processes; both have to end well, and without a thread of gloo that could abort them."""
-    list_threads = folder / "list_threads.yaml"
-    list_threads.write_text(LIST_THREADS)
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = command(run_id, str([*files, str(list_threads)]), bundle_root=BUNDLE, **overrides)[3:]
-    done = subprocess.run(
-        launcher + arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, env=ONE_THREAD
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert done.stdout.count("threads:") == 2 and "gloo_runloop" not in done.stdout
-    return done.stdout + done.stderr
 
 
 def checkpoint(folder):
@@ -67,6 +43,7 @@ def store(folder):
         "run",
         files,
         folder,
+        bundle_root=BUNDLE,
         dataset_dir=folder / "images",
         cache_dir=folder / "store",
         **AS_IN_SMOKE,
@@ -105,9 +82,12 @@ def test_training_opens_the_store_of_the_cache_workflow_and_leaves_weights_sampl
 
 def test_two_processes_equal_one_with_the_doubled_batch_and_write_once(trained, folder, store):
     one_process, its_output, _ = trained
-    overrides = {"dataset_dir": folder / "images", "output_dir": folder / "ddp", "cache_dir": folder / "ddp_store"}
+    overrides = {"bundle_root": BUNDLE, "dataset_dir": folder / "images", "output_dir": folder / "ddp"}
+    overrides |= {"cache_dir": folder / "ddp_store", "batch_size": 2, "amp": False, **IMAGES, **EXACT, **STEPS}
     files = [*TRAIN, f"{CONFIGS}/multi_gpu_train.yaml"]
-    output = torchrun("training", files, folder, **overrides, batch_size=2, amp=False, **IMAGES, **EXACT, **STEPS)
+    output = torchrun(
+        "training", files, folder, bundle_root=BUNDLE, **overrides, batch_size=2, amp=False, **IMAGES, **EXACT, **STEPS
+    )
 
     alone, together = LatentStore(store), LatentStore(folder / "ddp_store")
     assert alone.made_with == together.made_with
