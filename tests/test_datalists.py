@@ -179,11 +179,6 @@ class TestManifest:
             {"image": "/abs/b.png", "patient_id": "p2"},
         ]
 
-    def test_splits_by_patient(self, tmp_path):
-        manifest(tmp_path, "image,patient_id\n" + "".join(f"{i}.png,p{i % 10}\n" for i in range(40)))
-        train, val = (patients(tmp_path, split, val_fraction=0.3) for split in ("train", "val"))
-        assert train and val and train.isdisjoint(val) and len(train | val) == 10
-
     def test_without_patients_splits_as_the_folder_would(self, tmp_path):
         touch(tmp_path, *(f"{i:02d}.png" for i in range(20)))
         manifest(tmp_path, "image\n" + "".join(f"./{i:02d}.png\n" for i in range(20)))
@@ -286,9 +281,3 @@ class TestRequest:
         touch(tmp_path, "a.png", "b.png")
         with pytest.raises(DatasetError, match=named):
             listed(tmp_path, **changes)
-
-    def test_patients_that_are_shared_are_named(self):
-        a, b = [{"patient_id": "p1"}, {"patient_id": "p2"}], [{"patient_id": "p2"}]
-        assert_disjoint_patients(train=a[:1], val=b)
-        with pytest.raises(DatasetError, match="p2"):
-            assert_disjoint_patients(train=a, val=b)

@@ -1,10 +1,8 @@
 """generate.yaml from its file, with a network of random weights and few channels."""
 
 import csv
-import json
 
 import numpy as np
-import pydicom
 import pytest
 import torch
 from conftest import randomise
@@ -151,14 +149,3 @@ def test_wrong_settings_are_refused_and_leave_no_folder(generate, tmp_path, chan
     found = root_user_error(caught.value)
     assert isinstance(found, error) and named in str(found)
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("bits", [8, 16])
-def test_dicom_files_are_synthetic_secondary_captures_of_the_pictures(generate, tmp_path, bits):
-    generate(tmp_path, num_samples=2, dicom=True, bits=bits)
-    for number, pixels in enumerate(pictures(tmp_path)):
-        header = pydicom.dcmread(tmp_path / "dicom" / f"{number:04d}.dcm")
-        assert np.array_equal(header.pixel_array, pixels)
-        assert header.ConversionType == "SYN" and "dental radiograph, unconditional" in header.SeriesDescription
-    settings = json.loads((tmp_path / JOB_RECORD).read_text())["settings"]
-    assert settings["bits"] == bits and settings["dicom"] is True

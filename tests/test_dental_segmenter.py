@@ -15,8 +15,8 @@ from torch import nn
 
 from common.data.dataset import RadiographDataset
 from common.data.phantom import draw_chest_phantom
-from common.errors import DatasetError, RunError, SettingsError, WeightsError
-from common.io import UnreadableRadiographError, read_radiograph
+from common.errors import DatasetError, RunError, SettingsError
+from common.io import read_radiograph
 from common.io.mask_files import read_mask
 from common.io.segmentation_classes import CARIES, ELEVEN, GROUPED
 from common.io.synthetic_dicom import write_synthetic_dicom
@@ -186,13 +186,6 @@ def test_what_is_found_is_saved(segmenter, tmp_path):
         found.save_dicom_seg(tmp_path / "seg.dcm")  # of a PNG
 
 
-def test_no_bundle_and_no_radiograph_are_told_so(segmenter, tmp_path):
-    with pytest.raises(WeightsError):
-        DentalSegmenter.from_bundle(tmp_path)
-    with pytest.raises(UnreadableRadiographError):
-        segmenter.segment(torch.zeros(1, 8, 8))
-
-
 # ---- folders -------------------------------------------------------------------------------------------------------
 
 
@@ -274,8 +267,3 @@ def test_tiles_have_one_size_and_masks_lie_on_their_image(size):
     assert (drawn == (image[0] > 0.5)).float().mean() > 0.98
     assert torch.equal(overlay[:, height:], empty[:, height:])  # the legend
     assert overlay.max() <= 1
-
-
-def test_a_mask_of_another_size_is_refused():
-    with pytest.raises(ValueError):
-        mask_tiles(torch.zeros(1, 20, 30), [np.zeros((30, 20), int)], GROUPED)

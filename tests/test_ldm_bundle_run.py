@@ -85,9 +85,7 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_write_once(trained, 
     overrides = {"bundle_root": BUNDLE, "dataset_dir": folder / "images", "output_dir": folder / "ddp"}
     overrides |= {"cache_dir": folder / "ddp_store", "batch_size": 2, "amp": False, **IMAGES, **EXACT, **STEPS}
     files = [*TRAIN, f"{CONFIGS}/multi_gpu_train.yaml"]
-    output = torchrun(
-        "training", files, folder, bundle_root=BUNDLE, **overrides, batch_size=2, amp=False, **IMAGES, **EXACT, **STEPS
-    )
+    output = torchrun("training", files, folder, **overrides)
 
     alone, together = LatentStore(store), LatentStore(folder / "ddp_store")
     assert alone.made_with == together.made_with

@@ -68,13 +68,6 @@ def test_an_item_may_say_itself_what_its_mask_values_are(tmp_path):
     assert load({**item, "mask_values": "periapical"}, "labels")["label"].unique().tolist() == [2]
 
 
-@pytest.mark.parametrize("mask_values", ["periapical", "labels"])
-def test_a_value_without_label_names_the_file(tmp_path, mask_values):
-    item, _ = write_pair(tmp_path, mask=np.full((6, 9), 12))
-    with pytest.raises(UserError, match=r"mask\.png.*12"):
-        load(item, mask_values)
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_the_square_holds_the_whole_image_in_its_middle(size):
     image = torch.ones(1, *size)

@@ -11,7 +11,6 @@ from pathlib import Path
 import imagecodecs
 import nibabel
 import numpy as np
-import pydicom
 import pytest
 import tifffile
 from dicom_files import (
@@ -328,18 +327,6 @@ def test_shared_faults_have_their_right_values(shared_data: Path) -> None:
         assert np.abs(found.pixels[0].numpy() - right[name]).max() < 0.06, name
     mask = np.load(shared_data / "faults" / "12_mask_right.npy")
     assert np.array_equal(read_mask(shared_data / "faults" / "12_mask_float_saved_as_uint8.nii.gz"), mask)
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize("name", ["13_seg_source_japanese", "13_seg_source_without_study_id"])
-def test_shared_sources_without_type_2_elements_get_their_seg(name: str, shared_data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("highdicom")
-    from common.io.dicom_seg import write_dicom_seg
-    from common.io.segmentation_classes import GROUPED
-
-    source = shared_data / "faults" / f"{name}.dcm"
-    seg = pydicom.dcmread(write_dicom_seg(np.eye(96, 80, dtype=np.uint8), tmp_path / "a.dcm", GROUPED, source, "m"))
-    assert seg.PatientName == pydicom.dcmread(source).PatientName and "StudyID" in seg
 
 
 # ---- damaged files ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from common.data.dataset import RadiographDataset
 from common.data.transforms import LoadSquared
 from common.networks.conditioning import TokenSelection, named_tokens
 from common.networks.dino import DinoEncoder
-from common.pipelines.source_table import TABLE_NAME, SourceTable, encode_sources
+from common.pipelines.source_table import SourceTable, encode_sources
 
 CPU = torch.device("cpu")
 TRANSFORM = LoadSquared(["image"], 32)
@@ -110,13 +110,6 @@ def test_nothing_is_encoded_twice(images, encoder, tiny_dino, tmp_path):
     assert torch.equal(first.tokens, again.tokens)
     assert (again.paths, again.patient_ids, again.labels) == (first.paths, first.patient_ids, first.labels)
     assert first.digest() == again.digest()
-
-
-def test_without_a_folder_nothing_is_kept(images, encoder, tmp_path):
-    encode(images, encoder, None)
-    encode(images, encoder, None)
-    assert encoder.num_images == 10
-    assert not list(tmp_path.rglob(TABLE_NAME))
 
 
 def test_a_changed_file_is_encoded_again(images, encoder, tmp_path):

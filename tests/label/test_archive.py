@@ -154,13 +154,6 @@ def test_the_last_label_counts_whether_it_is_an_old_one_or_empty(client, orthanc
         assert np.array_equal(as_mask(answer.content, tmp_path / "label.nii.gz"), labels), number
 
 
-def test_what_slicer_sends_is_put_right(client, orthanc, truth, tmp_path):
-    image = next(iter(truth))
-    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.ones((1, *SIZE), np.uint8)), str(tmp_path / "label.nii.gz"))
-    save_label(client, image, tmp_path / "label.nii.gz", label_info=[{"name": "decay", "idx": 5}])
-    assert np.unique(stored_labels(orthanc.segmentations()[0])).tolist() == [5]
-
-
 def test_bad_labels_are_refused_and_change_nothing(client, orthanc, truth, tmp_path):
     image = next(iter(truth))
     save_label(client, image, truth[image])
