@@ -80,16 +80,7 @@ class RandomAugmentation:
         self.max_logs = np.log([max_scale, max_gamma, max_gain])
 
     def __call__(self, image: Tensor, mask: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Change a batch.
-
-        Args:
-            image: [B, 1, H, W] in [0, 1].
-            mask: labels [B, 1, H, W], integers.
-            seeds: one per image.
-
-        Returns:
-            Both with the same shapes and types.
-        """
+        """Change images [B, 1, H, W] in [0, 1] and labels of the same shape, integers, by one seed for each."""
         height, width = image.shape[-2:]
         draws = [self._draw(np.random.default_rng(seed), height / width) for seed in seeds]
         matrices = torch.from_numpy(np.stack([matrix for matrix, _, _ in draws])).to(image)
@@ -119,13 +110,9 @@ class RandomAugmentation:
 
 
 def augmented_view(image: Tensor, seed: int) -> Tensor:
-    """Random shear, translation, scale and sharpening of [1, H, W] in [0, 1]; never a mirror image.
+    """Random shear, translation, scale and sharpening of [1, H, W] in [0, 1] by a seed; never a mirror image.
 
     A mirrored chest has its heart on the wrong side. What lies outside the image repeats its border.
-
-    Args:
-        image: the radiograph.
-        seed: the same seed gives the same view.
     """
     generator = np.random.default_rng(seed)
     shear = generator.uniform(-MAX_SHEAR, MAX_SHEAR, 2)

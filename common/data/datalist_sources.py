@@ -135,14 +135,11 @@ def data_list_sha256(dataset_dir: str | Path) -> str | None:
 
 
 def write_manifest(items: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Write items as a manifest that `listed_images` reads back, atomically; image and mask by their absolute paths.
+    """Write items as a manifest that `listed_images` reads back, atomically; images and masks by absolute paths.
 
-    So a folder that holds this one file can be the `dataset_dir` of originals that stay where they are.
-
-    Args:
-        items: dicts with `image`; all with `patient_id` and `split`, or none. Other columns may be absent here and
-            there, and their cells are then empty.
-        path: of the file; its name must be `MANIFEST_NAME` for a data list to find it.
+    So a folder that holds this one file, named `MANIFEST_NAME`, can be the `dataset_dir` of originals that stay where
+    they are. The items have `image`; all have `patient_id` and `split`, or none. Other columns may be absent here and
+    there.
 
     Raises:
         DatasetError: no items, or some without `image`, `patient_id` or `split`.

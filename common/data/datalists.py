@@ -103,10 +103,7 @@ def _patients(items: Iterable[Mapping[str, str]]) -> set[str]:
 
 
 def assert_disjoint_patients(**splits: Sequence[Mapping[str, Any]]) -> None:
-    """Check that no `patient_id` occurs in two of the given lists.
-
-    Args:
-        splits: data lists by name, as in `assert_disjoint_patients(train=..., val=...)`.
+    """Check that no `patient_id` occurs in two of the data lists, given by name as in `(train=..., val=...)`.
 
     Raises:
         DatasetError: some do; names how many, the first few and their splits.

@@ -13,12 +13,9 @@ from ..seeding import Purpose, derive_seed
 
 
 class RadiographDataset(Dataset):
-    """Items of a data list, loaded and transformed, each with the number of its draw.
+    """Items of a data list as `radiograph_items` makes them, loaded and transformed, each with the number of its draw.
 
-    Args:
-        data: list of dicts as `common.data.datalists.radiograph_items` makes them.
-        transform: deterministic dict transform (loading, geometry).
-        in_memory: keep each item once it was transformed; nobody may change its tensors in place.
+    With `in_memory` each item is kept once it was transformed; nobody may change its tensors in place.
     """
 
     def __init__(self, data: Sequence[dict], transform: Callable[[dict], dict], in_memory: bool = False) -> None:

@@ -68,12 +68,7 @@ class Look:
 
 
 def look_at(item: Mapping[str, Any], typical: Mapping[str, TypicalImages]) -> Look:
-    """Read a file, and its mask if there is one, and measure it; what cannot be read becomes the `problem`.
-
-    Args:
-        item: dict with `image` and perhaps `mask`, paths.
-        typical: of each chain's bundle.
-    """
+    """Read a file, and its mask if it has one, and measure it; what cannot be read becomes the `problem`."""
     path = Path(item["image"])
     try:
         radiograph = read_radiograph(path)
@@ -102,11 +97,7 @@ def look_at(item: Mapping[str, Any], typical: Mapping[str, TypicalImages]) -> Lo
 
 
 def likely_chain(looks: Sequence[Look]) -> str:
-    """The chain whose training images these are most like, by the median.
-
-    Args:
-        looks: at files that can be read, at least one.
-    """
+    """The chain whose training images these are most like, by the median over files that can be read, at least one."""
     names = list(looks[0].unlikeness)
     return min(names, key=lambda name: float(np.median([look.unlikeness[name] for look in looks])))
 

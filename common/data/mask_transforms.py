@@ -197,12 +197,8 @@ def _resized_labels(labels: Tensor, size: list[int]) -> Tensor:
 def to_original(probabilities: Tensor, geometry: PadGeometry | Tensor) -> Tensor:
     """Undo PadResized on a network's output: cut the padding off and resize bilinearly to the original size.
 
-    Args:
-        probabilities: or logits of one image, float [C, H', W'] of the padded size.
-        geometry: of that image.
-
-    Returns:
-        float32 [C, H, W], rows and columns exactly those of the original; take the argmax afterwards.
+    From probabilities or logits of one image, float [C, H', W'] of the padded size, with its geometry, to float32
+    [C, H, W], rows and columns exactly those of the original; take the argmax afterwards.
 
     Raises:
         ValueError: the output is smaller than the geometry says.
@@ -236,14 +232,7 @@ class ToOriginald(MapTransform):
 
 
 class CleanUpd(MapTransform):
-    """`clean_up` for configs: labels [1, H, W] or [H, W] under each key lose their small components.
-
-    Args:
-        keys: of the masks.
-        classes: the labels.
-        keep_largest: names of the classes of which only the largest component stays.
-        min_area_px: for class names the least pixels of a component.
-    """
+    """`clean_up` for configs, of labels [1, H, W] or [H, W] under each key, by names of the classes."""
 
     def __init__(
         self, keys: Sequence[str], classes: ClassTable, keep_largest: Sequence[str], min_area_px: Mapping[str, int]
@@ -265,15 +254,10 @@ class CleanUpd(MapTransform):
 def clean_up(
     mask: NDArray[np.integer], keep_largest: Sequence[int] = (), min_area_px: Mapping[int, int] | None = None
 ) -> NDArray[np.integer]:
-    """Remove connected components (8 neighbours) of chosen labels; their pixels become background.
+    """A copy of labels [H, W] without some connected components (8 neighbours), whose pixels become background.
 
-    Args:
-        mask: labels [H, W].
-        keep_largest: labels of which only the largest component stays; of equals the first in reading order.
-        min_area_px: for labels, components of fewer pixels go.
-
-    Returns:
-        A copy.
+    Of labels in `keep_largest` only the largest component stays, of equals the first in reading order; of those in
+    `min_area_px` components of fewer pixels go.
     """
     cleaned = mask.copy(order="C")
     areas_by_label = min_area_px or {}

@@ -103,13 +103,7 @@ def write_duplicates(
 ) -> None:
     """Write duplicates.csv, moved.csv and, where there are pairs, duplicates.png, each atomically.
 
-    All three name or show patients: work_dir is a place for patients' data.
-
-    Args:
-        found: pairs of `items`.
-        items: with the splits they came with, if any.
-        moves: from `one_side`.
-        work_dir: made when missing.
+    All three name or show patients: work_dir is a place for patients' data. The items have the splits they came with.
     """
     work_dir = Path(work_dir)
     moved = {move.image for move in moves}

@@ -83,10 +83,7 @@ class LoadSquared(MapTransform):
 def random_patches(image: Tensor, size: int, seeds: Sequence[int]) -> Tensor:
     """Cut a random square out of each image of a batch: [B, C, H, W] -> [B, C, size, size].
 
-    Args:
-        image: the batch.
-        size: px; an image of just this size comes back as it is.
-        seeds: one per image, so that its patch depends neither on the batch nor on the process.
+    Each has a seed of its own, so that its patch depends neither on the batch nor on the process.
 
     Raises:
         ValueError: the images are smaller than the patch.

@@ -37,10 +37,7 @@ _SPACING_KEYWORDS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelS
 
 
 def read_dicom(path: Path) -> tuple[Float32Array, tuple[float, float] | None, str]:
-    """Read a single-frame DICOM image.
-
-    Args:
-        path: the file, with or without preamble.
+    """Read a single-frame DICOM image, with or without preamble.
 
     Returns:
         float32 [rows, columns] in [0, 1], the spacing in mm, (row, column), or None, and the Modality.

@@ -130,11 +130,11 @@ def dx_dataset(
     lossy: LossyCompression | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> Dataset:
-    """Make the data set; the same arguments give the same one.
+    """Make the data set of pixels [1, H, W] in [0, 1], bone bright; the same arguments give the same one.
 
     Args:
-        pixels: [1, H, W] in [0, 1], bone bright.
-        settings: what the picture does not say.
+        pixels: of the picture.
+        settings: what it does not say.
         spacing_mm: between pixel centres, (down the rows, along the columns); None if unknown.
         lossy: the source's compression with loss, or None.
         provenance: how the image was made, for Image Comments; nothing that names a patient.
@@ -160,19 +160,11 @@ def dx_dataset(
 
 
 def write_dx(dataset: Dataset, path: str | Path, pixels: Tensor) -> Path:
-    """Write a data set of `dx_dataset`, atomically, after reading it back as the project's reader does.
-
-    Args:
-        dataset: of these pixels.
-        path: of the file; its folder is made if need be.
-        pixels: [1, H, W] in [0, 1], to compare with.
-
-    Returns:
-        The path.
+    """Write a data set of `dx_dataset`, atomically, after reading it back as the reader does; returns the path.
 
     Raises:
-        SettingsError: the reader gives another image than `pixels` to half a level: it distrusts a window on a picture
-            that is nearly of one grey or black and white alone, and stretches it.
+        SettingsError: the reader gives another image than `pixels` [1, H, W] to half a level: it distrusts a window on
+            a picture that is nearly of one grey or black and white alone, and stretches it.
     """
     with atomic_path(path) as temporary:
         save_dataset(dataset, temporary)

@@ -30,11 +30,7 @@ _PIXEL_DATA = 0x7FE00010
 
 
 def stored_values(dataset: Dataset, layout: PixelLayout) -> tuple[NDArray, NDArray, str]:
-    """Read the pixels.
-
-    Args:
-        dataset: with the pixel data.
-        layout: what its header says.
+    """Read the pixels of a data set whose header says this layout.
 
     Returns:
         Words as they are stored [rows, columns, samples], unsigned; the values in them, unused bits cleared and the

@@ -62,22 +62,13 @@ def write_dicom_seg(
     *,
     is_annotation: bool = False,
 ) -> Path:
-    """Write a mask as a binary DICOM SEG with one segment for each class, atomically.
+    """Write a mask, labels [H, W], as a binary DICOM SEG with one segment for each class, atomically; returns the path.
 
-    Patient and study are those of the source; series and instance are new, the same for the same mask, model and
-    source, unless it is an annotation: one that is submitted again after another must not pass for the old one.
-    Classes without pixels are segments, too, each with its empty frame: without one OHIF shows no segment at all.
-
-    Args:
-        mask: labels [H, W].
-        path: of the file.
-        classes: the labels.
-        source: DICOM file of the image, single-frame.
-        model: what drew the mask, such as "dental_radiograph_segmentation 0.1.0"; at most 64 characters.
-        is_annotation: somebody has corrected or confirmed the mask; algorithm types are SEMIAUTOMATIC then.
-
-    Returns:
-        The path.
+    Patient and study are those of the `source`, the single-frame DICOM file of the image; series and instance are new,
+    the same for the same mask, `model` (what drew it, at most 64 characters) and source, unless it is an annotation:
+    that somebody has corrected or confirmed, of algorithm type SEMIAUTOMATIC. One that is submitted again after another
+    must not pass for the old one. Classes without pixels are segments, too, each with its empty frame: without one OHIF
+    shows no segment at all.
 
     Raises:
         DatasetError: highdicom is missing, the source is no such DICOM file, or the mask is of another size.

@@ -37,20 +37,15 @@ def trim_padding(image: Tensor) -> Tensor:
 
 
 def write_png(pixels: Tensor, path: str | Path, bits: int = 8, provenance: Mapping[str, str] | None = None) -> Path:
-    """Write a generated image as a grey PNG, atomically; the same arguments give the same bytes.
+    """Write a generated image [1, H, W] in [0, 1] as a grey PNG of 8 or 16 bits, atomically; returns the path.
 
-    The file carries the text `Synthetic: true` and the provenance, so that a picture that leaves its folder still
-    says what it is; `PIL.Image.open(path).text` shows it.
+    The same arguments give the same bytes. The file carries the text `Synthetic: true` and the provenance, nothing that
+    names a patient, so that a picture that leaves its folder still says what it is; `PIL.Image.open(path).text` shows
+    it.
 
     `read_radiograph` gives an 8-bit file back exactly (to the rounding). A 16-bit one it stretches between its 0.5 and
-    99.5 percentiles, as it does every 16-bit image whose header has no window; for 16 bits that come back as they
-    were, use `synthetic_dicom`.
-
-    Args:
-        pixels: [1, H, W] in [0, 1].
-        path: of the file, which is returned; its folder is made if need be.
-        bits: 8 or 16.
-        provenance: how the image was made, a text each; nothing that names a patient.
+    99.5 percentiles, as it does every 16-bit image whose header has no window; for 16 bits that come back as they were,
+    use `synthetic_dicom`.
 
     Raises:
         ValueError: as `stored_values`.

@@ -39,8 +39,7 @@ _WHOLE_WITHIN, _MOST_WITHIN = 1e-3, 0.1
 def read_mask(path: str | os.PathLike[str]) -> NDArray[np.int64]:
     """Read the stored numbers of a mask; the format is told by the content, not by the name.
 
-    Args:
-        path: a PNG, grey, palette (its indices count) or RGB with equal channels; or a NIfTI of one slice.
+    That is a PNG, grey, palette (its indices count) or RGB with equal channels; or a NIfTI of one slice.
 
     Returns:
         int64 [H, W], 0 or more, turned as its image is.
@@ -72,17 +71,9 @@ def written_table(path: str | os.PathLike[str]) -> str | None:
 
 
 def write_mask_png(mask: NDArray[np.integer], path: str | Path, classes: ClassTable) -> Path:
-    """Write a mask as PNG of 8 bits with a palette, atomically: its numbers are the labels, its look the colours.
+    """Write a mask [H, W] as PNG of 8 bits with a palette, atomically: its numbers are the labels, its look the colours.
 
     `PIL.Image.open` gives the labels; tools that expand palettes (OpenCV, ITK) give the colours. `read_mask` reads it.
-
-    Args:
-        mask: labels [H, W].
-        path: of the file.
-        classes: the labels.
-
-    Returns:
-        The path.
 
     Raises:
         ValueError: no mask, or labels that the table does not have.
@@ -103,20 +94,11 @@ def write_nifti_mask(
     source: str | os.PathLike[str] | None = None,
     table: str | None = None,
 ) -> Path:
-    """Write a mask as NIfTI of 8 bits, atomically, gzipped where the name ends so.
+    """Write a mask [H, W] of labels 0 to 255 as NIfTI of 8 bits, atomically, gzipped where the name ends in .nii.gz.
 
-    If the image came from a NIfTI file, the mask gets its shape, orientation and position. Otherwise it lies as ITK
-    and 3D Slicer place a picture: x to the left, y to the back. Without a spacing a pixel has length 1 of no unit.
-
-    Args:
-        mask: labels [H, W], 0 to 255.
-        path: ends in .nii or .nii.gz.
-        spacing_mm: of the image, (down the rows, along the columns), or None.
-        source: the image's own file.
-        table: of the labels; the file says so, see `written_table`.
-
-    Returns:
-        The path.
+    If the image's own file, the source, is NIfTI, the mask gets its shape, orientation and position. Otherwise it lies
+    as ITK and 3D Slicer place a picture: x to the left, y to the back, with its spacing in mm (down the rows, along the
+    columns); without one a pixel has length 1 of no unit. The file says whose labels these are, see `written_table`.
 
     Raises:
         ValueError: labels beyond 8 bits, a mask whose size is not the source's, or another suffix.
@@ -146,11 +128,7 @@ def write_nifti_mask(
 def stored_mask(
     mask: NDArray[np.integer], source: str | os.PathLike[str]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64] | None]:
-    """A mask in the array order of its image's own file, which MONAI's and ITK's writers take: first axis across.
-
-    Args:
-        mask: labels [H, W], 0 to 255.
-        source: the image's own file.
+    """A mask [H, W] in the array order of its image's own file, which MONAI's and ITK's writers take: first axis across.
 
     Returns:
         uint8 [W, H] and None; where the image is a NIfTI, its array of three axes and an affine (4 × 4, RAS) with
@@ -176,11 +154,8 @@ def stored_mask(
 class ToStoredOrderd:
     """Labels [H, W] under each key become a MetaTensor in the order and with the affine of the image's own file.
 
-    Last in postprocessing, for the writer of MONAI Label, which takes arrays first axis across; see `stored_mask`.
-
-    Args:
-        keys: of the masks.
-        image_key: of the image, whose file is under `<image_key>_path`.
+    That file is under `<image_key>_path`. Last in postprocessing, for the writer of MONAI Label, which takes arrays
+    first axis across; see `stored_mask`.
     """
 
     def __init__(self, keys: Sequence[str], image_key: str = "image") -> None:

@@ -21,15 +21,10 @@ _PAPER, _INK = (255, 255, 255), (0, 0, 0)
 
 
 def overlay_image(pixels: Tensor, mask: NDArray[np.integer], classes: ClassTable) -> Image.Image:
-    """Draw tinted areas with outlines over the image, in RGB, and the legend below it.
+    """Draw tinted areas of a mask [H, W] with outlines over the image [1, H, W] in [0, 1], in RGB, and the legend below it.
 
     Pixel (row, column) of the image stays pixel (row, column) of the picture, which is wider than the image only where
     an entry of the legend needs it.
-
-    Args:
-        pixels: [1, H, W] in [0, 1].
-        mask: labels [H, W].
-        classes: the labels.
 
     Raises:
         ValueError: sizes that differ, or labels that the table does not have.
@@ -48,12 +43,7 @@ def overlay_image(pixels: Tensor, mask: NDArray[np.integer], classes: ClassTable
 
 
 def class_layers(mask: NDArray[np.integer], classes: ClassTable) -> list[Image.Image]:
-    """Each class alone, tinted and outlined as in `overlay_image`, as a transparent RGBA picture to lay over the image.
-
-    Args:
-        mask: labels [H, W].
-        classes: the labels.
-    """
+    """Each class of a mask [H, W] alone, tinted and outlined as in `overlay_image`: transparent RGBA pictures to lay over it."""
     labels = as_uint8(mask)
     opacity = np.where(_outlines(labels), 255, round(255 * OPACITY))
     layers = []

@@ -24,14 +24,7 @@ AREA_DECIMALS = 4  # of mm²: a pixel of 0.01 mm
 def area_row(
     name: str, mask: NDArray[np.integer], classes: ClassTable, spacing_mm: tuple[float, float] | None
 ) -> dict[str, str | int | float]:
-    """Areas of one image: `<class>_px` and, where the spacing is known, `<class>_mm2`; else "".
-
-    Args:
-        name: of the image.
-        mask: labels [H, W].
-        classes: the labels.
-        spacing_mm: (down the rows, along the columns), or None.
-    """
+    """Areas of one mask [H, W]: `<class>_px` and, where the spacing is known, `<class>_mm2`; else ""."""
     counts = np.bincount(as_uint8(mask).ravel(), minlength=classes.num_labels)
     row_mm, column_mm = spacing_mm or ("", "")
     row: dict[str, str | int | float] = {"image": name, "rows": mask.shape[0], "columns": mask.shape[1]}
@@ -62,15 +55,10 @@ def write_segmentation(
 ) -> dict[str, str | int | float]:
     """Write one image's files, each whole or absent: `<stem>_mask.png`, and those that are asked for.
 
-    Args:
-        radiograph: as read.
-        mask: labels [H, W], of the radiograph's rows and columns.
-        stem: of the paths.
-        classes: the labels.
-        model: what drew the mask, for DICOM SEG; name and version.
-        overlay: `<stem>_overlay.png`, a picture in colours with its legend.
-        nifti: `<stem>_mask.nii.gz`, with the image's spacing, and its position if it is NIfTI itself.
-        dicom_seg: `<stem>_seg.dcm` of an image that is DICOM; others have no study to belong to.
+    These are `<stem>_overlay.png`, a picture in colours with its legend; `<stem>_mask.nii.gz`, with the image's
+    spacing, and its position if it is NIfTI itself; and `<stem>_seg.dcm`, drawn by `model` (name and version), of an
+    image that is DICOM: others have no study to belong to. The mask has labels [H, W], of the radiograph's rows and
+    columns.
 
     Returns:
         Its row of areas; collect them for `write_area_table`.

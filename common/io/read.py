@@ -42,10 +42,7 @@ _OTHER_MAGIC = {
 
 
 def read_radiograph(path: str | os.PathLike[str]) -> Radiograph:
-    """Read one radiograph; the format is told by the content, not by the name.
-
-    Args:
-        path: a DICOM file (with or without preamble), PNG, JPEG, TIFF of one page or NIfTI of one slice.
+    """Read one radiograph, a DICOM file (with or without preamble), PNG, JPEG, TIFF of one page or NIfTI of one slice.
 
     Returns:
         The image, float32 [1, H, W] in [0, 1], with its spacing in mm and modality where known.
@@ -95,10 +92,8 @@ def is_radiograph_file(path: str | os.PathLike[str]) -> bool:
     """Tell cheaply whether a folder search should take this file; nothing is decoded.
 
     A known suffix is enough; of any other file (DICOM files are often named by their UID, or have no suffix) the first
-    bytes decide. Hidden files (macOS writes ``._image.png``) and DICOMDIR indexes are left out.
-
-    Args:
-        path: any path; one that is missing, unreadable or a directory gives False.
+    bytes decide. Hidden files (macOS writes ``._image.png``), DICOMDIR indexes, folders and what is missing are left
+    out.
     """
     path = Path(path)
     name = path.name.lower()
@@ -113,11 +108,7 @@ def is_radiograph_file(path: str | os.PathLike[str]) -> bool:
 
 
 def detect_format(path: Path, expected: str = EXPECTED_IMAGE) -> Format:
-    """Say which of the supported formats the content is; the first bytes are read.
-
-    Args:
-        path: of the file.
-        expected: what a refusal says was wanted.
+    """Say which of the supported formats the content is; the first bytes are read. A refusal says what was `expected`.
 
     Raises:
         RefusalError: the file is missing, a directory, empty, too large, or of another format.

@@ -76,16 +76,10 @@ def _share_of_type(values: NDArray) -> Float32Array:
 
 
 def percentile_range(values: NDArray, valid: NDArray[np.bool_] | None = None) -> Float32Array:
-    """Stretch [H, W] so that the 0.5 and 99.5 percentiles become 0 and 1, and clip.
+    """Stretch [H, W] so that the 0.5 and 99.5 percentiles become 0 and 1, and clip: float32 in [0, 1].
 
-    Where these two coincide (nearly everything is one background value) minimum and maximum take their place.
-
-    Args:
-        values: numbers of any real type.
-        valid: where the values count; elsewhere the result is 0. None means everywhere.
-
-    Returns:
-        float32 [H, W] in [0, 1]; constant if the valid values are.
+    Where these two coincide (nearly everything is one background value) minimum and maximum take their place. Only
+    values where `valid` is count; elsewhere the result is 0. It is constant if the valid values are.
 
     Raises:
         RefusalError: nothing is valid.

@@ -131,16 +131,8 @@ def new_dataset(
 ) -> Dataset:
     """A data set without image: modules Patient, General Study, Series and Equipment, SOP Common.
 
-    Type 2 attributes without a truth stay empty.
-
-    Args:
-        sop_class: UID.
-        uids: of study, series and instance.
-        patient: id and name.
-        deidentification: why nothing here names a patient.
-        modality: such as "OT".
-        description: of study and series.
-        model: of the equipment.
+    `uids` are those of study, series and instance, `patient` id and name; `deidentification` says why nothing here
+    names a patient. Type 2 attributes without a truth stay empty.
     """
     from pydicom.dataset import Dataset
 
