@@ -38,15 +38,10 @@ class RadiographDataset(Dataset):
 class StepBatchSampler(Sampler):
     """An endless stream of batches that can start at any step.
 
-    The stream is one seeded permutation of the data after the other, cut into global batches of
-    `batch_size × world size`; a process takes its slice. So two processes see together what one process with the
-    doubled batch sees, nothing is dropped at an epoch's end, and resuming at step n costs nothing.
-
-    Args:
-        num_items: size of the data set.
-        batch_size: samples per process and step.
-        seed: of the order.
-        start_step: steps already done; set it before iterating.
+    The stream is one seeded permutation of the data after the other, cut into global batches of `batch_size × world
+    size`; a process takes its slice. So two processes see together what one process with the doubled batch sees,
+    nothing is dropped at an epoch's end, and resuming at step n costs nothing: `start_step`, the steps already done, is
+    to be set before iterating.
     """
 
     def __init__(self, num_items: int, batch_size: int, seed: int, start_step: int = 0) -> None:

@@ -165,13 +165,10 @@ def perceptual_hashes(pictures: NDArray[np.float16], progress: bool = False) -> 
 
 
 def nearest_pairs(views: NDArray[Any], num_neighbours: int, least: float) -> Integers:
-    """Pairs [P, 2], lower index first, of which one is among the nearest of the other.
+    """Pairs [P, 2], lower index first, of which one is among the `num_neighbours` nearest of the other.
 
-    Args:
-        views: [N, V, D] of -1 and 1; compared are all views of one with the first of the other, by the mean of
-            products; the sign does not count.
-        num_neighbours: at most so many per image.
-        least: similarity of a pair, in [-1, 1].
+    Compared are, of views [N, V, D] of -1 and 1, all of one with the first of the other, by the mean of products, whose
+    sign does not count; a pair has a similarity of at least `least`, in [-1, 1].
     """
     num_neighbours = min(num_neighbours, len(views) - 1)
     keys = views[:, 0].astype(np.float32).T * (1 / views.shape[2])

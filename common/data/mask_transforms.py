@@ -25,14 +25,9 @@ NAMED_PROBLEMS = 10  # in a message
 class LoadMaskd(MapTransform):
     """Replace the path under each key by its labels, int64 [1, H, W], and keep the path under `<key>_path`.
 
-    An item's own "mask_values", where it has one, goes before the argument; what the file itself says before both.
-
-    Args:
-        keys: of the masks.
-        classes: the labels.
-        mask_values: the data set that the masks come from, as `classes.mask_values` names it; "labels" where they hold
-            the labels of `classes` already, such as masks that this bundle wrote.
-        image_key: of the loaded image, whose size the masks must have.
+    An item's own "mask_values", where it has one, goes before the argument: the data set that the masks come from, as
+    `classes.mask_values` names it, or "labels" where they hold the labels of `classes` already, such as masks that this
+    bundle wrote. What the file itself says goes before both. Masks must have the size of the image under `image_key`.
     """
 
     def __init__(self, keys: Sequence[str], classes: ClassTable, mask_values: str, image_key: str = "image") -> None:

@@ -49,16 +49,11 @@ def one_side(
 ) -> tuple[list[dict[str, Any]], list[Move]]:
     """Give every item a `split` such that no patient and no group is on two sides.
 
-    Images belong together where they are in one group, of one patient or of one `group` (a manifest's column), directly
-    or through others. Where the items bring a split, those that belong together and are on two sides go to train, so
-    that validation and test hold nothing that was seen; without one, a hash of seed and the first of their patients'
-    names decides, so that patients without duplicates go where `radiograph_items` puts them.
-
-    Args:
-        items: data list with `patient_id`, all with `split` or none.
-        groups: indices of images that are one picture, as `Duplicates.groups`.
-        val_fraction: share of the patients for validation; unused with a split, as the seed.
-        seed: of the split.
+    Images belong together where they are in one group (indices, as of `Duplicates.groups`), of one patient or of one
+    `group` (a manifest's column), directly or through others. Where the items bring a split, those that belong together
+    and are on two sides go to train, so that validation and test hold nothing that was seen; without one, a hash of
+    seed and the first of their patients' names decides, so that patients without duplicates go where `radiograph_items`
+    puts them.
 
     Returns:
         Copies of the items, and what moved (nothing where no split was given).

@@ -71,7 +71,7 @@ def written_table(path: str | os.PathLike[str]) -> str | None:
 
 
 def write_mask_png(mask: NDArray[np.integer], path: str | Path, classes: ClassTable) -> Path:
-    """Write a mask [H, W] as PNG of 8 bits with a palette, atomically: its numbers are the labels, its look the colours.
+    """Write a mask [H, W] as PNG of 8 bits with a palette, atomically: its numbers are labels, its look the colours.
 
     `PIL.Image.open` gives the labels; tools that expand palettes (OpenCV, ITK) give the colours. `read_mask` reads it.
 
@@ -128,7 +128,7 @@ def write_nifti_mask(
 def stored_mask(
     mask: NDArray[np.integer], source: str | os.PathLike[str]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64] | None]:
-    """A mask [H, W] in the array order of its image's own file, which MONAI's and ITK's writers take: first axis across.
+    """A mask [H, W] in the array order of its image's file, as MONAI's and ITK's writers take it: first axis across.
 
     Returns:
         uint8 [W, H] and None; where the image is a NIfTI, its array of three axes and an affine (4 × 4, RAS) with

@@ -21,7 +21,7 @@ _PAPER, _INK = (255, 255, 255), (0, 0, 0)
 
 
 def overlay_image(pixels: Tensor, mask: NDArray[np.integer], classes: ClassTable) -> Image.Image:
-    """Draw tinted areas of a mask [H, W] with outlines over the image [1, H, W] in [0, 1], in RGB, and the legend below it.
+    """Draw areas of a mask [H, W] with outlines over the image [1, H, W] in [0, 1], in RGB, and a legend below it.
 
     Pixel (row, column) of the image stays pixel (row, column) of the picture, which is wider than the image only where
     an entry of the legend needs it.
@@ -43,7 +43,7 @@ def overlay_image(pixels: Tensor, mask: NDArray[np.integer], classes: ClassTable
 
 
 def class_layers(mask: NDArray[np.integer], classes: ClassTable) -> list[Image.Image]:
-    """Each class of a mask [H, W] alone, tinted and outlined as in `overlay_image`: transparent RGBA pictures to lay over it."""
+    """Each class of a mask [H, W] alone, drawn as in `overlay_image`, as a transparent RGBA picture to lay over it."""
     labels = as_uint8(mask)
     opacity = np.where(_outlines(labels), 255, round(255 * OPACITY))
     layers = []

@@ -112,7 +112,7 @@ class ClassTable:
         return fitting[0] if len(fitting) == 1 and not found <= own else None
 
     def map_mask(self, mask: NDArray[np.integer], dataset: str | None) -> NDArray[np.int64]:
-        """Labels for the values of a mask of any shape: of a data set in `mask_values`, or of None, this table's own labels.
+        """Labels for the values of a mask of any shape: of a data set in `mask_values`, or (None) of this table's own.
 
         Raises:
             DatasetError: the table has no such data set, or the mask has a value without a label.

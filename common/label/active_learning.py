@@ -53,13 +53,9 @@ class ScoringParameters(Strict):
 
 
 def predictive_entropy(probabilities: Tensor) -> float:
-    """Entropy of the mean probabilities, averaged over the pixels.
+    """Entropy of the mean of probabilities [S, K, H, W], which sum to one over K, averaged over the pixels.
 
-    Args:
-        probabilities: [S, K, H, W] of S samples, summing to one over K.
-
-    Returns:
-        Nats, from 0 (sure) to ln K.
+    In nats, from 0 (sure) to ln K.
     """
     mean = probabilities.double().mean(dim=0)
     return float(torch.special.entr(mean).sum(dim=0).mean())
@@ -95,11 +91,7 @@ def score_image(pipeline: Pipeline, path: str | Path, classes: ClassTable, chose
 
 
 class EpistemicScoring(ScoringMethod):
-    """Notes the predictive entropy of images that have no final label yet, in each image's info.
-
-    Args:
-        model: what is unsure.
-    """
+    """Notes the predictive entropy of images that have no final label yet, in each image's info."""
 
     def __init__(self, model: ServedModel) -> None:
         super().__init__("Predictive entropy over Monte-Carlo dropout or flips, of the images without a label")
@@ -151,9 +143,6 @@ class Epistemic(Strategy):
 
     Scores are those of the weights that are served. Where there are none yet, it scores a few images itself, other ones
     after each training; `POST /scoring/epistemic` scores all.
-
-    Args:
-        scoring: that notes the entropies.
     """
 
     def __init__(self, scoring: EpistemicScoring) -> None:

@@ -26,10 +26,7 @@ PARTS = ("classes", "preprocessing", "inferer", "postprocessing")  # of a `Denta
 
 
 class Bundle:
-    """One bundle folder.
-
-    Args:
-        folder: with `configs` and `models`.
+    """One bundle folder, with `configs` and `models`.
 
     Raises:
         SettingsError: the folder is no bundle that can be served.
@@ -66,11 +63,7 @@ class Bundle:
 
 
 class Pipeline:
-    """What inference.yaml builds, ready to run; one call at a time, whatever thread it comes from.
-
-    Args:
-        parser: of inference.yaml, with device and weights set.
-    """
+    """What inference.yaml, device and weights set, builds; one call at a time, whatever thread it comes from."""
 
     def __init__(self, parser: ConfigParser) -> None:
         self.parser = parser
@@ -94,14 +87,9 @@ class Pipeline:
             return np.ascontiguousarray(self._segmenter(switches).segment(path).mask.numpy())
 
     def sample_probabilities(self, path: str | Path, run: Callable[[Tensor, nn.Module], Tensor]) -> Tensor:
-        """Class probabilities at the network's size, the padding cut off.
+        """Class probabilities at the network's size, the padding cut off: float32 [S, K, h, w] on the CPU.
 
-        Args:
-            path: of the radiograph.
-            run: gives logits [S, K, H', W'] of S ways to see the image, from the image [1, 1, H', W'] and the network.
-
-        Returns:
-            float32 [S, K, h, w] on the CPU, each summing to one over K.
+        `run` gives logits [S, K, H', W'] of S ways to see the image, from the image [1, 1, H', W'] and the network.
 
         Raises:
             UnreadableRadiographError: there is no radiograph in the file.

@@ -40,13 +40,9 @@ class CheckedArchive(CheckedDatastore):
     """Radiographs of an archive with their labels, under the radiograph's SeriesInstanceUID.
 
     What the archive does not have is not there, and what it got anew counts, whoever stored it. Clients get NIfTI. In
-    the cache is also what the archive has no place for: scores, and masks with other tags than "final". Whatever asks
-    the archive may raise ServiceError.
-
-    Args:
-        archive: to ask.
-        cache_dir: folder of the caches of all archives; "" for MONAI Label's in the home folder.
-        model: name and version of what draws the masks that are corrected, for the SEG.
+    the cache, "" for MONAI Label's in the home folder, is also what the archive has no place for: scores, and masks
+    with other tags than "final". `model` is name and version of what draws the masks that are corrected, for the SEG.
+    Whatever asks the archive may raise ServiceError.
     """
 
     def __init__(self, archive: DicomArchive, cache_dir: str | Path, model: str) -> None:
@@ -226,13 +222,9 @@ class CheckedArchive(CheckedDatastore):
 
 
 def image_to_nifti(source: Path, path: Path) -> Path:
-    """Write a radiograph as every other part of the project sees it: bone bright, windowed, with its spacing.
+    """Write a DICOM radiograph as every other part of the project sees it: bone bright, windowed, with its spacing.
 
     As float32 in [0, 1], which the reader takes as it is; integers it would stretch a second time.
-
-    Args:
-        source: DICOM file.
-        path: ends in .nii.gz.
 
     Raises:
         UnreadableRadiographError: there is no radiograph in it.
@@ -253,10 +245,6 @@ def use_own_conversion(classes: ClassTable, model: str) -> None:
     """Have inference with `output=dicom_seg` write a model's masks as `write_dicom_seg` does.
 
     dcmqi and pydicom-seg, MONAI Label's own, need a position in space, which projection radiographs do not have.
-
-    Args:
-        classes: the labels.
-        model: name and version, for the SEG.
     """
     import monailabel.endpoints.infer as infer
 

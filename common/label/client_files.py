@@ -44,11 +44,8 @@ def _starts_with(path: str | Path, magic: bytes) -> bool:
 def readable_file(path: str | Path, name: str = "") -> Iterator[Path]:
     """Give a file that the readers of radiographs and masks know, for as long as the block lasts.
 
-    NRRD becomes NIfTI with the same geometry, a folder of one file that file; anything else stays what it is.
-
-    Args:
-        path: of the file or folder.
-        name: what errors in the block call it, in place of a path that says nothing to a client; "" for the path.
+    NRRD becomes NIfTI with the same geometry, a folder of one file that file; anything else stays what it is. Errors in
+    the block call it `name`, in place of a path that says nothing to a client.
 
     Raises:
         UnreadableRadiographError: a damaged NRRD, or a folder of several files (a volume); UserError under a name.
@@ -105,17 +102,14 @@ def read_label(
     classes: ClassTable,
     segments: Sequence[Mapping[str, Any]] | None = None,
 ) -> NDArray[np.uint8]:
-    """Read a label as it will be read in training.
+    """Read a label, PNG, NIfTI or NRRD, as it will be read in training: labels [H, W] of the class table.
 
     Args:
-        path: PNG, NIfTI or NRRD.
+        path: of the file.
         name: for messages.
         size: rows, columns that it has to have.
         classes: the labels it may hold.
         segments: `label_info` of 3D Slicer, see `slicer_labels`; None where the values are the labels.
-
-    Returns:
-        Labels [H, W] of the class table.
 
     Raises:
         UserError: no mask, a volume, another size, or a value without a class.
@@ -137,15 +131,11 @@ def read_label(
 def slicer_labels(
     values: NDArray[np.int64], segments: Sequence[Mapping[str, Any]], classes: ClassTable
 ) -> NDArray[np.int64]:
-    """Labels from a mask whose values number segments, as 3D Slicer exports them: names decide, not numbers.
+    """Labels from a mask [H, W] whose values number segments, as 3D Slicer exports them: names decide, not numbers.
 
     Slicer numbers the segments that it saves from 1 in their order, so once one is deleted, 4 may be the decay; `idx`
     is the segment's place before. A client that sends labels with their own values is told by values beyond that.
-
-    Args:
-        values: [H, W].
-        segments: in order, each with its class as "name" and maybe "idx".
-        classes: the labels.
+    Segments are in order, each with its class as "name" and maybe "idx".
 
     Raises:
         DatasetError: a value in use has no segment, or its segment's name is no class.
@@ -177,18 +167,11 @@ def default_suffix(path: str | Path, radiograph: Radiograph) -> str:
 def write_result(
     mask: NDArray[np.integer], folder: Path, suffix: str, radiograph: Radiograph, classes: ClassTable, model: str
 ) -> Path:
-    """Write a mask into a folder of this request, under a new name.
+    """Write a mask [H, W] into a folder of this request, under a new name with one of `RESULT_SUFFIXES`.
 
     PNG is grey of 8 bits, its numbers the labels (a palette would be turned into colours by ITK). NIfTI and NRRD have
-    rank and geometry of an image that is NIfTI, of DICOM the position that ITK and 3D Slicer give it.
-
-    Args:
-        mask: labels [H, W].
-        folder: of the file.
-        suffix: one of `RESULT_SUFFIXES`.
-        radiograph: that the mask was drawn on, its own file still there.
-        classes: the labels.
-        model: name and version, for DICOM SEG.
+    rank and geometry of an image that is NIfTI, of DICOM the position that ITK and 3D Slicer give it. The radiograph's
+    own file has to be there still; `model` is name and version, for DICOM SEG.
 
     Raises:
         DatasetError: DICOM SEG of an image that is no DICOM.

@@ -50,11 +50,6 @@ class CheckedDatastore(local.LocalDatastore):
     """A folder of radiographs with their labels; its index is read, changed and written as one step by all processes.
 
     Labels are kept as PNG, or as NIfTI with the geometry they came with; their numbers are those of the class table.
-
-    Args:
-        datastore_path: the folder.
-        classes: the labels.
-        **kwargs: of LocalDatastore.
     """
 
     def __init__(self, datastore_path: str, classes: ClassTable, **kwargs: Any) -> None:
@@ -92,13 +87,9 @@ class CheckedDatastore(local.LocalDatastore):
             return image_id
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Save the label of an image in place of the one before, which stays until the new one is whole.
+        """Save a label, PNG, NIfTI or NRRD, in place of the one before, which stays until the new one is whole.
 
-        Args:
-            image_id: of the image.
-            label_filename: PNG, NIfTI or NRRD.
-            label_tag: such as "final".
-            label_info: kept; its "label_info" names the segments as 3D Slicer sends them.
+        Of its info, which is kept, "label_info" names the segments as 3D Slicer sends them.
 
         Raises:
             UserError: what is wrong with the label.

@@ -33,13 +33,9 @@ _logger = logging.getLogger(__name__)
 class DicomArchive:
     """Asks an archive, anew each time: others store and delete there, too. Each method may raise ServiceError.
 
-    Labels are the SEGs of a radiograph that have only segments of the class table and that somebody has looked at: a
-    SEG whose segments all are AUTOMATIC is a model's, and a model must not be trained on what it said itself.
-
-    Args:
-        client: of DICOMweb.
-        search_filter: what images have in common, by DICOM keyword.
-        classes: the labels.
+    Images have the `search_filter`, by DICOM keyword, in common. Labels are the SEGs of a radiograph that have only
+    segments of the class table and that somebody has looked at: a SEG whose segments all are AUTOMATIC is a model's,
+    and a model must not be trained on what it said itself.
     """
 
     def __init__(self, client: DICOMwebClient, search_filter: Mapping[str, Any], classes: ClassTable) -> None:
@@ -175,15 +171,9 @@ def archive_client(url: str) -> DICOMwebClient:
 
 
 def labels_of_seg(dataset: Dataset, name: str, classes: ClassTable) -> NDArray[np.uint8]:
-    """Labels of a SEG of one radiograph, whoever made it, by the names of its segments.
+    """Labels [H, W] of a SEG of one radiograph with its pixels, whoever made it, by the names of its segments.
 
-    Args:
-        dataset: with its pixels.
-        name: for messages.
-        classes: the labels; a pixel in several segments gets the largest label.
-
-    Returns:
-        Labels [H, W].
+    A pixel in several segments gets the largest label. Messages call the SEG by `name`.
 
     Raises:
         DatasetError: no SEG, a volume, or a segment that is no class.

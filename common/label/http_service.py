@@ -35,9 +35,7 @@ def limited(session: requests.Session, url: str) -> requests.Session:
 def asking(url: str, log_in: str) -> Iterator[None]:
     """Within the block, whatever goes wrong with a service or its answer becomes a ServiceError.
 
-    Args:
-        url: of the service.
-        log_in: where its user finds what the service wants to know of him.
+    It tells in `log_in` where its user finds what the service wants to know of him.
     """
     try:
         yield

@@ -51,12 +51,7 @@ class InferParameters(Switches):
 
 
 class ServedModel:
-    """The bundle with the weights that are served now, built once for each version and device.
-
-    Args:
-        bundle: whose network it is.
-        store: of the weights.
-    """
+    """The bundle with the weights that are served now, built once for each version and device."""
 
     def __init__(self, bundle: Bundle, store: WeightsStore) -> None:
         self.bundle = bundle
@@ -77,11 +72,7 @@ class ServedModel:
 
 
 class RadiographInferTask(InferTask):
-    """From a radiograph to a mask with its rows × columns, in a file.
-
-    Args:
-        model: what to run.
-    """
+    """From a radiograph to a mask with its rows × columns, in a file."""
 
     def __init__(self, model: ServedModel) -> None:
         super().__init__(

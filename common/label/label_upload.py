@@ -57,11 +57,7 @@ class SyntheticImage:
 
 
 def synthetic_images(folder: str | Path, model: str) -> list[SyntheticImage]:
-    """The images that a manifest lists, in its order.
-
-    Args:
-        folder: with manifest.csv, as generate.yaml or inference.yaml wrote it.
-        model: what generated them.
+    """The images that the manifest of a generated folder lists, in its order; `model` generated them.
 
     Raises:
         DatasetError: no manifest, or one that cannot be used.
@@ -87,9 +83,7 @@ def _image(root: Path, item: dict[str, str], model: str) -> SyntheticImage:
 def model_of(folder: str | Path, bundles: Path) -> str:
     """Name and version of the shipped bundle that generated a folder, by the weights' hash; else `UNKNOWN_MODEL`.
 
-    Args:
-        folder: with manifest.csv.
-        bundles: folder of the bundles; the samples that each ships name its weights.
+    The samples that each of the bundles ships name its weights.
     """
     mine = _weights(Path(folder).expanduser() / MANIFEST_NAME)
     for metadata in sorted(bundles.glob("*/configs/metadata.json")):
@@ -107,12 +101,9 @@ def _weights(manifest: Path) -> set[str]:
 
 
 class LabelDatastore:
-    """The datastore of a running MONAI Label server.
+    """The datastore of a running MONAI Label server; a token is of a login, "" for none.
 
-    Args:
-        url: of the server.
-        token: of a login; "" for none.
-        client_name: the client_id that the server keeps with each image.
+    `client_name` is the client_id that the server keeps with each image.
 
     Raises:
         ServiceError: what answers there is no MONAI Label server, or lets nobody in.
@@ -158,13 +149,9 @@ class LabelDatastore:
 
 
 class DicomWebArchive:
-    """A DICOMweb archive such as Orthanc's; images become DX files (see `dicom_dx`).
+    """A DICOMweb archive such as Orthanc's, by the URL of its root; images become DX files (see `DxSettings`).
 
-    Args:
-        url: of the root of DICOMweb, such as http://127.0.0.1:8042/dicom-web.
-        token: of a login; "" for none.
-        body_part: of the files, see `DxSettings`.
-        modality: of the files, DX or IO.
+    A token is of a login, "" for none.
     """
 
     def __init__(self, url: str, token: str, body_part: str = "", modality: str = "DX") -> None:

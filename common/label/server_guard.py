@@ -61,13 +61,10 @@ _CLOSED = (  # method and path, status and reason
 
 
 class ServerGuard:
-    """ASGI middleware that lets a request in, or answers it with 4xx and a sentence.
+    """ASGI middleware that lets a request in to the app behind, or answers it with 4xx and a sentence.
 
     Starlette's own for hosts knows no address that the server was reached by, and answers without saying what to do.
-
-    Args:
-        app: what comes behind.
-        origins: of the pages that may send requests beside the server's own; their hosts are names of the server.
+    `origins` are of the pages that may send requests beside the server's own; their hosts are names of the server.
     """
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
@@ -201,8 +198,7 @@ async def _answer(request: Request, error: Any) -> Response:
 def guard_server(origins: Sequence[str] = ()) -> None:
     """Put the guard before the endpoints of the server in this process; in one that a server started, end with it.
 
-    Args:
-        origins: of the pages that may send requests beside the server's own, as http://NAME:PORT.
+    `origins`, as http://NAME:PORT, are of the pages that may send requests beside the server's own.
     """
     server = sys.modules.get("monailabel.app")
     if server is None:

@@ -46,12 +46,7 @@ class Version(Strict):
 
 
 class RadiographTrainTask(TrainTask):
-    """Fine-tunes what is served now on the final labels; keeps the result only if it beats it on held-out ones.
-
-    Args:
-        bundle: whose train.yaml runs.
-        store: of the weights.
-    """
+    """Fine-tunes what is served now on the final labels; keeps the result only if it beats it on held-out ones."""
 
     def __init__(self, bundle: Bundle, store: WeightsStore) -> None:
         super().__init__(f"Fine-tune {bundle.name} on the submitted labels")
@@ -175,19 +170,13 @@ class TrainingParameters(Strict):
 
 
 def hold_out(names: Sequence[str], share: float, seed: int, folder: Path) -> tuple[list[str], list[str]]:
-    """Split images into those to train on and those held out, as earlier trainings did, and remember it.
+    """Split images into those to train on and held-out ones, as earlier trainings did; held_out.json remembers it.
 
     An image that was trained on is never held out later, nor the other way round: versions of the weights would not
-    be comparable. New images are taken in the order of a seeded hash, until the share is held out.
-
-    Args:
-        names: of the labelled images, each one once.
-        share: to hold out, in [0, 1); at least one image once there are three.
-        seed: of the order.
-        folder: where held_out.json is kept.
+    be comparable. New images are taken in the order of a seeded hash, until the share, in [0, 1), is held out.
 
     Returns:
-        Names to train on and names held out, both sorted; nothing is held out of fewer than three.
+        Names to train on and names held out, both sorted; nothing is held out of fewer than three, else at least one.
     """
     path = folder / SPLIT_NAME
     known: dict[str, bool] = read_json(path) if path.exists() else {}
@@ -211,19 +200,10 @@ def fine_tune(
     folder: Path,
     device: torch.device,
 ) -> Path | None:
-    """Train on from these weights.
-
-    Args:
-        bundle: whose train.yaml runs.
-        weights: to start from, final convolution included.
-        train: what to train on.
-        validate: the best round on these is kept.
-        chosen: how long and how fast.
-        folder: of the run's files; one that is not there yet.
-        device: to train on.
+    """Train on from these weights, final convolution included, into a folder that is not there yet.
 
     Returns:
-        The weights file of the best round, or None if no round counted as one.
+        The weights file of the round that is best on `validate`, or None if no round counted as one.
     """
     steps = chosen.max_epochs * chosen.epoch_length
     deep: dict[str, Any] = {"train#dataset#data": _with_values(train), "validate#dataset#data": _with_values(validate)}

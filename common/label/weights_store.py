@@ -19,12 +19,7 @@ SERVED_NAME = "served.json"
 
 
 class WeightsStore:
-    """Versions of the weights of one model.
-
-    Args:
-        folder: of the fine-tuned weights; made when something is published.
-        shipped: the bundle's own weights file.
-    """
+    """Versions of the weights of one model; the folder is made when something is published beside the shipped ones."""
 
     def __init__(self, folder: str | Path, shipped: str | Path) -> None:
         self.folder = Path(folder)
@@ -78,12 +73,8 @@ class WeightsStore:
     def publish(self, weights: Path, info: dict[str, Any]) -> int:
         """Copy a weights file in as the next version and serve it; a kill at any moment leaves the old one served.
 
-        Args:
-            weights: the file to copy, with its description if there is one beside it.
-            info: what to remember of it, in JSON types.
-
-        Returns:
-            The version.
+        Its description comes along, if there is one beside it; `info` is what to remember, in JSON types. Returns the
+        version.
         """
         version = self.versions()[-1] + 1
         write_json(self._file(version, ".info.json"), {**info, "parent": self.served()})

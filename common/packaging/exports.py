@@ -66,12 +66,8 @@ def export_bundle(
 ) -> Iterator[dict[str, Any]]:
     """Export a bundle's networks one after the other, and write the table `exports.json` beside them at the end.
 
-    Args:
-        bundle: of the repository or packaged.
-        folder: to write to.
-        onnx: a .onnx for `network_def`, and for encoder and decoder of a codec, be it that or `autoencoder.pt`.
-        torchscript: `model.ts`, see `trace_bundle`.
-        opset: of ONNX.
+    ONNX is written for `network_def`, and for encoder and decoder of a codec, be it that or `autoencoder.pt`;
+    TorchScript is `model.ts`, see `trace_bundle`.
 
     Yields:
         Of each file: name, inputs and outputs (see `Part.shapes`), max_difference from the network, size_bytes, sha256.

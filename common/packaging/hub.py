@@ -72,17 +72,11 @@ def publishable_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
 def publish(
     files: dict[str, Path | bytes], repo: str, version: str, token: str | None = None, private: bool = True
 ) -> str:
-    """Send files to the hub in one commit, which also removes what an older version left in their folders, and tag it.
+    """Send files (see `publishable_files`) to the hub in one commit and tag it; returns the address.
 
-    Args:
-        files: see `publishable_files`.
-        repo: OWNER/NAME; made if there is none.
-        version: of the bundle. Its tag comes last and says that all is there; `latest_version` moves to it, too.
-        token: of the hub; None takes HF_TOKEN or what `hf auth login` has stored.
-        private: whether a repository that is made now is.
-
-    Returns:
-        The address.
+    The commit also removes what an older version left in their folders. A repository OWNER/NAME is made if there is
+    none, private or not. The tag of the version comes last and says that all is there; `latest_version` moves to it,
+    too. Without a token that of HF_TOKEN counts, or what `hf auth login` has stored.
 
     Raises:
         RunError: no token, no connection, no permission, or the version is there already.

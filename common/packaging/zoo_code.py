@@ -51,9 +51,7 @@ def weights(bundle: Bundle) -> Iterator[str]:
 def network(bundle: Bundle, n: int = 1) -> Iterator[str]:
     """`network_def` takes and gives what the metadata say: MONAI's own check, and the output's shape, which it skips.
 
-    Args:
-        bundle: whose weights are not needed.
-        n: what `n` stands for in a spatial shape such as `8*n`.
+    Weights are not needed. `n` is what it stands for in a spatial shape such as `8*n`.
     """
     declared = bundle.metadata["network_data_format"]
     if "image" not in declared["inputs"] or "pred" not in declared["outputs"]:

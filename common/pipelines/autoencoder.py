@@ -25,12 +25,9 @@ from .inputs import Image, OpenBundle, as_list, as_radiograph, pick_device, read
 class RadiographAutoencoder:
     """The autoencoder, of radiographs in any form (see `as_radiograph`): one, a list, or a batch [B, 1, H, W].
 
-    Args:
-        network: with trained weights.
-        image_size: S, px; images are resized to it by their shorter side, and the central square is taken.
-        device: such as "cpu"; "auto" takes a GPU where there is one.
-        amp: bfloat16 where the hardware has it.
-        typical: what the training images were like.
+    Images are resized to S = `image_size` px by their shorter side, and the central square is taken. The device "auto"
+    is a GPU where there is one; with `amp` it is bfloat16 where the hardware has it. `typical`: what the training
+    images were like.
 
     Raises:
         SettingsError: no such device, or a size that the network cannot divide.

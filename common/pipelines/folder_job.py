@@ -283,10 +283,7 @@ class Entry:
 class JobLog:
     """What is done in a folder, for the process that holds its lock: a line each, whole or absent.
 
-    Args:
-        folder: of the results.
-        settings: of this run.
-        keeps_folder: refuse a folder of other settings; else its items count as not done.
+    Where the settings of this run are not those of the folder, its items count as not done, or, with `keeps_folder`:
 
     Raises:
         CheckpointMismatchError: names the settings that differ, or the folder is of another make.

@@ -33,17 +33,8 @@ TILE = 320  # px, longer side of a picture on the contact sheet
 class FolderSegmentation(FileJob):
     """What `write_segmentation` writes for each image, areas.csv, and contact_sheet.png of the first images.
 
-    Args:
-        pipeline: segments; it and the others as of `FileJob`.
-        dataset: likewise.
-        dataset_dir: likewise.
-        output_dir: likewise.
-        settings: that masks depend on; with others all are drawn again.
-        overlay: as of `write_segmentation`, like the next two.
-        nifti: likewise.
-        dicom_seg: likewise.
-        batch_size: images at a time; those of one padded size run together.
-        sheet_rows: images on the contact sheet at most; 0 leaves it out.
+    Arguments as of `FileJob` and `write_segmentation`; with other `settings`, which masks depend on, all are drawn
+    again. Images of one padded size run together.
 
     Raises:
         DatasetError: `dicom_seg` without highdicom.
@@ -116,16 +107,11 @@ class FolderSegmentation(FileJob):
 def mask_tiles(
     pixels: Tensor, masks: list[NDArray[np.integer]], classes: ClassTable, longer_side: int = TILE
 ) -> list[Tensor]:
-    """The image, then each mask over it with its legend, which is drawn after resizing and so can be read.
-
-    Args:
-        pixels: [1, H, W] in [0, 1].
-        masks: labels [H, W].
-        classes: the labels.
-        longer_side: px, of each picture without its legend.
+    """An image [1, H, W] in [0, 1], then each mask [H, W] over it, with a legend that can be read after resizing.
 
     Returns:
-        The image [1, h, w], and for each mask its overlay [3, h + legend, w or more], float32 in [0, 1].
+        The image [1, h, w], the longer side of these px, and for each mask its overlay [3, h + legend, w or more],
+        float32 in [0, 1].
 
     Raises:
         ValueError: sizes that differ, or labels that the table does not have.

@@ -49,12 +49,10 @@ def provenance_texts(row: Row) -> dict[str, str]:
 
 
 def write_generation_manifest(folder: Path, rows: Sequence[Row], split: str | None) -> None:
-    """Write manifest.csv of all rows but those dropped, which dropped.csv lists.
+    """Write manifest.csv of all rows (`ROW_COLUMNS`) but those `dropped`, which dropped.csv lists.
 
-    Args:
-        folder: of the generated images.
-        rows: with `ROW_COLUMNS`, and `dropped` where the image was taken out.
-        split: the one that all sources were taken from, or that the weights were trained on; None where there is none.
+    The split is the one that all sources were taken from, or that the weights were trained on; None where there is
+    none.
     """
     dropped = [row for row in rows if row.get("dropped")]
     if dropped:
@@ -69,11 +67,7 @@ def write_generation_manifest(folder: Path, rows: Sequence[Row], split: str | No
 
 
 def patient_groups(images: Sequence[Sequence[str]]) -> list[str]:
-    """For each image the name of its patients' group: all whom shared images join, named after the first.
-
-    Args:
-        images: of each, the patients that it shows; "" is the group of one without.
-    """
+    """For each image the name of its patients' group, all whom shared images join: the first's; "" without one."""
     patients = list(dict.fromkeys(patient for shown in images for patient in shown))
     number = {patient: place for place, patient in enumerate(patients)}
     links = [(number[shown[0]], number[other]) for shown in images for other in shown]
@@ -96,14 +90,9 @@ def generation_settings(folder: Path) -> dict[str, Any]:
 
 
 def revise_generation(folder: Path, flagged: Mapping[str, bool], dropped: Collection[str] = ()) -> None:
-    """Note in a generated folder what a privacy check found, and take images out: their files are deleted.
+    """Note in a generated folder what a privacy check found, by image, and take images out: their files are deleted.
 
     A dropped image counts as done, so that a resumed generation does not make it again.
-
-    Args:
-        folder: of the generated images.
-        flagged: verdicts by image, as the manifest names it.
-        dropped: images to take out.
 
     Raises:
         DatasetError: no folder that a generation wrote.

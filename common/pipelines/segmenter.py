@@ -67,13 +67,9 @@ def segmenter_postprocessing(
 
 
 class FlipInferer(Inferer):
-    """Mean of the class probabilities of an image and of its mirror image, left to right.
+    """Mean of the class probabilities of an image and of its mirror image, left to right, each by the inferer.
 
     Classes that name a side change places in the mirror, see `ClassTable.mirrored_labels`.
-
-    Args:
-        inferer: runs the network, on either image.
-        classes: the labels.
     """
 
     def __init__(self, inferer: Inferer, classes: ClassTable) -> None:
@@ -96,15 +92,11 @@ class FlipInferer(Inferer):
 def segmentation_inferer(
     sliding_window: bool, window_size: Sequence[int], overlap: float, flips: bool, classes: ClassTable
 ) -> Inferer:
-    """How the network is run over an image.
+    """How the network is run over an image: whole, or over windows that are blended with Gaussian weights.
 
-    Args:
-        sliding_window: over windows that are blended with Gaussian weights; for images larger than those that the
-            network was trained on, such as whole panoramics. Otherwise over the whole image at once.
-        window_size: px, (rows, columns).
-        overlap: share of a window that the next one covers again, in [0, 1).
-        flips: average with the mirror image, for twice the time.
-        classes: the labels.
+    Windows are for images larger than those that the network was trained on, such as whole panoramics: of `window_size`
+    px, (rows, columns), of which the next one covers the share `overlap`, in [0, 1), again. With `flips` the result is
+    averaged with that of the mirror image, for twice the time.
 
     Raises:
         SettingsError: no window size of two numbers, or no such overlap.
@@ -191,16 +183,9 @@ class Segmentation:
 class DentalSegmenter:
     """The segmenter, of radiographs in any form (see `as_radiograph`).
 
-    Args:
-        network: with trained weights, gives logits.
-        classes: the labels.
-        preprocessing: as of `segmenter_preprocessing`; its first transform loads.
-        inferer: runs the network.
-        postprocessing: as of `segmenter_postprocessing`.
-        device: such as "cpu"; "auto" takes a GPU where there is one.
-        amp: bfloat16 where the hardware has it.
-        model: name and version, for DICOM SEG.
-        typical: what the training images were like.
+    `preprocessing`, whose first transform loads, `inferer` and `postprocessing` are as of the functions above; the
+    network gives logits. The device "auto" is a GPU where there is one; with `amp` it is bfloat16 where the hardware
+    has it. `model` is name and version, for DICOM SEG, `typical` what the training images were like.
     """
 
     def __init__(
