@@ -24,9 +24,9 @@ from ..io.segmentation_classes import ClassTable
 from ..seeding import Purpose, seeded_dropout
 from .bundle import Pipeline
 from .client_files import readable_file
+from .client_requests import Strict, parsed
 from .http_service import ServiceError
 from .infer_task import ServedModel
-from .request_checks import Strict, parsed
 
 INFO_KEY = "epistemic"  # in an image's info: {"entropy", "weights_version", "method", "samples"}
 SCORED_AT_ONCE = 8  # images, where nothing was scored by the weights that are served: seconds on a CPU

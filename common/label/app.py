@@ -23,11 +23,10 @@ from monailabel.tasks.activelearning.random import Random
 from .active_learning import Epistemic, EpistemicScoring
 from .bundle import Bundle
 from .checked_archive import CheckedArchive, use_own_conversion
+from .client_requests import CheckedSessions, is_of_request, refusal
 from .datastore import CheckedDatastore
 from .dicom_archive import DicomArchive, archive_client
 from .infer_task import RadiographBatchInfer, RadiographInferTask, ServedModel
-from .request_checks import refusal
-from .request_files import CheckedSessions, is_of_request
 from .server_guard import guard_server
 from .train_task import RadiographTrainTask
 from .weights_store import WeightsStore

@@ -24,10 +24,10 @@ from ..io import UnreadableRadiographError, read_radiograph
 from ..io.dicom_seg import write_dicom_seg
 from ..io.segmentation_classes import ClassTable
 from .client_files import image_size, read_label, readable_file
+from .client_requests import request_folder
 from .datastore import CheckedDatastore
 from .dicom_archive import DicomArchive
 from .http_service import ServiceError
-from .request_files import request_folder
 
 DEFAULT_CACHE = Path.home() / ".cache" / "monailabel"
 FINAL = DefaultLabelTag.FINAL.value

@@ -21,8 +21,7 @@ from ..errors import UserError
 from ..io import read_radiograph
 from .bundle import Bundle, Pipeline
 from .client_files import RESULT_SUFFIXES, default_suffix, readable_file, write_result
-from .request_checks import Strict, parsed, refusal
-from .request_files import new_request_folder, request_folder
+from .client_requests import Strict, new_request_folder, parsed, refusal, request_folder
 from .weights_store import WeightsStore
 
 _logger = logging.getLogger(__name__)

@@ -36,14 +36,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import UserError
-from .http_service import ServiceError
-from .request_checks import check_body, check_name, check_query
-from .request_files import (
+from .client_requests import (
+    check_body,
+    check_name,
+    check_query,
     keep_files_in_request_folder,
     new_request_folder,
     remove_stale_request_folders,
     request_folder,
 )
+from .http_service import ServiceError
 
 MAX_BODY_BYTES = 2**29  # 512 MiB; a radiograph of 144 megapixels of 16 bits is 275 MiB
 SERVER_PID = "MONAI_LABEL_SERVER_PID"  # in the environment of what the server starts

@@ -27,7 +27,7 @@ from ..files import read_json, write_json
 from ..io.mask_files import read_mask
 from .bundle import METADATA, TRAINING, Bundle
 from .client_files import image_size, read_label, readable_file
-from .request_checks import Strict, parsed
+from .client_requests import Strict, parsed
 from .weights_store import WeightsStore
 
 SPLIT_NAME = "held_out.json"

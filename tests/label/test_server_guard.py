@@ -17,7 +17,7 @@ from monailabel.config import settings
 from PIL import Image
 
 from common.label import server_guard
-from common.label.request_files import new_request_folder, remove_stale_request_folders
+from common.label.client_requests import new_request_folder, remove_stale_request_folders
 
 JSON = {"content-type": "application/json"}
 
