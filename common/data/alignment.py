@@ -34,11 +34,9 @@ def evened_out(pictures: Tensor, detail: float = DETAIL) -> Tensor:
 
 
 def zoomed(pictures: Tensor, boxes: Tensor) -> Tensor:
-    """What lies in one box of each picture, at the picture's own size; beyond the border its last pixels go on.
+    """What lies in one box of each picture [P, 1, h, w], at its own size; beyond the border its last pixels go on.
 
-    Args:
-        pictures: [P, 1, h, w].
-        boxes: [P, 4], half height, half width, centre y, centre x; the whole picture is (1, 1, 0, 0).
+    Boxes are [P, 4], half height, half width, centre y, centre x; the whole picture is (1, 1, 0, 0).
     """
     return F.grid_sample(pictures, _grid(pictures, boxes), padding_mode="border", align_corners=False)
 
@@ -46,18 +44,12 @@ def zoomed(pictures: Tensor, boxes: Tensor) -> Tensor:
 def aligned_correlation(
     targets: Tensor, pictures: Tensor, boxes: Tensor, detail: float, num_iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """The highest correlation [P] of each target with a box of its picture, and these boxes [P, 4].
+    """The highest correlation [P] of each target [P, 1, s, s] with a box of its picture, and these boxes [P, 4].
 
-    Both are evened out, the picture after it was zoomed to where the search starts, so that a frame around it does not
-    count. Then Gauss-Newton on the difference of both, made zero mean and unit norm where they overlap: it finds what
-    lies within about the size of the details from its start.
-
-    Args:
-        targets: [P, 1, s, s].
-        pictures: the same shape.
-        boxes: where to start, see `zoomed`.
-        detail: see `evened_out`.
-        num_iterations: the best of all boxes on the way counts; 0 measures where the start is.
+    Both are evened out with `detail`, the picture after it was zoomed to the box where the search starts, so that a
+    frame around it does not count. Then Gauss-Newton on the difference of both, made zero mean and unit norm where they
+    overlap: it finds what lies within about the size of the details from its start. The best of all boxes on the way
+    counts; without iterations it measures where the start is.
     """
     targets, pictures = evened_out(targets, detail), evened_out(zoomed(pictures, boxes), detail)
     move = best_move = boxes.new_tensor([1.0, 1.0, 0.0, 0.0]).expand_as(boxes)

@@ -14,12 +14,8 @@ Array = NDArray[np.floating]
 class BodyCanvas:
     """The pixel grid in body coordinates, and the drawing primitives on it; every array is [H, W].
 
-    Args:
-        height: rows, at least 16.
-        width: columns, at least 16.
-        tilt: rotation of the body in the picture, radians.
-        shift: of the body's origin, (x, y), in half shorter sides.
-        scale: half shorter sides per body unit.
+    `tilt` is the rotation of the body in the picture, radians; `shift` its origin, (x, y), in half shorter sides;
+    `scale` half shorter sides per body unit.
 
     Raises:
         ValueError: the size is below 16 pixels.

@@ -66,13 +66,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What was found among N images.
-
-    Attributes:
-        pairs: highest correlation first.
-        num_images: N.
-        num_aligned: pairs whose pixels were compared, at most 20 N, with embeddings 25 N.
-    """
+    """Pairs among N images, highest correlation first; of `num_aligned`, at most 25 N, pixels were compared."""
 
     pairs: list[Pair]
     num_images: int

@@ -105,13 +105,9 @@ def likely_chain(looks: Sequence[Look]) -> str:
 def oddities(look: Look, network_size: tuple[int, int], chest: str) -> dict[str, str]:
     """What is odd about a file: kind ("unreadable", "polarity", "range", "size", "text") to a sentence.
 
-    Black and white count as exchanged where only the exchange makes a chest film of the picture. So 539 of 548 inverted
-    chest films are told, and none as they are; of 300 dental ones 4 are by mistake, and inverted ones are not told.
-
-    Args:
-        look: at the file.
-        network_size: px, H × W that the chain's networks see.
-        chest: the chain of chest films.
+    Networks of the chain see `network_size` px, H × W; `chest` is the chain of chest films. Black and white count as
+    exchanged where only the exchange makes one of the picture. So 539 of 548 inverted chest films are told, and none as
+    they are; of 300 dental ones 4 are by mistake, and inverted ones are not told.
     """
     if look.problem:
         return {"unreadable": look.problem}

@@ -252,18 +252,11 @@ def _expose(canvas: BodyCanvas, anatomy: _Anatomy, thickness: Array, seed: int) 
 
 
 def draw_chest_phantom(height: int, width: int, seed: int) -> Tensor:
-    """Draw a frontal chest radiograph of a person who does not exist.
+    """Draw a frontal chest radiograph of a person who does not exist: float32 [1, height, width] in [0, 1].
 
     Bone is bright and air dark; the heart lies to the image's right. The anatomy depends on the seed alone, not on the
-    size, so that one seed drawn at two sizes shows one person.
-
-    Args:
-        height: rows, at least 16.
-        width: columns, at least 16; the shorter side shows the chest, a longer one more of what surrounds it.
-        seed: non-negative; the same seed gives the same picture everywhere (to the rounding of 8-bit grey values).
-
-    Returns:
-        Float32 [1, height, width] in [0, 1].
+    size, so that one seed drawn at two sizes shows one person, everywhere the same to the rounding of 8-bit grey
+    values. The shorter side shows the chest, a longer one more of what surrounds it.
 
     Raises:
         ValueError: the size is below 16 pixels or the seed negative.

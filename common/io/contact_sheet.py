@@ -32,15 +32,11 @@ def contact_sheet_array(
 ) -> np.ndarray:
     """Draw the sheet: uint8, [H, W] if all images are grey, [H, W, 3] if any has colour (TensorBoard: "HW", "HWC").
 
-    Images of different sizes keep their shape and lie at the top left of cells of the largest one's size, so that an
-    overlay with its legend below lies as its image does. Values are clipped to [0, 1]; NaN is drawn black. Captions
-    stand above their row and are shortened to the sheet's width.
-
-    Args:
-        rows: rows of [1, H, W] (or [3, H, W]) tensors in [0, 1]; rows may have different lengths.
-        column_titles: one for each column of the longest row.
-        row_captions: one for each row, such as "PSNR 34.1 dB".
-        scale: enlargement (nearest neighbour) above 1, reduction (area average) below 1.
+    Rows of [1, H, W] or [3, H, W] in [0, 1] may have different lengths. Images of different sizes keep their shape and
+    lie at the top left of cells of the largest one's size, so that an overlay with its legend below lies as its image
+    does. Values are clipped to [0, 1]; NaN is drawn black. Titles are one for each column of the longest row; captions,
+    one for each row, stand above it and are shortened to the sheet's width. A `scale` above 1 enlarges (nearest
+    neighbour), below it reduces (area average).
     """
     columns = max(len(row) for row in rows)
     tiles = [[_tile(image, scale) for image in row] for row in rows]

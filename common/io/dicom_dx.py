@@ -132,12 +132,8 @@ def dx_dataset(
 ) -> Dataset:
     """Make the data set of pixels [1, H, W] in [0, 1], bone bright; the same arguments give the same one.
 
-    Args:
-        pixels: of the picture.
-        settings: what it does not say.
-        spacing_mm: between pixel centres, (down the rows, along the columns); None if unknown.
-        lossy: the source's compression with loss, or None.
-        provenance: how the image was made, for Image Comments; nothing that names a patient.
+    `spacing_mm` is between pixel centres, (down the rows, along the columns), or None; `lossy` the source's compression
+    with loss; `provenance` tells in Image Comments how the image was made, without naming a patient.
 
     Raises:
         SettingsError: a spacing that no radiograph has.

@@ -35,15 +35,10 @@ def package_bundle(
 ) -> Path:
     """Write `<output_dir>/<name>/` and `<output_dir>/<name>_v<version>.zip`, and return the zip.
 
-    Same input, byte-identical zip. Until both are complete what was there stays, also when the process is killed.
-
-    Args:
-        bundle_dir: of the repository.
-        output_dir: made if need be.
-        torchscript: trace the network to models/model.ts, see `torchscript.trace_bundle`.
-        large_files_url: where the files above `LARGE_BYTES` can be downloaded: the folder then lists them in
-            large_files.yml instead of holding them. The zip always holds everything.
-        source_url: folder of the zip on the net, for the entry in model_info.json.
+    Same input, byte-identical zip. Until both are complete what was there stays, also when the process is killed. With
+    `torchscript` the network is traced to models/model.ts. `large_files_url` is where the files above `LARGE_BYTES` can
+    be downloaded: the folder then lists them in large_files.yml instead of holding them; the zip always holds
+    everything. `source_url` is the folder of the zip on the net, for the entry in model_info.json.
 
     Raises:
         RunError: no bundle, a config that cannot be rewritten, something else where the result should go, or another

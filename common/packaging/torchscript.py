@@ -65,11 +65,8 @@ def trace_bundle(bundle: Bundle, output_path: Path) -> float:
 def fake_inputs(network: nn.Module, metadata: Mapping[str, Any], batch: int, scale: tuple[int, int]) -> Inputs:
     """Draw inputs as `network_data_format` declares them: uniform in a value range, normal where there is none.
 
-    Args:
-        network: whose `forward` says their order; `image` is the first whatever it is called there.
-        metadata: of the bundle.
-        batch: B.
-        scale: what `n` stands for in H and in W, such as `8*n`; a third axis takes that of W.
+    The network's `forward` says their order; `image` is the first whatever it is called there. There are `batch` of
+    them, and `scale` is what `n` stands for in H and in W, such as `8*n`; a third axis takes that of W.
     """
     declared = metadata.get("network_data_format", {}).get("inputs", {})
     names = ["image", *list(inspect.signature(network.forward).parameters)[1:]][: len(declared)]

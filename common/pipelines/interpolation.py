@@ -26,14 +26,8 @@ class Interpolation(Strategy):
     labels; here a label is kept only when both ends have the same. Several labels are written `a|b`, in any order;
     sharing one of them is enough to be paired. Sources without label pair with each other.
 
-    Args:
-        table: the sources.
-        num_samples: images.
-        mode: `lerp` is the straight line between the standardised tokens, `slerp` the great circle, token by token,
-            with the norm going along linearly.
-        mix_range: the second source's weight is uniform in it.
-        scaler: of the denoiser, which standardises tokens.
-        seed: of the run.
+    The mode `lerp` is the straight line between the tokens, standardised by the denoiser's scaler, `slerp` the great
+    circle, token by token, with the norm going along linearly. The second source's weight is uniform in `mix_range`.
     """
 
     name = "interpolation"
@@ -127,13 +121,8 @@ class _Pairs:
 def slerp(first: Tensor, second: Tensor, mix: Tensor) -> Tensor:
     """Spherical interpolation (Shoemake 1985) over the last axis; directions turn evenly, norms go along linearly.
 
-    Args:
-        first: [..., D].
-        second: [..., D].
-        mix: weight of `second`, broadcast; 0 gives `first`.
-
-    Returns:
-        [..., D]; the straight line where the two directions are (nearly) the same or opposite.
+    From `first` to `second` [..., D], whose weight `mix` is broadcast; the straight line where the two directions are
+    (nearly) the same or opposite.
     """
     norms = first.norm(dim=-1, keepdim=True), second.norm(dim=-1, keepdim=True)
     units = first / norms[0], second / norms[1]

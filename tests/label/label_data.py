@@ -111,25 +111,17 @@ def png_labels(content: bytes) -> np.ndarray:
 
 
 def save_label(client, image: str, path: Path, expect: int = 200, tag: str = "final", **params: Any):
-    """What the server answers, or the message of a refusal."""
-    answer = client.put(
-        "/datastore/label",
-        params={"image": image, "tag": tag},
-        data={"params": json.dumps(params)},
-        files={"label": (path.name, path.read_bytes())},
-    )
-    assert answer.status_code == expect, answer.text
-    return answer.json() if expect == 200 else answer.json()["detail"]
+    return put(client, "label", "label", path, expect, params, image=image, tag=tag)
 
 
 def upload(client, image: str, path: Path, expect: int = 200):
+    return put(client, "image", "file", path, expect, {}, image=image)
+
+
+def put(client, what: str, field: str, path: Path, expect: int, params: dict[str, Any], **query: str):
     """What the server answers, or the message of a refusal."""
-    answer = client.put(
-        "/datastore/image",
-        params={"image": image},
-        data={"params": "{}"},
-        files={"file": (path.name, path.read_bytes())},
-    )
+    files = {field: (path.name, path.read_bytes())}
+    answer = client.put(f"/datastore/{what}", params=query, data={"params": json.dumps(params)}, files=files)
     assert answer.status_code == expect, answer.text
     return answer.json() if expect == 200 else answer.json()["detail"]
 
