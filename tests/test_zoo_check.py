@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import REPOSITORY
 from script_module import load_script
 from tiny_bundles import bundle_of_code
@@ -181,17 +180,6 @@ def test_defects_of_code_and_weights_are_found_where_only_the_bundle_is_on_the_p
 
 
 @pytest.mark.slow
-def test_other_weights_and_another_torchscript_are_found(bundle):
-    state = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    (bundle / "models" / "model.pt").unlink()
-    torch.save({**state, "extra": torch.zeros(1)}, bundle / "models" / "model.pt")
-    torch.jit.save(torch.jit.trace(torch.nn.Identity(), torch.zeros(1, 1, 8, 8)), bundle / "models" / "model.ts")
-    found = code_verdicts(bundle)
-    assert "extra" in found["weights"][0] and found["targets"] == [] and found["network"] == []
-    assert found["torchscript"]
-
-
-@pytest.mark.slow
 def test_code_that_ends_the_process_is_told(tmp_path):
     root = bundle_of_code(tmp_path / "bundle", "image")
     add(root, "scripts/net.py", "import os\nprint('last words', file=__import__('sys').stderr)\nos._exit(3)\n")
@@ -206,8 +194,3 @@ def test_the_command_ends_with_an_error_and_a_line_for_each_question(bundle, cap
     assert isinstance(ended.value.code, str), "text is printed and makes the exit code 1"
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     assert lines[0].startswith("FAIL files: ") and len(lines) == len(FILE_QUESTIONS)
-
-
-def test_advice_does_not_fail():
-    assert not Verdict("docs", "good", ["bad"], required=False).failed
-    assert Verdict("docs", "good", ["bad", "worse"]).line() == "FAIL docs:        bad\n" + " " * 18 + "worse"
