@@ -33,7 +33,7 @@ from common.fingerprint import network_sha256
 from common.intensity import stored_values
 from common.io import Radiograph, UnreadableRadiographError, is_radiograph_file, read_radiograph
 from common.io.image_writer import write_png
-from common.io.mask_overlay import class_layers
+from common.io.mask_writer import class_layers
 from common.io.read import detect_format
 from common.io.scaling import MAX_BYTES
 from common.io.synthetic_dicom import write_synthetic_dicom

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import os
-import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import torch.distributed as dist
 
 from ..distributed import is_rank_zero, world_size
 from ..errors import DatasetError
-from ..files import write_csv
+from ..files import file_stamp, write_csv
 from ..io import UnreadableRadiographError, read_radiograph
 from ..io.mask_files import read_mask
 from ..progress import ProgressBar
@@ -30,7 +29,6 @@ SAVE_EVERY_S = 20.0  # what a killed scan may lose
 _INDEX_COLUMNS = ("image", "size", "mtime_ns")
 _SKIPPED_COLUMNS = ("name", "image", "found", "expected", "hint")
 
-Stamp = tuple[int, int]  # size in bytes, mtime in ns
 Problem = tuple[str, str, str, str]  # why a file cannot be used: the columns of skipped.csv after the first
 _MISSING = ("no such file", "a file", "correct its path in the manifest, or restore it")
 
@@ -143,8 +141,8 @@ def _scan(items: Sequence[Mapping[str, Any]], report_dir: Path, name: str, keys:
     index = _read_index(index_path)
     looked_at = (*keys, "mask")
     kinds = {str(item[key]): key for item in items for key in looked_at if key in item}
-    stamps = {path: _stamp(path) for path in sorted(kinds)}
-    problems: dict[str, Problem] = {path: (path, *_MISSING) for path, stamp in stamps.items() if stamp is None}
+    stamps = {path: file_stamp(path) for path in sorted(kinds)}
+    problems: dict[str, Problem] = {path: (path, *_MISSING) for path, stamp in stamps.items() if not stamp}
     unknown = {path: stamp for path, stamp in stamps.items() if stamp and kinds[path] in keys}
     unknown = {path: stamp for path, stamp in unknown.items() if index.get(path) != stamp}
     saved = time.monotonic()
@@ -169,15 +167,6 @@ def _scan(items: Sequence[Mapping[str, Any]], report_dir: Path, name: str, keys:
         for i, item in enumerate(items)
     }
     return {i: of_item[0] for i, of_item in bad.items() if of_item}
-
-
-def _stamp(path: str) -> Stamp | None:
-    """Size and modification time of a file; None where there is none."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def _try_to_read(path: str, kind: str) -> Problem | None:
@@ -211,16 +200,16 @@ def _judge(total: int, problems: Sequence[Problem], report: Path, name: str, max
     logger.warning("skipped: %s", message)
 
 
-def _read_index(path: Path) -> dict[str, Stamp]:
+def _read_index(path: Path) -> dict[str, list[int]]:
     """What is known to be readable; a damaged or foreign index counts as empty."""
     try:
-        return {image: (int(size), int(mtime)) for image, size, mtime in _read_rows(path, _INDEX_COLUMNS)}
+        return {image: [int(size), int(mtime)] for image, size, mtime in _read_rows(path, _INDEX_COLUMNS)}
     except ValueError:
         logger.warning("%s is damaged; reading all files again", path)
         return {}
 
 
-def _write_index(path: Path, index: Mapping[str, Stamp]) -> None:
+def _write_index(path: Path, index: Mapping[str, list[int]]) -> None:
     write_csv(path, _INDEX_COLUMNS, [(image, *stamp) for image, stamp in index.items()])
 
 

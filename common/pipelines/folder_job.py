@@ -27,7 +27,7 @@ from ..checks import check_apart, check_numbers
 from ..data.dataset import RadiographDataset
 from ..data.readability import fail_if_skipped
 from ..errors import UNWRITABLE, CheckpointMismatchError, RunError, UserError
-from ..files import JOB_RECORD, locked_folder, read_json, result_names, write_json
+from ..files import JOB_RECORD, file_stamp, locked_folder, read_json, result_names, write_json
 from ..fingerprint import network_sha256
 from ..io.contact_sheet import save_contact_sheet
 from ..io.scaling import reading_settings
@@ -183,7 +183,7 @@ class FolderJob:
             return []
 
     def _entry(self, item: Item, output: Any, failures: dict[str, str]) -> Entry | None:
-        stamp = _stamp(item.source)
+        stamp = file_stamp(item.source)
         try:
             row = self.write(item, output)
         except (UserError, ValueError) as error:
@@ -320,7 +320,7 @@ class JobLog:
         entry = self.entries.get(item.name)
         if entry is None:
             return False
-        is_current = entry.source == item.source and entry.stamp == _stamp(item.source)
+        is_current = entry.source == item.source and entry.stamp == file_stamp(item.source)
         is_done = is_current and (bool(entry.row.get("dropped")) or result.is_file())
         if not is_done:
             del self.entries[item.name]
@@ -362,13 +362,6 @@ class JobLog:
         except (ValueError, TypeError) as error:
             raise CheckpointMismatchError(f"{self.path} is damaged ({error}); delete it to make all again") from error
         self.entries = {entry.name: entry for entry in entries}
-
-
-def _stamp(source: str) -> list[int]:
-    """Size and modification time of a file; nothing where there is none."""
-    if not os.path.exists(source):
-        return []
-    return [os.stat(source).st_size, os.stat(source).st_mtime_ns]
 
 
 def _note(failures: dict[str, str], item: Item, problem: Exception | str) -> None:

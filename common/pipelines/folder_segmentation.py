@@ -18,8 +18,7 @@ from ..errors import DatasetError
 from ..io import read_radiograph
 from ..io.dicom_seg import require_highdicom
 from ..io.mask_files import read_mask
-from ..io.mask_overlay import overlay_image
-from ..io.mask_writer import AREAS_NAME, area_row, write_area_table
+from ..io.mask_writer import AREAS_NAME, area_row, overlay_image, write_area_table
 from ..io.read import detect_format
 from ..io.segmentation_classes import ClassTable
 from .folder_job import FileJob, Item, Row

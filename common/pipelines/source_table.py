@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..data.dataset import RadiographDataset
 from ..data.typical_images import TypicalImages
+from ..files import file_stamp
 from ..fingerprint import network_sha256
 from ..networks.conditioning import TokenSelection, named_tokens
 from ..networks.dino import DinoEncoder
@@ -85,7 +85,7 @@ def encode_sources(
         typical: what the training images were like; of sources that are unlike them it warns.
     """
     items = dataset.data
-    files = [(item["image"], os.stat(item["image"]).st_size, os.stat(item["image"]).st_mtime_ns) for item in items]
+    files = [(item["image"], *file_stamp(item["image"])) for item in items]
     settings = [network_sha256(encoder), encoder.image_size, selection.use_registers, selection.patch_grid, patch_grid]
     settings += [] if typical is None else [network_sha256(typical)]
     key = hashlib.sha256(json.dumps([files, settings]).encode()).hexdigest()
