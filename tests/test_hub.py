@@ -6,8 +6,6 @@ The hub is a stand-in on this machine; huggingface_hub and our code are the real
 import base64
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub
@@ -15,6 +13,7 @@ import pytest
 from conftest import REPOSITORY
 from huggingface_hub import ModelCard
 from script_module import load_script
+from stand_in import StandIn, served
 
 from common.command_line import run_command
 from common.errors import RunError, SettingsError
@@ -145,36 +144,36 @@ def test_everything_that_is_wrong_is_told_at_once(folder, tmp_path):
         publishable_files(folder, "me/tiny")
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(StandIn):
     """As much of the hub's interface as a push of small files needs; keeps commits, files and tags in the server."""
 
     def do_GET(self):
         state = self.server.state
         state["requests"] += 1
         if not state["made"]:
-            return self.answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+            return self.answer(404, {"error": "Repository not found"}, **{"X-Error-Code": "RepoNotFound"})
         if self.path.endswith("/refs"):
             tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": at} for tag, at in state["tags"].items()]
-            return self.answer({"branches": [], "converts": [], "tags": tags})
+            return self.answer(200, {"branches": [], "converts": [], "tags": tags})
         if "/tree/" in self.path:
-            return self.answer([{"type": "file", "path": name, "size": 1, "oid": "0"} for name in state["files"]])
+            found = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in state["files"]]
+            return self.answer(200, found)
         listed = [{"rfilename": name} for name in state["files"]]
-        return self.answer({"id": "me/tiny", "sha": "0", "private": True, "tags": [], "siblings": listed})
+        return self.answer(200, {"id": "me/tiny", "sha": "0", "private": True, "tags": [], "siblings": listed})
 
     def do_POST(self):
-        state = self.server.state
-        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        state, body = self.server.state, self.body()
         state["requests"] += 1
         state["tokens"].add(self.headers["Authorization"])
         if self.path.endswith("/repos/create"):
             state["made"] = True
-            return self.answer({"url": "http://127.0.0.1/me/tiny"})
+            return self.answer(200, {"url": "http://127.0.0.1/me/tiny"})
         if self.path.endswith("/validate-yaml"):
-            return self.answer({"warnings": [], "errors": []})
+            return self.answer(200, {"warnings": [], "errors": []})
         if "/preupload/" in self.path:
             paths = [file["path"] for file in json.loads(body)["files"]]
             modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]
-            return self.answer({"files": modes})
+            return self.answer(200, {"files": modes})
         if "/commit/" in self.path:
             for line in map(json.loads, body.decode().splitlines()):
                 if line["key"] == "file":
@@ -183,40 +182,26 @@ class Hub(BaseHTTPRequestHandler):
                     del state["files"][line["value"]["path"]]
             state["commits"].append(dict(state["files"]))
             number = str(len(state["commits"]))
-            return self.answer({"commitOid": number, "commitUrl": f"http://127.0.0.1/me/tiny/commit/{number}"})
+            return self.answer(200, {"commitOid": number, "commitUrl": f"http://127.0.0.1/me/tiny/commit/{number}"})
         assert "/tag/" in self.path, self.path
         tag = json.loads(body)["tag"]
         if tag in state["tags"]:
-            return self.answer({"error": "exists"}, 409)
+            return self.answer(409, {"error": "exists"})
         state["tags"][tag] = str(len(state["commits"]))
-        return self.answer({})
+        return self.answer(200, {})
 
     def do_DELETE(self):
         del self.server.state["tags"][self.path.rsplit("/", 1)[1]]
-        self.answer({})
-
-    def answer(self, content, status=200, headers=None):
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        for key, value in {"Content-Type": "application/json", "Content-Length": len(body), **(headers or {})}.items():
-            self.send_header(key, str(value))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
+        self.answer(200, {})
 
 
 @pytest.fixture
 def hub(monkeypatch):
     """State of a hub that huggingface_hub is pointed to."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.state = {"made": False, "files": {}, "commits": [], "tags": {}, "tokens": set(), "requests": 0}
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    yield server.state
-    server.shutdown()
-    server.server_close()
+    state = {"made": False, "files": {}, "commits": [], "tags": {}, "tokens": set(), "requests": 0}
+    with served(Hub, state=state) as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        yield state
 
 
 def send(folder, version="0.2.0"):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from email.parser import BytesParser
 from email.policy import HTTP
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,6 +12,7 @@ import pydicom
 import pytest
 from conftest import REPOSITORY, draw_radiographs
 from script_module import load_script
+from stand_in import StandIn, served
 
 from common.errors import DatasetError, SettingsError
 from common.io import read_radiograph
@@ -25,22 +24,8 @@ COLUMNS = "image,synthetic,patient_id,strategy,seed,weights_sha256,sources,sourc
 DICOM_JSON = "application/dicom+json"
 
 
-class StandIn(BaseHTTPRequestHandler):
+class Service(StandIn):
     """Stores what it gets as the services do that are not ours; the state is the server's."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
-
-    def answer(self, status, content=None, kind="application/json", **headers):
-        body = b"" if content is None else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
     def lets_in(self):
         if len(self.server.images) == self.server.gone_after:
@@ -54,9 +39,8 @@ class StandIn(BaseHTTPRequestHandler):
 
     def parts(self):
         """The request's multipart body."""
-        body = self.rfile.read(int(self.headers["Content-Length"]))
         head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-        message = BytesParser(policy=HTTP).parsebytes(head + body)
+        message = BytesParser(policy=HTTP).parsebytes(head + self.body())
         assert message.is_multipart()
         return list(message.iter_parts())
 
@@ -109,26 +93,10 @@ class StandIn(BaseHTTPRequestHandler):
         self.answer(200, {"00081199": {"vr": "SQ", "Value": [{}]}}, DICOM_JSON)
 
 
-class Service(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), StandIn)
-        self.images, self.instances, self.refused = {}, {}, ()
-        self.token, self.gone_after = "", None
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def go_away(self):
-        self.shutdown()
-        self.server_close()
-
-
 @pytest.fixture
 def service():
-    found = Service()
-    yield found
-    found.go_away()
+    with served(Service, images={}, instances={}, refused=(), token="", gone_after=None) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +213,8 @@ def test_server_that_is_away_or_goes_away_is_told_and_keeps_what_it_has(send, fo
     with pytest.raises(ServiceError):
         send(str(folder), server=service.url)
     assert len(service.images) == 2 and "2 sent" in capsys.readouterr().out
-    gone = Service()
-    gone.go_away()
+    with served(Service) as gone:
+        pass
     with pytest.raises(ServiceError, match="refused"):
         send(str(folder), server=gone.url)
 

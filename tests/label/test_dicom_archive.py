@@ -1,8 +1,6 @@
 """SEGs of others, and archives that do not behave; those that do are in test_archive.py."""
 
 import socket
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import nibabel
 import numpy as np
@@ -12,6 +10,7 @@ import SimpleITK
 import torch
 from label_server import free_port
 from PIL import Image
+from stand_in import StandIn, served
 
 from common.errors import UserError
 from common.io import read_radiograph
@@ -39,42 +38,25 @@ def test_an_archive_that_is_not_there_or_never_answers_is_given_up(monkeypatch):
             archive_at(silent.getsockname()[1]).labels()
 
 
-class Replying(BaseHTTPRequestHandler):
-    """Answers any request with the server's `reply`: status, media type, body."""
+class Replying(StandIn):
+    """Answers any request with the server's `reply`: status, body, media type."""
 
     def do_GET(self):
-        status, kind, body = self.server.reply
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def other_service():
-    with HTTPServer(("127.0.0.1", 0), Replying) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+        self.answer(*self.server.reply)
 
 
 @pytest.mark.parametrize(
     ("reply", "found"),
     [
-        ((200, "text/html", b"<html>a web page</html>"), "JSONDecodeError"),
-        ((200, "application/json", b'[{"0020000E": "no element"}]'), "Error"),
-        ((401, "text/plain", b"log in"), "401"),
-        ((503, "text/plain", b"busy"), "503"),
+        ((200, b"<html>a web page</html>", "text/html"), "JSONDecodeError"),
+        ((200, [{"0020000E": "no element"}]), "Error"),
+        ((401, b"log in", "text/plain"), "401"),
+        ((503, b"busy", "text/plain"), "503"),
     ],
 )
-def test_what_is_no_archive_or_lets_nobody_in_is_said_so(other_service, reply, found):
-    other_service.reply = reply
-    with pytest.raises(ServiceError, match=found):
-        archive_at(other_service.server_port).images()
+def test_what_is_no_archive_or_lets_nobody_in_is_said_so(reply, found):
+    with served(Replying, reply=reply) as other, pytest.raises(ServiceError, match=found):
+        archive_at(other.server_port).images()
 
 
 def test_ids_that_are_no_uids_are_not_asked_for():

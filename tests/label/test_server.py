@@ -1,16 +1,13 @@
 """A real server process, MONAI Label's own client, and the loop of labelling against it."""
 
 import base64
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -32,6 +29,7 @@ from label_server import (
     serving,
     unlabelled_bundle,
 )
+from stand_in import StandIn, served
 
 from common.label.weights_store import WeightsStore
 
@@ -220,30 +218,17 @@ def login_realm():
         payload = {"preferred_username": user, "realm_access": {"roles": ROLES[user]}, "exp": time.time() + 3600}
         return jwt.encode(payload, None if algorithm == "none" else key, algorithm=algorithm)
 
-    class Realm(BaseHTTPRequestHandler):
+    class Realm(StandIn):
         def do_GET(self):
             token = f"http://{self.headers['Host']}/token"
             self.answer(200, {"public_key": base64.b64encode(public).decode(), "token_endpoint": token})
 
         def do_POST(self):
-            form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            form = parse_qs(self.body().decode())
             user = form["username"][0]
             if user not in ROLES or form["password"] != [PASSWORD]:
                 return self.answer(401, {"error": "invalid_grant"})
             return self.answer(200, {"access_token": token_for(user), "token_type": "bearer"})
 
-        def answer(self, status, content):
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(json.dumps(content).encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Realm)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/realms/monailabel", token_for
-    finally:
-        server.shutdown()
-        server.server_close()
+    with served(Realm) as server:
+        yield f"{server.url}/realms/monailabel", token_for
