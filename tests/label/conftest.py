@@ -29,3 +29,15 @@ def client(tiny_bundle: Path, studies: Path, tmp_path: Path):
     from label_data import app_client
 
     return app_client(studies, bundle_dir=tiny_bundle, weights_dir=tmp_path / "weights")
+
+
+@pytest.fixture
+def orthanc(tmp_path: Path):
+    """A running archive, empty."""
+    from orthanc import Orthanc
+
+    archive = Orthanc(tmp_path / "orthanc")
+    archive.start()
+    yield archive
+    archive.process.kill()  # nobody needs what it holds; to stop it takes seconds
+    archive.process.wait(30)

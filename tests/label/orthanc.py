@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,15 +19,12 @@ PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 START_SECONDS = 60
 
 
-def skip_without_orthanc():
-    if not shutil.which("Orthanc") or not PLUGIN.exists():
-        pytest.skip("needs Orthanc with DICOMweb: apt-get install orthanc orthanc-dicomweb")
-
-
 class Orthanc:
     """An archive of its own in a folder, started and stopped at will; it keeps what it has."""
 
     def __init__(self, folder):
+        if not shutil.which("Orthanc") or not PLUGIN.exists():
+            pytest.skip("needs Orthanc with DICOMweb: apt-get install orthanc orthanc-dicomweb")
         self.folder = folder
         self.port = free_port()
         self.root = f"http://127.0.0.1:{self.port}"
@@ -88,18 +84,6 @@ class Orthanc:
         found = requests.post(f"{self.root}/tools/lookup", data=uid, timeout=30).json()
         for entry in found:
             requests.delete(f"{self.root}{entry['Path']}", timeout=30).raise_for_status()
-
-
-@contextmanager
-def running_orthanc(folder):
-    skip_without_orthanc()
-    archive = Orthanc(folder)
-    archive.start()
-    try:
-        yield archive
-    finally:
-        archive.process.kill()  # nobody needs what it holds; to stop it takes seconds
-        archive.process.wait(30)
 
 
 def make_dx(image, path, spacing_mm=(0.2, 0.1)):

@@ -9,7 +9,7 @@ import pytest
 import requests
 import SimpleITK
 from label_data import MODEL, SIZE, app_client, dice, infer, save_label, truth_folder, upload
-from orthanc import make_dx, running_orthanc
+from orthanc import make_dx
 from PIL import Image
 from pydicom import dcmread
 from pydicom.uid import CTImageStorage, generate_uid
@@ -19,12 +19,6 @@ from common.io.mask_files import read_mask
 from common.io.segmentation_classes import CARIES, GROUPED
 from common.label.checked_archive import CheckedArchive
 from common.label.dicom_archive import DicomArchive, archive_client
-
-
-@pytest.fixture
-def orthanc(tmp_path):
-    with running_orthanc(tmp_path / "orthanc") as archive:
-        yield archive
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from label_server import (
     mean_dice,
     serving,
 )
-from orthanc import make_dx, running_orthanc
+from orthanc import make_dx
 from PIL import Image
 
 from common.io.mask_files import read_mask
@@ -25,12 +25,6 @@ from common.label.weights_store import WeightsStore
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def orthanc(tmp_path):
-    with running_orthanc(tmp_path / "orthanc") as archive:
-        yield archive
 
 
 def newest_labels(orthanc):
