@@ -140,8 +140,8 @@ def annotated(tree: ast.AST) -> Iterator[int]:
     """Lines that have annotations of arguments, results or fields."""
     for node in ast.walk(tree):
         for found in (getattr(node, "annotation", None), getattr(node, "returns", None)):
-            if isinstance(found, ast.AST):
-                yield from range(found.lineno, found.end_lineno + 1)
+            if isinstance(found, ast.expr):
+                yield from range(found.lineno, (found.end_lineno or found.lineno) + 1)
 
 
 if __name__ == "__main__":

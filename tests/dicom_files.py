@@ -10,6 +10,7 @@ import imagecodecs
 import numpy as np
 import pydicom
 import pytest
+import torch
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -59,11 +60,13 @@ def write(dataset: Dataset, path: Path, syntax: str = EXPLICIT) -> Path:
 
 
 def read(path: Path) -> Radiograph:
+    """Read and check what holds for every radiograph."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         radiograph = read_radiograph(path)
-    assert radiograph.pixels.isfinite().all() and 0 <= radiograph.pixels.min() < radiograph.pixels.max() <= 1
-    assert radiograph.pixels.is_contiguous() and radiograph.pixels.dtype.is_floating_point
+    pixels = radiograph.pixels
+    assert pixels.isfinite().all() and 0 <= pixels.min() < pixels.max() <= 1 and pixels.ndim == 3
+    assert pixels.is_contiguous() and pixels.dtype == torch.float32 and radiograph.path == path
     return radiograph
 
 
@@ -71,13 +74,17 @@ def pixels(dataset: Dataset, tmp_path: Path, syntax: str = EXPLICIT) -> np.ndarr
     return read(write(dataset, tmp_path / "a.dcm", syntax)).pixels[0].numpy()
 
 
-def refused(path: Path, found: str = "") -> None:
-    """The one error, which names the file and, where given, what it was found to be."""
+def refused(path: Path, *found: str) -> UnreadableRadiographError:
+    """The one error, which names the file and what it was found to be."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UnreadableRadiographError) as caught:
             read_radiograph(path)
-    assert caught.value.path == path and found in caught.value.found and caught.value.expected and caught.value.hint
+    error = caught.value
+    assert type(error) is UnreadableRadiographError and error.path == path and error.hint.endswith(".")
+    assert str(error) == f"{path}: found {error.found}; expected {error.expected}. {error.hint}"
+    assert all(word in error.found for word in found), error.found
+    return error
 
 
 def stretched(values: np.ndarray) -> np.ndarray:

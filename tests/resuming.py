@@ -9,7 +9,7 @@ from common.training.trainer import Trainer
 
 
 class Killed(BaseException):
-    """Stands for a kill -9 between two steps."""
+    """Stands for a kill -9 between two lines."""
 
 
 def killable_trainer(folder, step, kill_at=None, sigterm_at=None, **kwargs):

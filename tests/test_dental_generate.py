@@ -8,14 +8,13 @@ import torch
 from conftest import randomise
 from monai.bundle import ConfigWorkflow
 from PIL import Image
+from test_folder_generation import contents
 
 from common.data.datalists import radiograph_items
 from common.diffusion.noise_schedule import NoiseSchedule
 from common.errors import CheckpointMismatchError, SettingsError, WeightsError, root_user_error
-from common.files import JOB_RECORD
 from common.networks.pixel_denoiser import PixelDenoiser
 from common.networks.weights import load_weights, save_weights
-from common.pipelines.folder_job import LOG_NAME
 
 BUNDLE = "bundles/dental_radiograph_segmentation"
 TINY = {
@@ -60,12 +59,6 @@ def generate(repository, weights):
         return folder
 
     return run
-
-
-def contents(folder):
-    """All files but those that tell when a run was."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in (JOB_RECORD, LOG_NAME, ".lock")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def rows_of(folder):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_tiny_codec, make_tiny_denoiser
 from PIL import Image
+from resuming import Killed
 from test_embedding_prior import correlated_tokens
 from test_source_table import draw
 from test_token_sampler import make_token_sampler
@@ -30,10 +31,6 @@ CPU = torch.device("cpu")
 SIZE = 32
 PATIENTS = ["P", "Q", "R"]
 LABELS = ["normal", "normal", ""]
-
-
-class Killed(BaseException):
-    """Stands for a kill between two lines."""
 
 
 class DyingVariation(Variation):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import REPOSITORY, draw_radiographs
+from resuming import Killed
 
 from common.data.datalists import radiograph_items
 from common.data.dataset import RadiographDataset
@@ -18,10 +19,6 @@ from common.data.readability import readable_radiographs
 from common.errors import CheckpointMismatchError, DatasetError, RunError, SettingsError, UserError
 from common.files import JOB_RECORD
 from common.pipelines.folder_job import LOG_NAME, FileJob, FolderJob, Item
-
-
-class Killed(BaseException):
-    """Stands for a kill between two lines."""
 
 
 class Copies(FolderJob):
