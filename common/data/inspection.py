@@ -38,31 +38,18 @@ _LETTER_HEIGHT = (5, 64)  # px
 
 @dataclass(frozen=True)
 class Look:
-    """One file.
+    """One file."""
 
-    Attributes:
-        image: its path.
-        problem: why it, or its mask, cannot be used; "" if it can, as the rest is then known.
-        kind: format, and modality or mode of the pixels, such as "DICOM CR" or "PNG L".
-        size: rows and columns.
-        span: of the grey values, from the 2nd to the 98th percentile, in [0, 1].
-        white: share of pixels that are 1.
-        black: share of pixels that are 0.
-        letters: in the longest line of what looks like text.
-        says_burned_in: the header does.
-        unlikeness: to the training images of each bundle, by its chain, see `TypicalImages`.
-        inverted_unlikeness: the same of the picture with black and white exchanged.
-    """
-
-    image: str
-    problem: str = ""
-    kind: str = ""
-    size: tuple[int, int] = (0, 0)
-    span: float = 1.0
-    white: float = 0.0
-    black: float = 0.0
-    letters: int = 0
-    says_burned_in: bool = False
+    image: str  # its path
+    problem: str = ""  # why it, or its mask, cannot be used; "" if it can, as the rest is then known
+    kind: str = ""  # format, and modality or mode of the pixels, such as "DICOM CR" or "PNG L"
+    size: tuple[int, int] = (0, 0)  # rows and columns
+    span: float = 1.0  # of the grey values, from the 2nd to the 98th percentile, in [0, 1]
+    white: float = 0.0  # share of pixels that are 1
+    black: float = 0.0  # share of pixels that are 0
+    letters: int = 0  # in the longest line of what looks like text
+    says_burned_in: bool = False  # the header does
+    # To the training images of each bundle, by its chain, see `TypicalImages`; and with black and white exchanged
     unlikeness: Mapping[str, float] = field(default_factory=dict)
     inverted_unlikeness: Mapping[str, float] = field(default_factory=dict)
 

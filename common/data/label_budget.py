@@ -34,20 +34,10 @@ def labelled_radiographs(
 ) -> list[dict[str, str]]:
     """List the radiographs of one split that have a mask, image and mask both readable.
 
-    Arguments that are not named here as of `readable_radiographs`; images without a mask do not count as unreadable.
-
-    Args:
-        dataset_dir: with a manifest.csv that has a column `mask`.
-        split: "train", "val", "test" or "all".
-        val_fraction: share of the patients for validation, where the manifest has no column `split`.
-        seed: of the split.
-        report_dir: of the list of unreadable files.
-        max_unreadable_share: of the files; with more it raises.
-        label_budget: so many of them, see `within_budget`; None takes all.
-        budget_seed: which ones.
-        mask_values: said of every item that does not say it itself, for `LoadMaskd`.
-        class_table: without `mask_values`, the table of the labels, by which they are recognised in the masks.
-        selection: further arguments of `radiograph_items`.
+    `dataset_dir` has a manifest.csv with a column `mask`; images without a mask do not count as unreadable. Of those
+    with one, `label_budget` are taken, which ones by `budget_seed` (see `within_budget`), or with None all.
+    `mask_values` is said of every item that does not say it itself, for `LoadMaskd`; without it, `class_table` is the
+    table of the labels, by which they are recognised in the masks. All else is as of `readable_radiographs`.
 
     Returns:
         Items of `radiograph_items`, with the mask's path under "label" too, as transforms and MONAI Label name it.

@@ -30,24 +30,15 @@ _MOST_PIXELS_PER_BYTE = 1000  # radiographs have noise; even at a ratio of 100 t
 
 @dataclass(frozen=True)
 class Codestream:
-    """What a compressed image says about itself.
+    """What a compressed image says about itself."""
 
-    Attributes:
-        rows: of pixels.
-        columns: of pixels.
-        samples: per pixel.
-        precision: bits per sample.
-        signed: only JPEG 2000 knows a sign.
-        kind: "jpeg", "jpeg-ls" or "jpeg2000".
-        colour: "YBR" or "RGB" as decoded, where markers, component ids or the transform of JPEG 2000 tell, else "".
-    """
-
-    rows: int
-    columns: int
-    samples: int
-    precision: int
-    signed: bool
-    kind: str
+    rows: int  # of pixels
+    columns: int  # of pixels
+    samples: int  # per pixel
+    precision: int  # bits per sample
+    signed: bool  # only JPEG 2000 knows a sign
+    kind: str  # "jpeg", "jpeg-ls" or "jpeg2000"
+    # "YBR" or "RGB" as decoded, where markers, component ids or the transform of JPEG 2000 tell, else ""
     colour: str = ""
 
 

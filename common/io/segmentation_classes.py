@@ -25,17 +25,11 @@ MAX_LABELS = 256  # masks are files of 8 bits
 
 @dataclass(frozen=True)
 class SegmentationClass:
-    """One class beside the background.
+    """One class beside the background."""
 
-    Attributes:
-        name: in lower case, such as "root canal filling".
-        colour: sRGB, 0 to 255.
-        category: what kind of thing it is, for DICOM SEG.
-    """
-
-    name: str
-    colour: Colour
-    category: Category
+    name: str  # in lower case, such as "root canal filling"
+    colour: Colour  # sRGB, 0 to 255
+    category: Category  # what kind of thing it is, for DICOM SEG
 
     @property
     def key(self) -> str:
@@ -45,19 +39,13 @@ class SegmentationClass:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The classes that a network tells apart; label 0 is background, label i is `classes[i - 1]`.
+    """The classes that a network tells apart; label 0 is background, label i is `classes[i - 1]`."""
 
-    Attributes:
-        name: of the table.
-        classes: in the order of their labels.
-        mask_values: for each data set the label of each value its masks have (0 is background everywhere).
-        mirror_pairs: pairs of labels that change places when an image is flipped left to right.
-    """
-
-    name: str
-    classes: tuple[SegmentationClass, ...]
+    name: str  # of the table
+    classes: tuple[SegmentationClass, ...]  # in the order of their labels
+    # For each data set the label of each value its masks have (0 is background everywhere)
     mask_values: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
-    mirror_pairs: tuple[tuple[int, int], ...] = ()
+    mirror_pairs: tuple[tuple[int, int], ...] = ()  # labels that change places when an image is flipped left to right
 
     @property
     def num_labels(self) -> int:

@@ -20,28 +20,18 @@ _LOSSY_SYNTAX = {"50": _JPEG, "51": _JPEG, "81": _JPEG_LS, "91": _JPEG_2000, "20
 
 @dataclass(frozen=True)
 class LossyCompression:
-    """A lossy compression; once lossy, an image stays so, whatever it is converted to.
+    """A lossy compression; once lossy, an image stays so, whatever it is converted to."""
 
-    Attributes:
-        ratio: approximate, uncompressed to compressed size; None if unknown.
-        method: DICOM's term such as "ISO_10918_1" (JPEG); "" if unknown.
-    """
-
-    ratio: float | None = None
-    method: str = ""
+    ratio: float | None = None  # approximate, uncompressed to compressed size; None if unknown
+    method: str = ""  # DICOM's term such as "ISO_10918_1" (JPEG); "" if unknown
 
 
 @dataclass(frozen=True)
 class SourceHistory:
-    """What a file says of its past; a PNG made of a JPEG does not tell.
+    """What a file says of its past; a PNG made of a JPEG does not tell."""
 
-    Attributes:
-        lossy: the compression with loss, or None.
-        burned_in: a DICOM header says that the pixels hold text that identifies the patient.
-    """
-
-    lossy: LossyCompression | None = None
-    burned_in: bool = False
+    lossy: LossyCompression | None = None  # the compression with loss, or None
+    burned_in: bool = False  # a DICOM header says that the pixels hold text that identifies the patient
 
 
 def source_history(path: str | os.PathLike[str]) -> SourceHistory:

@@ -35,21 +35,13 @@ _logger = logging.getLogger(__name__)
 
 
 class ScoringParameters(Strict):
-    """What a client may choose for a scoring.
+    """What a client may choose for a scoring."""
 
-    Attributes:
-        uncertainty: how the image is seen in several ways.
-        samples: with units dropped.
-        seed: of what is dropped.
-        max_images: to score; None for all.
-        all: score again what these weights have scored.
-    """
-
-    uncertainty: Literal["dropout", "flips"] = "dropout"
-    samples: Annotated[int, Field(ge=1)] = 8
-    seed: Annotated[int, Field(ge=0)] = 0
-    max_images: Annotated[int, Field(ge=1)] | None = None
-    all: bool = False
+    uncertainty: Literal["dropout", "flips"] = "dropout"  # how the image is seen in several ways
+    samples: Annotated[int, Field(ge=1)] = 8  # with units dropped
+    seed: Annotated[int, Field(ge=0)] = 0  # of what is dropped
+    max_images: Annotated[int, Field(ge=1)] | None = None  # to score; None for all
+    all: bool = False  # score again what these weights have scored
 
 
 def predictive_entropy(probabilities: Tensor) -> float:

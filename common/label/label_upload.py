@@ -41,19 +41,12 @@ LOG_IN = f"a valid token in the environment as {TOKEN}"
 
 @dataclass(frozen=True)
 class SyntheticImage:
-    """A generated image with where it comes from.
+    """A generated image with where it comes from."""
 
-    Attributes:
-        path: of the file.
-        model: what generated it, name and version.
-        provenance: how, by column of the manifest.
-        problem: why it must not be sent; "" if it may.
-    """
-
-    path: Path
-    model: str
-    provenance: dict[str, str]
-    problem: str = ""
+    path: Path  # of the file
+    model: str  # what generated it, name and version
+    provenance: dict[str, str]  # how, by column of the manifest
+    problem: str = ""  # why it must not be sent; "" if it may
 
 
 def synthetic_images(folder: str | Path, model: str) -> list[SyntheticImage]:

@@ -150,23 +150,14 @@ class RadiographTrainTask(TrainTask):
 
 
 class TrainingParameters(Strict):
-    """What a client may choose of a training; names and meanings as in train.yaml.
+    """What a client may choose of a training; names and meanings as in train.yaml."""
 
-    Attributes:
-        max_epochs: rounds.
-        epoch_length: steps of a round.
-        batch_size: images of a step, at most as many as there are.
-        learning_rate: peak; lower than that of a training from pre-trained weights.
-        seed: of order, augmentation, dropout and of what is held out.
-        val_split: share of the labels to hold out.
-    """
-
-    max_epochs: Annotated[int, Field(ge=1)] = 6
-    epoch_length: Annotated[int, Field(ge=1)] = 10
-    batch_size: Annotated[int, Field(ge=1)] = 4
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
-    seed: Annotated[int, Field(ge=0)] = 0
-    val_split: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    max_epochs: Annotated[int, Field(ge=1)] = 6  # rounds
+    epoch_length: Annotated[int, Field(ge=1)] = 10  # steps of a round
+    batch_size: Annotated[int, Field(ge=1)] = 4  # images of a step, at most as many as there are
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4  # peak; lower than in training from pre-trained weights
+    seed: Annotated[int, Field(ge=0)] = 0  # of order, augmentation, dropout and of what is held out
+    val_split: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the labels to hold out
 
 
 def hold_out(names: Sequence[str], share: float, seed: int, folder: Path) -> tuple[list[str], list[str]]:

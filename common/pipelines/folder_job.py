@@ -45,17 +45,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Item:
-    """One input.
+    """One input."""
 
-    Attributes:
-        name: of its results, unique in the folder.
-        source: path of its file; "" where it comes from none.
-        content: what else the job needs of it.
-    """
-
-    name: str
-    source: str = ""
-    content: Any = None
+    name: str  # of its results, unique in the folder
+    source: str = ""  # path of its file; "" where it comes from none
+    content: Any = None  # what else the job needs of it
 
 
 class FolderJob:
@@ -200,16 +194,13 @@ class FolderJob:
 
 
 class FileJob(FolderJob):
-    """What a pipeline makes of the files of a data set.
+    """What a pipeline makes of the files of a data set; arguments that are not named here as of `FolderJob`.
 
     Args:
         pipeline: with a `network`, `amp`, and `typical`: what its training images were like.
         dataset: lists the files.
         dataset_dir: names of results keep the path relative to it.
-        output_dir: as of `FolderJob`, and so are the others.
         settings: besides those of the pipeline.
-        batch_size: files at a time.
-        sheet_images: on the contact sheet at most.
 
     Raises:
         SettingsError: results would lie among the inputs, where the next run would take them for inputs.

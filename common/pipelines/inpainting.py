@@ -29,19 +29,12 @@ MASK_SUFFIXES = (".png", ".nii.gz", ".nii")
 
 @dataclass(frozen=True)
 class Hole:
-    """A radiograph with a hole, and the square of it that the generator sees.
+    """A radiograph with a hole, and the square of it that the generator sees."""
 
-    Attributes:
-        pixels: [1, H, W] in [0, 1].
-        mask: bool [H, W], True where the radiograph is to be drawn.
-        top: first row of the square; its side is the shorter one of the radiograph.
-        left: its first column.
-    """
-
-    pixels: Tensor
-    mask: NDArray[np.bool_]
-    top: int
-    left: int
+    pixels: Tensor  # [1, H, W] in [0, 1]
+    mask: NDArray[np.bool_]  # bool [H, W], True where the radiograph is to be drawn
+    top: int  # first row of the square; its side is the shorter one of the radiograph
+    left: int  # its first column
 
     @property
     def side(self) -> int:

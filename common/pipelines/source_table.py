@@ -27,21 +27,13 @@ TABLE_NAME = "sources.pt"
 
 @dataclass(frozen=True)
 class SourceTable:
-    """Rows of sources.
+    """Rows of sources."""
 
-    Attributes:
-        paths: of the images.
-        patient_ids: of their patients.
-        labels: "" where unknown.
-        tokens: [M, N, D] as the encoder gives them.
-        unlikeness: of the training images, above 1; empty where it is not known.
-    """
-
-    paths: list[str]
-    patient_ids: list[str]
-    labels: list[str]
-    tokens: Tensor
-    unlikeness: Sequence[float] = ()
+    paths: list[str]  # of the images
+    patient_ids: list[str]  # of their patients
+    labels: list[str]  # "" where unknown
+    tokens: Tensor  # [M, N, D] as the encoder gives them
+    unlikeness: Sequence[float] = ()  # of the training images, above 1; empty where it is not known
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -31,21 +31,13 @@ CDIST_ROWS = 512  # sources whose distances to all others are in memory at a tim
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One image to make.
+    """One image to make."""
 
-    Attributes:
-        name: unique in its run; the file's stem.
-        seed: of the sample's noise.
-        sources: rows of the source table.
-        mix: weight in [0, 1] of the second source; None where nothing is mixed.
-        label: that the image may keep; "" for none.
-    """
-
-    name: str
-    seed: int
-    sources: tuple[int, ...] = ()
-    mix: float | None = None
-    label: str = ""
+    name: str  # unique in its run; the file's stem
+    seed: int  # of the sample's noise
+    sources: tuple[int, ...] = ()  # rows of the source table
+    mix: float | None = None  # weight in [0, 1] of the second source; None where nothing is mixed
+    label: str = ""  # that the image may keep; "" for none
 
 
 class Strategy:
