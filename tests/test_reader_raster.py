@@ -167,7 +167,7 @@ BROKEN = {
     "cut png": (saved("PNG")[:-900], "damaged"),
     "cut jpeg": (saved("JPEG")[:-900], "without its end"),
     "cut tiff": (saved("TIFF")[:2000], "damaged"),
-    "head of a jpeg": (saved("JPEG")[:10], "damaged"),
+    "head of a jpeg": (saved("JPEG")[:10], "no JPEG image"),
     "magic of a png": (b"\x89PNG\r\n\x1a\n", "damaged"),
     "two pages": (saved("TIFF", save_all=True, append_images=[PAGE]), "2 pages"),
     "animated png": (saved("PNG", save_all=True, append_images=[PAGE]), "pages"),
