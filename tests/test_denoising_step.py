@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, default_collate
 from common.data.dataset import StepBatchSampler
 from common.data.latent_store import LatentDataset
 from common.diffusion.noise_schedule import NoiseSchedule
-from common.errors import NonFiniteLossError
+from common.errors import NonFiniteLossError, SettingsError
 from common.networks.conditioning import TokenSelection
 from common.networks.latent_denoiser import DenoisingPass
 from common.training.denoising_step import (
@@ -135,6 +135,31 @@ def test_the_context_is_dropped_as_often_as_said_and_at_any_noise_level():
     none = Known()
     make_step(none, uncond_prob=0.0)(make_engine(none), batch_of(torch.zeros(4000, 1, 1, 1)))
     assert not none.given[0].drop.any()
+
+
+@pytest.mark.parametrize("parts", [2, 3, 9])
+def test_a_batch_in_parts_makes_the_step_of_the_whole_batch(tmp_path, parts):
+    dataset = LatentDataset(make_tiny_store(tmp_path), "train")
+    batch = default_collate([dataset[index, 10 + index] for index in range(7)])
+    found = []
+    for accumulation_steps in (1, parts):
+        torch.manual_seed(0)
+        network = DenoisingPass(make_tiny_denoiser())
+        step = make_step(network, uncond_prob=0.5, selection=SELECTION, accumulation_steps=accumulation_steps)
+        engine = make_engine(network)
+        engine.optimizer = torch.optim.SGD(
+            network.parameters(), 1.0
+        )  # Adam would blow up what is zero but for rounding
+        found.append([step(engine, batch), torch.cat([weight.detach().flatten() for weight in network.parameters()])])
+    (whole, expected), (summed, weights) = found
+    assert summed == pytest.approx(whole, rel=1e-6)
+    torch.testing.assert_close(weights, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("parts", [0, 2.0])
+def test_a_batch_in_no_parts_is_refused(parts):
+    with pytest.raises(SettingsError, match="accumulation_steps"):
+        make_step(Known(), accumulation_steps=parts)(make_engine(Known()), batch_of(torch.zeros(2, 1, 1, 1)))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])

@@ -2,6 +2,7 @@ import pytest
 import torch
 from conftest import make_tiny_codec, make_tiny_denoiser
 
+from common.amp import quick_inference
 from common.diffusion.image_sampler import ImageSampler
 from common.diffusion.noise_schedule import NoiseSchedule
 from common.diffusion.samplers import Sampler
@@ -65,6 +66,30 @@ def test_networks_in_training_mode_sample_in_evaluation_mode_without_gradients(t
     images = sampler.sample(tokens[:1], [3])
     assert not sampler.denoiser.training and not sampler.codec.training
     assert not images.requires_grad
+
+
+def test_a_network_that_was_sampled_from_is_as_it_was_and_can_be_trained(tokens):
+    sampler = make_sampler()
+    before = {name: (value.clone(), value.stride()) for name, value in sampler.denoiser.state_dict().items()}
+    blocks = [module for module in sampler.denoiser.modules() if hasattr(module, "use_flash_attention")]
+    sampler.sample(tokens[:1], [3])
+    assert blocks and not any(block.use_flash_attention for block in blocks)
+    for name, value in sampler.denoiser.state_dict().items():
+        assert torch.equal(value, before[name][0]) and value.stride() == before[name][1]
+    noisy, timesteps = torch.randn(1, 2, 4, 4), torch.ones(1)
+    sampler.denoiser(noisy, timesteps, sampler.denoiser.encode_tokens(tokens[:1])).sum().backward()
+
+
+def test_quick_inference_gives_the_same_output(tokens):
+    denoiser = make_tiny_denoiser().eval()
+    arguments = torch.randn(2, 2, 8, 8), torch.tensor([3.0, 700.0]), denoiser.encode_tokens(tokens[:2])
+    with torch.no_grad():
+        expected = denoiser(*arguments)
+        with quick_inference(denoiser, CPU, amp=False):
+            found = denoiser(*arguments)
+            assert denoiser.unet.conv_in.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_mixed_precision_stays_close_and_decodes_in_float32(tokens):

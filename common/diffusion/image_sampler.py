@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from ..amp import autocast
+from ..amp import autocast, quick_inference
 from ..checks import check_multiple
 from ..fingerprint import network_sha256
 from ..networks.latent_codec import LatentCodec
@@ -88,16 +88,17 @@ class ImageSampler:
         self.denoiser.eval()
         self.codec.eval()
         context = self.denoiser.encode_tokens(tokens.to(self.device))
-        latents = self.sampler.sample(
-            self._predict,
-            self.latents_shape,
-            seeds,
-            context=context,
-            null_context=self.denoiser.null_context,
-            device=self.device,
-            progress=progress,
-            known=known,
-        )
+        with quick_inference(self.denoiser, self.device, self.amp):
+            latents = self.sampler.sample(
+                self._predict,
+                self.latents_shape,
+                seeds,
+                context=context,
+                null_context=self.denoiser.null_context,
+                device=self.device,
+                progress=progress,
+                known=known,
+            )
         return self.codec.decode(latents).float().cpu()
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:

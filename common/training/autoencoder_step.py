@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ..amp import autocast
 from ..data.transforms import random_patches
+from ..errors import SettingsError
 from ..seeding import Purpose, derive_seed, seeded_normal
 from .losses import AdversarialTerm, ReconstructionLoss, kl_divergence
 from .optimizer_step import TrainingStep, optimizer_step
@@ -41,6 +42,8 @@ class AutoencoderStep(TrainingStep):
     def __post_init__(self) -> None:
         if self.adversarial is not None and self.discriminator_optimizer is None:
             raise ValueError("adversarial is given: expected a discriminator_optimizer too, found None")
+        if self.accumulation_steps != 1:
+            raise SettingsError(f"accumulation_steps: expected 1 for an autoencoder, found {self.accumulation_steps}")
 
     def __call__(self, engine: SupervisedTrainer, batch: dict) -> dict:
         """Do one step; return image, pred and every loss term as floats.
@@ -63,7 +66,7 @@ class AutoencoderStep(TrainingStep):
             terms["kl"] = self.kl_weight * kl_divergence(mean, std)
             if self.adversarial is not None and self.adversarial.is_active(engine.state.iteration):
                 terms["adversarial"] = self.adversarial.generator_loss(reconstruction)
-        logged = self.update(engine, terms)
+        logged = self.update(engine, [terms])
         if self.adversarial is not None and self.adversarial.is_active(engine.state.iteration):
             logged |= self._discriminator_step(engine, reconstruction, image)
         return {"image": image, "pred": reconstruction.detach(), **logged}
@@ -87,7 +90,7 @@ class AutoencoderStep(TrainingStep):
             if penalty is not None:
                 terms["gradient_penalty"] = penalty
         values, norm = optimizer_step(
-            discriminator, self.discriminator_optimizer, terms, self.max_grad_norm, engine.state.iteration
+            discriminator, self.discriminator_optimizer, [terms], self.max_grad_norm, engine.state.iteration
         )
         return {**values, "discriminator_grad_norm": norm}
 

@@ -99,12 +99,8 @@ class DiffusionStep(TrainingStep, ABC):
         """What the network gave, as its prediction and further loss terms."""
         return found, {}
 
-    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, float]:
-        """Do one step; return loss, learning rate and gradient norm.
-
-        Raises:
-            NonFiniteLossError: names the step.
-        """
+    def terms(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The loss, and what `split` adds."""
         device = engine.state.device
         draws = batch["draw"].tolist()
         x0 = self.clean(batch, draws).to(device)
@@ -117,7 +113,7 @@ class DiffusionStep(TrainingStep, ABC):
             output, terms = self.split(found, batch, engine.state.iteration)
         error = (output.float() - self.schedule.target(x0, noise, timesteps)).square().flatten(1).mean(1)
         terms["loss"] = (self.schedule.loss_weight(timesteps, self.min_snr_gamma) * error).mean()
-        return self.update(engine, terms)
+        return terms
 
     def _normal(self, purpose: Purpose, draws: list[int], shape: tuple[int, ...]) -> Tensor:
         if self.noise_device is not None:

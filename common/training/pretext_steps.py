@@ -131,19 +131,15 @@ class PretextStep(TrainingStep):
     timestep: int
     amp: bool = False
 
-    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, float]:
-        """Do one step; return loss, learning rate and gradient norm.
-
-        Raises:
-            NonFiniteLossError: names the step.
-        """
+    def terms(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The loss."""
         device = engine.state.device
         draws = batch["draw"].tolist()
         image = to_signed(augmented_image(self.augmentation, batch["image"].to(device), self.seed, draws))
         corrupted, counts = self.pretext.corrupt(image, self.seed, draws)
         with self.forward_pass(engine):
             restored = restore(engine.network, corrupted, self.timestep)
-        return self.update(engine, {"loss": self.pretext.errors(restored, image, counts).mean()})
+        return {"loss": self.pretext.errors(restored, image, counts).mean()}
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ CONFIG_STEM = "resolved_config"
 IN_BUNDLE = "$@bundle_root + '"  # how configs name files that ship
 HARMLESS = frozenset(
     {"bundle_root", "dataset_dir", "output_dir", "cache_dir", "report_dir", "device", "use_flash_attention"}
-    | {"is_compiled", "num_workers", "in_memory", "max_unreadable_share"}
+    | {"is_compiled", "accumulation_steps", "num_workers", "in_memory", "max_unreadable_share"}
     | {"max_epochs", "epoch_length", "checkpoint_every_steps", "milestone_every_steps", "val_interval", "next_use"}
     | {"validate", "initialize", "run", "training", "finalize", "_meta_"}
 )

@@ -25,14 +25,13 @@ class SegmentationStep(TrainingStep):
 
     loss_function: nn.Module
 
-    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, float]:
-        """Do one step; return loss, learning rate and gradient norm.
+    def terms(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The loss.
 
         `batch` holds "image" [B, 1, H, W] in [0, 1], "label" [B, 1, H, W], classes 0 ... K-1, and "draw" [B].
 
         Raises:
             DatasetError: a value of the labels is no class.
-            NonFiniteLossError: names the step.
         """
         device = engine.state.device
         check_label_values(batch["label"], self.ema.network.num_classes)
@@ -40,7 +39,7 @@ class SegmentationStep(TrainingStep):
         image, label = augmented_pair(self.augmentation, image, label, self.seed, batch["draw"].tolist())
         with self.forward_pass(engine):
             logits = engine.network(image)
-        return self.update(engine, {"loss": self.loss_function(logits.float(), label)})
+        return {"loss": self.loss_function(logits.float(), label)}
 
 
 def check_label_values(label: Tensor, num_classes: int) -> None:
