@@ -38,13 +38,13 @@ def quick_inference(network: nn.Module, device: torch.device, amp: bool) -> Iter
     before = [block.use_flash_attention for block in blocks]
     is_fused = device.type != "cpu" or not (amp and has_bfloat16(device))
     with torch.inference_mode(False):  # else its parameters could not be trained afterwards
-        network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         for block in blocks:
             block.use_flash_attention |= is_fused
         yield
     finally:
         with torch.inference_mode(False):
-            network.to(memory_format=torch.contiguous_format)
+            network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for block, was_fused in zip(blocks, before, strict=True):
             block.use_flash_attention = was_fused

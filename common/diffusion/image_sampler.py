@@ -99,7 +99,8 @@ class ImageSampler:
                 progress=progress,
                 known=known,
             )
-        return self.codec.decode(latents).float().cpu()
+        with quick_inference(self.codec, self.device, amp=False):
+            return self.codec.decode(latents).float().cpu()
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         with autocast(self.device, self.amp):

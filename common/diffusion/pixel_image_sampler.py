@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..amp import autocast
+from ..amp import autocast, quick_inference
 from ..errors import SettingsError
 from ..intensity import to_unit
 from ..networks.pixel_denoiser import PixelDenoiser
@@ -79,7 +79,9 @@ class PixelImageSampler:
             SamplerError: no seeds, or a guidance scale other than 1.
         """
         self.denoiser.eval()
-        signed = self.sampler.sample(self._predict, (1, *self.image_size), seeds, device=self.device, progress=progress)
+        shape = (1, *self.image_size)
+        with quick_inference(self.denoiser, self.device, self.amp):
+            signed = self.sampler.sample(self._predict, shape, seeds, device=self.device, progress=progress)
         return to_unit(signed).clamp(0.0, 1.0).float().cpu()
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, context: None = None) -> Tensor:

@@ -1,0 +1,391 @@
+"""How fast this is, and how fast MONAI, diffusers and SciPy are at the same work, side by side.
+
+python scripts/benchmark.py --output_dir OUT
+python scripts/benchmark.py sample_step train_step --device cuda --output_dir OUT
+
+diffusers comes with the extra `bench`. OUT gets benchmark.md, benchmark.json and benchmark.png.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
+from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
+from monai.transforms import Compose, LoadImage, Resize, ScaleIntensity
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from common.amp import quick_inference
+from common.checks import check_device
+from common.command_line import run_command
+from common.data.latent_store import TOKENS, LatentStore
+from common.data.phantom import draw_chest_phantom
+from common.data.transforms import load_square
+from common.diffusion.samplers import Sampler
+from common.errors import SettingsError
+from common.evaluation.distribution_metrics import frechet_distance
+from common.experiments.benchmark import Row, draw, hardware, markdown, measure
+from common.files import atomic_path, write_json
+from common.io.synthetic_dicom import write_synthetic_dicom
+from common.networks.conditioning import named_tokens
+from common.networks.latent_denoiser import DenoisingPass
+from common.pipelines import DentalSegmenter, DinoDiffusion
+from common.provenance import provenance
+from common.training.denoising_step import DenoisingStep
+from common.training.ema import ExponentialMovingAverage
+
+BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+HAS_DIFFUSERS = importlib.util.find_spec("diffusers") is not None
+STEPS = 4  # of sampling, that are timed at once
+FID_FEATURES = 2048
+ITEMS = (10_000, 100_000, 868_394)  # the last is the paper's
+SIDE = 1024  # px, of the files to read
+
+_logger = logging.getLogger(__name__)
+
+
+class Setting:
+    """What the rows share: device, batch size of training, networks, a folder, and whether all is to be tiny."""
+
+    def __init__(self, device: torch.device, batch_size: int, folder: Path, tiny: bool) -> None:
+        self.device, self.batch_size, self.folder, self.tiny = device, batch_size, folder, tiny
+        self.pipe = DinoDiffusion.from_bundle(BUNDLES / "cxr_dino_latent_diffusion", device)
+
+    def peers(self) -> dict[str, nn.Module]:
+        """U-Nets of the size of ours, by who makes them."""
+        size: Any = {"spatial_dims": 2, "in_channels": 4, "out_channels": 4, "channels": (64, 128, 192)}
+        size |= {"num_res_blocks": 1, "attention_levels": (False, True, True), "num_head_channels": 32}
+        size |= {"with_conditioning": True, "cross_attention_dim": 192}
+        found: dict[str, nn.Module] = {
+            "MONAI": DiffusionModelUNet(**size),
+            "MONAI, fused attention": DiffusionModelUNet(**size, use_flash_attention=True),
+        }
+        if HAS_DIFFUSERS:
+            from diffusers import UNet2DConditionModel
+
+            found["diffusers"] = UNet2DConditionModel(
+                **{"in_channels": 4, "out_channels": 4, "sample_size": 32, "layers_per_block": 1},
+                block_out_channels=(64, 128, 192),
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                cross_attention_dim=192,
+                attention_head_dim=(2, 4, 6),  # the number of heads, whatever its name: 32 channels each, as ours
+            )
+        return {name: network.to(self.device) for name, network in found.items()}
+
+    def latents(self, count: int) -> Tensor:
+        """Random ones."""
+        return torch.randn(count, *self.pipe.image_sampler.latents_shape, device=self.device)
+
+    def context(self, count: int) -> Tensor:
+        """Random ones."""
+        return torch.randn(count, *self.pipe.network.null_context.shape[1:], device=self.device)
+
+
+def size_of(networks: dict[str, nn.Module]) -> dict[str, int]:
+    """Numbers of parameters."""
+    return {name: sum(each.numel() for each in network.parameters()) for name, network in networks.items()}
+
+
+def predicted(network: nn.Module, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    """What a U-Net of whoever makes it gives."""
+    if isinstance(network, DiffusionModelUNet):
+        return network(noisy, timesteps, context=context)
+    return network(noisy, timesteps, encoder_hidden_states=context).sample
+
+
+def own_step(setting: Setting, network: nn.Module) -> Callable[[dict[str, Any]], object]:
+    """Our step of training, as configs/train.yaml puts it together."""
+    pipe = setting.pipe
+    ema = ExponentialMovingAverage(network, 0.999)
+    step = DenoisingStep(schedule=pipe.schedule, selection=pipe.selection, uncond_prob=0.1, ema=ema)
+    whole = DenoisingPass(network)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(whole.parameters(), 1e-4, fused=True)
+    state = SimpleNamespace(device=setting.device, iteration=1)
+    engine: Any = SimpleNamespace(state=state, network=whole, optimizer=optimizer, non_blocking=False)
+    return lambda batch: step(engine, batch)
+
+
+def random_batch(setting: Setting) -> dict[str, Any]:
+    """As the store gives it."""
+    count, dim = setting.batch_size, setting.pipe.network.context_encoder.scaler.tokens_mean.shape[1]
+    grid = setting.pipe.patch_grid
+    tokens = {"cls_token": torch.randn(count, dim), "register_tokens": torch.zeros(count, 0, dim)}
+    latents = {name: setting.latents(count).cpu() for name in ("latents_mean", "latents_std")}
+    numbers = torch.arange(count)
+    return {**latents, **tokens, "patch_grid": torch.randn(count, grid, grid, dim), "draw": numbers, "index": numbers}
+
+
+def train_step(setting: Setting) -> Iterator[Row]:
+    """Forward, backward, clipping, fused AdamW and EMA."""
+    network = deepcopy(setting.pipe.network).train().requires_grad_()
+    step, batch = own_step(setting, network), random_batch(setting)
+
+    def of_peer(peer: nn.Module) -> Callable[[], object]:
+        optimizer = torch.optim.AdamW(peer.parameters(), 1e-4, fused=True)
+        average = AveragedModel(peer, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+        x0, context = setting.latents(setting.batch_size), setting.context(setting.batch_size)
+
+        def call() -> None:
+            noise, share = torch.randn_like(x0), torch.rand(len(x0), 1, 1, 1, device=x0.device)
+            output = predicted(peer, (1 - share) * x0 + share * noise, 1000 * share.flatten(), context)
+            optimizer.zero_grad(set_to_none=True)
+            mse_loss(output, noise - x0).backward()
+            nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+            optimizer.step()
+            average.update_parameters(peer)
+
+        return call
+
+    peers = setting.peers()
+    calls = {"ours": lambda: step(batch), **{name: of_peer(peer.train()) for name, peer in peers.items()}}
+    yield Row("train_step", f"step of batch {setting.batch_size}", calls, size_of({"ours": network, **peers}))
+
+
+def sample_step(setting: Setting) -> Iterator[Row]:
+    """A step with guidance, both halves in one batch."""
+    pipe = setting.pipe
+    sampler = Sampler(pipe.schedule, "dpm_solver++_2m", STEPS, guidance_scale=2.0)
+    peers = setting.peers()
+    for count in (1,) if setting.tiny else (1, 8):
+        context, noisy = setting.context(count), setting.latents(count)
+
+        calls = {"ours": partial(own_steps, setting, sampler, context)}
+        calls |= {name: partial(guided_steps, peer, noisy, context, STEPS) for name, peer in peers.items()}
+        sizes = size_of({"ours": pipe.network, **peers})
+        yield Row("sample_step", f"step of batch {count}", calls, sizes, dict.fromkeys(calls, 1 / STEPS))
+
+
+@torch.inference_mode()
+def own_steps(setting: Setting, sampler: Sampler, context: Tensor) -> Tensor:
+    """What `ImageSampler` does before it decodes."""
+    network, shape, seeds = setting.pipe.network, setting.pipe.image_sampler.latents_shape, list(range(len(context)))
+    with quick_inference(network, setting.device, amp=False):
+        return sampler.sample(network, shape, seeds, context, network.null_context, setting.device)
+
+
+@torch.inference_mode()
+def guided_steps(network: nn.Module, noisy: Tensor, context: Tensor, steps: int, ddpm: bool = False) -> Tensor:
+    """So many steps of a peer, with both halves of guidance in one batch, which is the quicker way of theirs."""
+    network.eval()
+    scheduler = (DDPMScheduler if ddpm else DDIMScheduler)(num_train_timesteps=1000)
+    scheduler.set_timesteps(1000 if ddpm else 50)
+    both = torch.cat([context, torch.zeros_like(context)])
+    for timestep in scheduler.timesteps[:steps]:
+        timesteps = timestep.to(noisy.device).expand(2 * len(noisy))
+        one, other = predicted(network, torch.cat([noisy] * 2), timesteps, both).chunk(2)
+        noisy = scheduler.step(other + 2.0 * (one - other), int(timestep), noisy)[0]
+    return noisy
+
+
+def sample_image(setting: Setting) -> Iterator[Row]:
+    """One image, from tokens to pixels, by the methods' usual numbers of steps."""
+    pipe, peer = setting.pipe, setting.peers()["MONAI"]
+    tokens = torch.randn(1, *pipe.network.context_encoder.scaler.tokens_mean.shape)
+    noisy, context = setting.latents(1), setting.context(1)
+    calls: dict[str, Callable[[], object]] = {
+        "ours, 20 steps and decoding": lambda: pipe.image_sampler.sample(tokens, [0]),
+        "MONAI, 50 steps of DDIM": partial(guided_steps, peer, noisy, context, STEPS),
+        "MONAI, 1000 steps of DDPM": partial(guided_steps, peer, noisy, context, STEPS, ddpm=True),
+    }
+    factors = dict(zip(calls, (1.0, 50 / STEPS, 1000 / STEPS), strict=True))
+    note = f"peers are timed on {STEPS} steps and multiplied, without decoding; quality is not measured here"
+    yield Row("sample_image", "image", calls, factors=factors, note=note)
+
+
+def autoencoder(setting: Setting) -> Iterator[Row]:
+    """Encoding and decoding images of 256 px."""
+    codec, count = setting.pipe.codec.eval(), 1 if setting.tiny else 4
+    image, latents = torch.rand(count, 1, 256, 256, device=setting.device), setting.latents(count)
+    size: Any = {"channels": (16, 32, 64, 256), "num_res_blocks": (1, 1, 2, 2), "norm_num_groups": 8}
+    size |= {"attention_levels": (False,) * 4, "with_encoder_nonlocal_attn": False, "with_decoder_nonlocal_attn": False}
+    networks: dict[str, Any] = {"ours": codec, "MONAI": AutoencoderKL(2, 1, 1, latent_channels=4, **size)}
+    if HAS_DIFFUSERS:
+        from diffusers import AutoencoderKL as TheirAutoencoder
+
+        networks["diffusers"] = TheirAutoencoder(
+            **{"in_channels": 1, "out_channels": 1, "latent_channels": 4, "norm_num_groups": 8},
+            **{"layers_per_block": 1, "block_out_channels": (16, 32, 64, 256), "mid_block_add_attention": False},
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )
+    networks = {name: network.to(setting.device).eval() for name, network in networks.items()}
+    for verb, content in (("encode", image), ("decode", latents)):
+        calls = {name: partial(one_pass, network, verb, content) for name, network in networks.items()}
+        note = "one residual block per level in diffusers: fewer parameters" if HAS_DIFFUSERS else ""
+        yield Row(verb, f"{count} images of 256 px", calls, size_of(networks), note=note)
+
+
+@torch.inference_mode()
+def one_pass(network: nn.Module, verb: str, content: Tensor) -> None:
+    """Encode or decode."""
+    getattr(network, verb)(content)
+
+
+def read(setting: Setting) -> Iterator[Row]:
+    """Files of 1024 px to images of 256."""
+    side = 128 if setting.tiny else SIDE
+    pixels = draw_chest_phantom(side, side, 0)
+    grey = Image.fromarray((255 * pixels[0]).round().byte().numpy())
+    paths = {name: setting.folder / f"image.{name}" for name in ("png", "jpg", "dcm")}
+    grey.save(paths["png"])
+    grey.save(paths["jpg"], quality=90)
+    about: Any = {"identity": "0", "model": "phantom", "description": "phantom", "bits": 16, "provenance": {}}
+    write_synthetic_dicom(pixels, paths["dcm"], **about)
+    load = Compose(
+        [LoadImage(image_only=True, ensure_channel_first=True), ScaleIntensity(), Resize((256, 256), "area")]
+    )
+    for name, path in paths.items():
+        yield Row(
+            "read", f"{name} of {side} px", {"ours": partial(load_square, path, 256), "MONAI": partial(load, path)}
+        )
+
+
+def fid(setting: Setting) -> Iterator[Row]:
+    """Fréchet distance of random features."""
+    from monai.metrics import FIDMetric
+
+    width = 64 if setting.tiny else FID_FEATURES
+    for count in (48,) if setting.tiny else (552, 3000):
+        one, other = (np.random.default_rng(seed).normal(size=(count, width)) for seed in (0, 1))
+        theirs = torch.from_numpy(one), torch.from_numpy(other)
+        calls = {"ours": partial(frechet_distance, one, other), "MONAI (sqrtm)": partial(FIDMetric(), *theirs)}
+        yield Row("fid", f"{count} images, {width} features", calls)
+
+
+def store(setting: Setting) -> Iterator[Row]:
+    """Opening stores of sparse files, an item that is not in memory, and a batch that is."""
+    counts = (100, 1_000) if setting.tiny else ITEMS
+    folders = {f"{count:,} items": sparse_store(setting.folder / str(count), count) for count in counts}
+    opens = {name: partial(LatentStore, folder) for name, folder in folders.items()}
+    yield Row("store_open", "opening", opens, is_wall=True, note="memory is what opening adds to a process")
+    opened, random = LatentStore(next(iter(folders.values())), writable=True), np.random.default_rng(0)
+    assert opened.rows is not None
+    opened.rows[:] = np.ones((), opened.rows.dtype)  # a sparse file has nothing to read
+    opened.flush()
+    rows, path, number = opened.rows, opened.folder / "rows.npy", len(opened.items)
+    held = [opened.row(item, 0) for item in range(32)]
+
+    def forget() -> None:
+        if hasattr(os, "posix_fadvise"):
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    cold: dict[str, Callable[[], object]] = {
+        "one read": lambda: opened.row(int(random.integers(number)), 0),
+        "memory map": lambda: rows[random.integers(number), 0].tobytes(),
+    }
+    yield Row("store_item", "cold random item", cold, is_wall=True, before=forget)
+    batch: dict[str, Callable[[], object]] = {
+        "store": lambda: opened.tokens(range(32)),
+        "memory": lambda: [np.stack([row[name] for row in held]).astype(np.float32) for name in TOKENS],
+    }
+    yield Row("store_batch", "tokens of 32 warm items", batch)
+
+
+def sparse_store(folder: Path, count: int) -> Path:
+    """An empty store of so many items."""
+    names = [f"/data/{number // 10:06d}/{number:07d}.png" for number in range(count)]
+    items = [{"image": name, "patient_id": Path(name).parent.name, "split": "train"} for name in names]
+    shapes = {"latents_mean": (4, 32, 32), "latents_std": (4, 32, 32), "cls_token": (384,)}
+    shapes |= {"register_tokens": (0, 384), "patch_grid": (4, 4, 384)}
+    LatentStore.allocate(folder, {"dataset_dir": "/data"}, items, 1, shapes)
+    return folder
+
+
+def caching(setting: Setting) -> Iterator[Row]:
+    """A step from cached latents and tokens, and one that encodes its images first."""
+    pipe = setting.pipe
+    step, batch = own_step(setting, deepcopy(pipe.network).train().requires_grad_()), random_batch(setting)
+    images = torch.rand(setting.batch_size, 1, 256, 256, device=setting.device)
+
+    def on_the_fly() -> None:
+        with torch.inference_mode():
+            mean, std = pipe.codec.posterior(images)
+            tokens = named_tokens(pipe.encoder, images, pipe.patch_grid)
+        fresh = {**tokens, "latents_mean": mean, "latents_std": std}
+        step({**batch, **{name: value.clone() for name, value in fresh.items()}})  # no tensors of inference mode
+
+    calls: dict[str, Callable[[], object]] = {"from the store": lambda: step(batch), "encoding on the fly": on_the_fly}
+    yield Row("caching", f"step of batch {setting.batch_size}", calls, note="without reading files")
+
+
+def segment(setting: Setting) -> Iterator[Row]:
+    """A panoramic."""
+    segmenter = DentalSegmenter.from_bundle(BUNDLES / "dental_radiograph_segmentation", setting.device)
+    path = BUNDLES / "dental_radiograph_segmentation" / "samples" / "images" / "0000.png"
+    yield Row("segment", "radiograph", {"ours": lambda: segmenter.segment(path)}, note="no peer is pre-trained for it")
+
+
+def startup(setting: Setting) -> Iterator[Row]:
+    """Imports of a command that generates images."""
+    python = [sys.executable, "-W", "ignore", "-c"]
+    codes = {"ours": "import common.pipelines", "torch and MONAI": "import torch, monai.bundle"}
+    calls = {name: partial(subprocess.run, [*python, code], check=True) for name, code in codes.items()}
+    yield Row("startup", "process", calls, is_wall=True)
+
+
+ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
+    each.__name__: each
+    for each in (train_step, sample_step, sample_image, autoencoder, read, fid, store, caching, segment, startup)
+}
+
+
+def benchmark(
+    *rows: str,
+    output_dir: str = "outputs/benchmark",
+    device: str = "cpu",
+    repetitions: int = 5,
+    batch_size: int = 8,
+    tiny: bool = False,
+) -> None:
+    """Measure rows, all of them where none is named; print the table, and write it, benchmark.json and benchmark.png.
+
+    Args:
+        *rows: train_step, sample_step, sample_image, autoencoder, read, fid, store, caching, segment, startup.
+        output_dir: for the results.
+        device: cpu or cuda.
+        repetitions: of each call; one more comes before them and does not count.
+        batch_size: of training steps.
+        tiny: small files and few of them, to see that everything works.
+    """
+    if unknown := set(rows) - ROWS.keys():
+        raise SettingsError(f"found rows {sorted(unknown)}; expected some of {', '.join(ROWS)}")
+    if not HAS_DIFFUSERS:
+        _logger.warning("diffusers is not installed (pip install '.[bench]'): its columns are missing")
+    where, folder = check_device(device), Path(output_dir)
+    figures: list[dict[str, Any]] = []
+    about = {"hardware": hardware(where), **provenance(where), "repetitions": repetitions, "diffusers": HAS_DIFFUSERS}
+    with tempfile.TemporaryDirectory() as files:
+        setting = Setting(where, batch_size, Path(files), tiny)
+        for name in rows or ROWS:
+            for row in ROWS[name](setting):
+                measured = measure(row, where, repetitions)
+                print(markdown(measured), flush=True)
+                figures += measured
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "benchmark.json", {**about, "rows": figures})
+    with atomic_path(folder / "benchmark.md") as temporary:
+        temporary.write_text(markdown(figures), encoding="utf-8")
+    draw(figures, folder / "benchmark.png")
+    print(f"{folder}: benchmark.md, benchmark.json, benchmark.png")
+
+
+if __name__ == "__main__":
+    run_command(benchmark)
