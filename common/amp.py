@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from monai.networks.blocks import CrossAttentionBlock, SABlock
@@ -24,27 +24,41 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager:
 
     bfloat16 has float32's exponent range, so no gradient scaler is needed.
     """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled and has_bfloat16(device))
+    if not (enabled and has_bfloat16(device)):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def fused_attention(network: nn.Module, device: torch.device, amp: bool) -> Iterator[None]:
+    """Have MONAI's U-Nets compute attention fused where that is faster: not in bfloat16 on a CPU.
+
+    The output is the same to float tolerance. Afterwards the network is as it was.
+    """
+    blocks = [module for module in network.modules() if isinstance(module, (CrossAttentionBlock, SABlock))]
+    before = [block.use_flash_attention for block in blocks]
+    is_faster = device.type != "cpu" or not (amp and has_bfloat16(device))
+    try:
+        for block in blocks:
+            block.use_flash_attention |= is_faster
+        yield
+    finally:
+        for block, was_fused in zip(blocks, before, strict=True):
+            block.use_flash_attention = was_fused
 
 
 @contextmanager
 def quick_inference(network: nn.Module, device: torch.device, amp: bool) -> Iterator[None]:
     """Have MONAI's U-Nets compute channels last and with fused attention; docs/performance.md says what that gains.
 
-    The output is the same to float tolerance. On a CPU fused attention is slower in bfloat16, and not used then. The
-    network is left as it was: what a training saves, and attention that others look at, do not change.
+    The output is the same to float tolerance. Afterwards the network is as it was: what a training saves does not
+    change.
     """
-    blocks = [module for module in network.modules() if isinstance(module, (CrossAttentionBlock, SABlock))]
-    before = [block.use_flash_attention for block in blocks]
-    is_fused = device.type != "cpu" or not (amp and has_bfloat16(device))
     with torch.inference_mode(False):  # else its parameters could not be trained afterwards
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
-        for block in blocks:
-            block.use_flash_attention |= is_fused
-        yield
+        with fused_attention(network, device, amp):
+            yield
     finally:
         with torch.inference_mode(False):
             network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        for block, was_fused in zip(blocks, before, strict=True):
-            block.use_flash_attention = was_fused

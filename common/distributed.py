@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,14 @@ def wait_for_all() -> None:
     """Let every process get here before any goes on, for instance until rank 0 has written a file."""
     if world_size() > 1:
         dist.barrier()
+
+
+def of_all(value: Any) -> list[Any]:
+    """What each process has, by its number; plain, as it is pickled."""
+    found = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, value)
+    return found
 
 
 def leave() -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,19 +40,34 @@ LIST_THREADS = """
 """
 
 
-def torchrun(run_id, files, folder, **overrides):
-    """The same command in two processes; both have to end well, and without a thread of gloo that could abort them."""
+def launch(run_id, files, folder, nodes, restarts=0, **overrides):
+    """The same command in two processes, of one machine or of two that meet at a rendezvous; a torchrun for each."""
     list_threads = folder / "list_threads.yaml"
     list_threads.write_text(LIST_THREADS)
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nnodes", str(nodes)]
+    launcher += ["--nproc_per_node", str(2 // nodes), "--max_restarts", str(restarts)]
+    launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", meeting, "--rdzv_id", "test"]
     arguments = command(run_id, str([*files, str(list_threads)]), **overrides)[3:]
+    said = [folder / f"node_{node}.txt" for node in range(nodes)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        launcher + arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, env=one_thread
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert done.stdout.count("threads:") == 2 and "gloo_runloop" not in done.stdout
-    return done.stdout + done.stderr
+    options = {"cwd": REPOSITORY, "stderr": subprocess.STDOUT, "env": one_thread}
+    return [(subprocess.Popen(launcher + arguments, stdout=path.open("w"), **options), path) for path in said]
+
+
+def finish(launched):
+    """What they said; all have to end well, and without a thread of gloo that could abort them."""
+    codes = [process.wait(900) for process, _ in launched]
+    said = "".join(path.read_text() for _, path in launched)
+    assert not any(codes), said[-6000:]
+    assert said.count("threads:") == 2 and "gloo_runloop" not in said
+    return said
+
+
+def torchrun(run_id, files, folder, nodes=1, **overrides):
+    return finish(launch(run_id, files, folder, nodes, **overrides))
 
 
 def wait_for(path, process):

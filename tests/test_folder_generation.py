@@ -1,12 +1,13 @@
 """A generated folder is a function of its settings, whatever interrupts the run that makes it."""
 
 import json
+import shutil
 
 import numpy as np
 import pydicom
 import pytest
 import torch
-from conftest import make_tiny_codec, make_tiny_denoiser
+from conftest import make_tiny_codec, make_tiny_denoiser, run_ranks
 from PIL import Image
 from resuming import Killed
 from test_embedding_prior import correlated_tokens
@@ -122,6 +123,27 @@ def test_batches_of_one_and_of_three_give_the_same_images(table, tmp_path, make_
     alone, together = (pixels_of(tmp_path / name) for name in ("1", "3"))
     torch.testing.assert_close(alone, together, atol=1.01 / 255, rtol=0)
     assert together.flatten(1).unique(dim=0).shape[0] == len(together)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_batches_and_make_the_same_files(table, uninterrupted, tmp_path, count):
+    run_ranks(lambda rank: make(variation(table), tmp_path / "made", dicom=True).run(), count, tmp_path / "ranks")
+    assert contents(tmp_path / "made") == contents(uninterrupted)
+    record = json.loads((tmp_path / "made" / JOB_RECORD).read_text())
+    assert len(record["runs"]) == 1 and record["runs"][0]["done"] == 6
+    assert len((tmp_path / "made" / LOG_NAME).read_text().splitlines()) == 6
+
+
+def test_what_another_process_noted_before_a_kill_counts(table, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "made")
+    log = tmp_path / "made" / LOG_NAME
+    first, *others = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(first)
+    (tmp_path / "made" / "job_items_1.jsonl").write_bytes(b"".join(others)[:-10])  # the last line is not whole
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "made" / "images").iterdir()}
+    make(variation(table), tmp_path / "made", dicom=True).run()
+    assert contents(tmp_path / "made") == contents(uninterrupted)
+    assert sum(path.stat().st_mtime_ns != time for path, time in before.items()) == 1
 
 
 def test_another_seed_gives_other_images(table, uninterrupted, tmp_path):

@@ -2,12 +2,15 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, draw_radiographs
-from test_bundles_run import run, torchrun, weights
+from test_bundles_run import finish, launch, run, torchrun, wait_for, weights
 
 from common.data.latent_store import ARRAYS, DESCRIPTION_NAME, LatentStore
 
@@ -80,13 +83,18 @@ def test_training_opens_the_store_of_the_cache_workflow_and_leaves_weights_sampl
     assert [p.name for p in (folder / "samples").iterdir()] == ["samples_epoch_003.png"]
 
 
-def test_two_processes_equal_one_with_the_doubled_batch_and_write_once(trained, folder, store):
-    one_process, its_output, _ = trained
+@pytest.fixture(scope="module")
+def two_machines(folder, trained):
+    """Configs, settings and output of a training by one process on each of two machines."""
     overrides = {"bundle_root": BUNDLE, "dataset_dir": folder / "images", "output_dir": folder / "ddp"}
     overrides |= {"cache_dir": folder / "ddp_store", "batch_size": 2, "amp": False, **IMAGES, **EXACT, **STEPS}
     files = [*TRAIN, f"{CONFIGS}/multi_gpu_train.yaml"]
-    output = torchrun("training", files, folder, **overrides)
+    return files, overrides, torchrun("training", files, folder, nodes=2, **overrides)
 
+
+def test_two_machines_equal_one_process_with_the_doubled_batch_and_write_once(trained, two_machines, folder, store):
+    one_process, its_output, _ = trained
+    output = two_machines[2]
     alone, together = LatentStore(store), LatentStore(folder / "ddp_store")
     assert alone.made_with == together.made_with
     for name in ARRAYS:
@@ -106,6 +114,21 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_write_once(trained, 
     events = [len(list((path / "tensorboard").glob("events*"))) for path in (one_process, folder / "ddp")]
     assert events[0] == events[1]
     assert output.count("validation at step") == its_output.count("validation at step") >= 1
+
+
+def test_a_worker_that_is_killed_is_started_again_and_the_run_ends_with_the_same_weights(two_machines, folder):
+    files, overrides, _ = two_machines
+    overrides = {**overrides, "output_dir": folder / "lost", "train#trainer#checkpoint_every_steps": 1}
+    launched = launch("training", files, folder, nodes=2, restarts=3, **overrides)
+    wait_for(folder / "lost" / "checkpoint_last.pt", launched[0][0])
+    (worker,) = subprocess.run(
+        ["pgrep", "-P", str(launched[1][0].pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    os.kill(int(worker), signal.SIGKILL)
+    assert "resuming from" in finish(launched)
+    expected, found = (checkpoint(folder / name)["objects"] for name in ("ddp", "lost"))
+    for name, value in expected["network"].items():
+        assert torch.equal(found["network"][name], value), name
 
 
 def test_other_settings_make_a_store_of_their_own(trained, folder, store):

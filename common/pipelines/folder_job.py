@@ -1,8 +1,9 @@
 """Many inputs to many results in one folder: what every such command does alike, whatever it makes of an input.
 
-One process at a time works in a folder. Each finished item is noted in `job_items.jsonl` before the next begins, so a
-run that was killed goes on where it stopped, to the same files. An item that fails stops no other; the run fails at its
-end and names it. `job.json` records the settings and every run; by it, data lists leave the folder out.
+One process at a time works in a folder, or those of one torchrun job, which share the batches. Each finished item is
+noted in `job_items.jsonl` before the next begins, so a run that was killed goes on where it stopped, to the same files.
+An item that fails stops no other; the run fails at its end and names it. `job.json` records the settings and every run;
+by it, data lists leave the folder out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,6 +27,7 @@ from .. import __version__
 from ..checks import check_apart, check_numbers
 from ..data.dataset import RadiographDataset
 from ..data.readability import fail_if_skipped
+from ..distributed import is_rank_zero, of_all, rank, wait_for_all, world_size
 from ..errors import UNWRITABLE, CheckpointMismatchError, RunError, UserError
 from ..files import JOB_RECORD, file_stamp, locked_folder, read_json, result_names, write_json
 from ..fingerprint import network_sha256
@@ -35,6 +37,7 @@ from ..progress import ProgressBar, stopwatch
 from ..provenance import command_line, git_state
 
 LOG_NAME, SHEET_NAME = "job_items.jsonl", "contact_sheet.png"
+SHARES_NAME = "job_items_*.jsonl"  # of the other processes of a torchrun job
 TABLE_SECONDS = 60.0  # between two writings of the tables
 NAMED_FAILURES = 5  # in the message at the end; job.json has all
 
@@ -114,10 +117,15 @@ class FolderJob:
         items = self.items()  # first: it may refuse, and then nothing is left behind
         failures: dict[str, str] = {}
         try:
-            with locked_folder(self.output_dir):
-                log = JobLog(self.output_dir, self.settings, self.keeps_folder)
-                todo = {item.name for item in items if not log.has(item, self.output_dir / self.result(item))}
-                rows = self._make(items, todo, log, failures)
+            with locked_folder(self.output_dir) if is_rank_zero() else nullcontext():
+                log, todo = self._begin(items)
+                self._make(items, todo, log, failures)
+                failures = {name: reason for part in of_all(failures) for name, reason in part.items()}
+                if not is_rank_zero():
+                    return []
+                log.take_shares()
+                rows = self._rows(items, log)
+                self.tabulate(rows)
                 done = [item for item in items if item.name in log.entries]
                 closing = self.finish(done, rows)
                 log.close({"done": len(done), "failures": failures, "seconds": int(elapsed().total_seconds())})
@@ -138,12 +146,26 @@ class FolderJob:
         fail_if_skipped(self.output_dir)
         return rows
 
-    def _make(self, items: Sequence[Item], todo: set[str], log: JobLog, failures: dict[str, str]) -> list[Row]:
-        """Make and note what is to do; returns the rows."""
+    def _begin(self, items: Sequence[Item]) -> tuple[JobLog, set[str]]:
+        """The log, and names of what is to do: the same in all processes, for none begins before all have looked."""
+        if not is_rank_zero():
+            wait_for_all()  # until the first has made the folder what it should be
+        log = JobLog(self.output_dir, self.settings, self.keeps_folder)
+        todo = {item.name for item in items if not log.has(item, self.output_dir / self.result(item))}
+        if is_rank_zero():
+            wait_for_all()
+        wait_for_all()
+        return log, todo
+
+    def _make(self, items: Sequence[Item], todo: set[str], log: JobLog, failures: dict[str, str]) -> None:
+        """Make and note this process's share of what is to do."""
         batches = [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
+        batches = batches[rank() % world_size() :: world_size()]
+        total = sum(map(len, batches))
+        initial = sum(item.name not in todo for batch in batches for item in batch)
         tabulated = time.monotonic()
         try:
-            with ProgressBar(total=len(items), initial=len(items) - len(todo), desc=self.verb, unit=self.unit) as bar:
+            with ProgressBar(total=total, initial=initial, desc=self.verb, unit=self.unit) as bar:
                 for batch in batches:
                     wanted = {item.name for item in batch} & todo
                     if not wanted:
@@ -151,16 +173,14 @@ class FolderJob:
                     pairs = [pair for pair in self._outputs(batch, failures) if pair[0].name in wanted]
                     log.append([entry for pair in pairs if (entry := self._entry(*pair, failures))])
                     bar.update(len(wanted))
-                    if time.monotonic() - tabulated > TABLE_SECONDS:
+                    if time.monotonic() - tabulated > TABLE_SECONDS and is_rank_zero():
                         self.tabulate(self._rows(items, log))
                         tabulated = time.monotonic()
         except BaseException:
             with suppress(OSError):  # of the disk that may be the reason
-                self.tabulate(self._rows(items, log))
+                if is_rank_zero():
+                    self.tabulate(self._rows(items, log))
             raise
-        rows = self._rows(items, log)
-        self.tabulate(rows)
-        return rows
 
     def _outputs(self, batch: Sequence[Item], failures: dict[str, str]) -> list[tuple[Item, Any]]:
         """What is computed of a batch; one by one where it fails, so that it is known which item it was."""
@@ -274,6 +294,7 @@ class Entry:
 class JobLog:
     """What is done in a folder, for the process that holds its lock: a line each, whole or absent.
 
+    Other processes of its torchrun job note what they do in files of their own, which it takes over.
     Where the settings of this run are not those of the folder, its items count as not done, or, with `keeps_folder`:
 
     Raises:
@@ -300,8 +321,14 @@ class JobLog:
         if changes:
             _logger.info("%s was made with other settings (%s): all is made again", folder, changes)
             self.path.write_bytes(b"")
+            for path in folder.glob(SHARES_NAME):
+                path.unlink()
         elif self.path.is_file():
-            self._read()
+            self.entries = self._read(self.path)
+        if not is_rank_zero():
+            self.path = folder / SHARES_NAME.replace("*", str(rank()))
+            return
+        self.take_shares()
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.runs.append({"date": now, "command": command_line(), "common": __version__, "git": git_state()})
         self.close({})
@@ -337,22 +364,30 @@ class JobLog:
                 raise
         self.entries.update({entry.name: entry for entry in entries})
 
+    def take_shares(self) -> None:
+        """Note what other processes did."""
+        shares = sorted(self.path.parent.glob(SHARES_NAME))
+        if shares:
+            self.append([entry for path in shares for entry in self._read(path).values()])
+        for path in shares:
+            path.unlink()
+
     def close(self, outcome: Mapping[str, Any]) -> None:
         """Record how the run ended."""
         self.runs[-1] |= outcome
         write_json(self.record_path, {"settings": self.settings, "runs": self.runs})
 
-    def _read(self) -> None:
+    def _read(self, path: Path) -> dict[str, Entry]:
         """Read the whole lines, and cut off what a kill left of the last one."""
-        data = self.path.read_bytes()
+        data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
+            os.truncate(path, len(whole))
         try:
             entries = [Entry(**json.loads(line)) for line in whole.splitlines()]
         except (ValueError, TypeError) as error:
-            raise CheckpointMismatchError(f"{self.path} is damaged ({error}); delete it to make all again") from error
-        self.entries = {entry.name: entry for entry in entries}
+            raise CheckpointMismatchError(f"{path} is damaged ({error}); delete it to make all again") from error
+        return {entry.name: entry for entry in entries}
 
 
 def _note(failures: dict[str, str], item: Item, problem: Exception | str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from ..amp import autocast
+from ..amp import autocast, fused_attention
 from ..checks import check_numbers
 from ..data.augmentation import Augmentation
 from ..distributed import rank
@@ -114,7 +114,9 @@ class TrainingStep:
         device, step = engine.state.device, engine.state.iteration
         parts = [self.part] if self.part else []
         engine.network.train()
-        with seeded_dropout(device, self.seed, Purpose.DROPOUT, step, rank(), *parts), autocast(device, self.amp):
+        seeds = self.seed, Purpose.DROPOUT, step, rank(), *parts
+        attention = fused_attention(engine.network, device, self.amp)
+        with seeded_dropout(device, *seeds), autocast(device, self.amp), attention:
             yield
 
     def update(self, engine: SupervisedTrainer, parts: Iterable[dict[str, Tensor]]) -> dict[str, float]:
