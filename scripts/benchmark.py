@@ -2,13 +2,15 @@
 
 python scripts/benchmark.py --output_dir OUT
 python scripts/benchmark.py sample_step train_step --device cuda --output_dir OUT
+python scripts/benchmark.py bundles --device cuda --output_dir OUT  # the check of a GPU
 
-diffusers comes with the extra `bench`. OUT gets benchmark.md, benchmark.json and benchmark.png.
+diffusers comes with the extra `bench`. OUT gets benchmark.md, benchmark.json, benchmark.png, and of `bundles` gpu.md.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import subprocess
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.losses import DiceCELoss
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 from monai.transforms import Compose, LoadImage, Resize, ScaleIntensity
@@ -44,17 +47,22 @@ from common.experiments.benchmark import Row, draw, hardware, markdown, measure
 from common.files import atomic_path, write_json
 from common.io.synthetic_dicom import write_synthetic_dicom
 from common.networks.conditioning import named_tokens
+from common.networks.latent_codec import VariationalPass
 from common.networks.latent_denoiser import DenoisingPass
 from common.pipelines import DentalSegmenter, DinoDiffusion
 from common.provenance import provenance
+from common.training.autoencoder_step import AutoencoderStep
 from common.training.denoising_step import DenoisingStep
 from common.training.ema import ExponentialMovingAverage
+from common.training.losses import ReconstructionLoss
+from common.training.segmentation_step import SegmentationStep
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 HAS_DIFFUSERS = importlib.util.find_spec("diffusers") is not None
 STEPS = 4  # of sampling, that are timed at once
 FID_FEATURES = 2048
 ITEMS = (10_000, 100_000, 868_394)  # the last is the paper's
+BATCH_SIZES = (1, 8, 32, 128)
 SIDE = 1024  # px, of the files to read
 
 _logger = logging.getLogger(__name__)
@@ -110,21 +118,24 @@ def predicted(network: nn.Module, noisy: Tensor, timesteps: Tensor, context: Ten
     return network(noisy, timesteps, encoder_hidden_states=context).sample
 
 
-def own_step(setting: Setting, network: nn.Module) -> Callable[[dict[str, Any]], object]:
-    """Our step of training, as configs/train.yaml puts it together."""
-    pipe = setting.pipe
+def own_step(setting: Setting) -> Callable[[dict[str, Any]], object]:
+    """Our step of training the denoiser, as configs/train.yaml puts it together."""
+    pipe, network = setting.pipe, deepcopy(setting.pipe.network).requires_grad_()
     ema = ExponentialMovingAverage(network, 0.999)
     step = DenoisingStep(schedule=pipe.schedule, selection=pipe.selection, uncond_prob=0.1, ema=ema)
-    whole = DenoisingPass(network)  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW(whole.parameters(), 1e-4, fused=True)
+    return partial(step, engine_of(setting, DenoisingPass(network)))
+
+
+def engine_of(setting: Setting, network: nn.Module) -> Any:
+    """What a step needs of a trainer."""
     state = SimpleNamespace(device=setting.device, iteration=1)
-    engine: Any = SimpleNamespace(state=state, network=whole, optimizer=optimizer, non_blocking=False)
-    return lambda batch: step(engine, batch)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)
+    return SimpleNamespace(state=state, network=network, optimizer=optimizer, non_blocking=False)
 
 
-def random_batch(setting: Setting) -> dict[str, Any]:
+def random_batch(setting: Setting, count: int) -> dict[str, Any]:
     """As the store gives it."""
-    count, dim = setting.batch_size, setting.pipe.network.context_encoder.scaler.tokens_mean.shape[1]
+    dim = setting.pipe.network.context_encoder.scaler.tokens_mean.shape[1]
     grid = setting.pipe.patch_grid
     tokens = {"cls_token": torch.randn(count, dim), "register_tokens": torch.zeros(count, 0, dim)}
     latents = {name: setting.latents(count).cpu() for name in ("latents_mean", "latents_std")}
@@ -134,8 +145,7 @@ def random_batch(setting: Setting) -> dict[str, Any]:
 
 def train_step(setting: Setting) -> Iterator[Row]:
     """Forward, backward, clipping, fused AdamW and EMA."""
-    network = deepcopy(setting.pipe.network).train().requires_grad_()
-    step, batch = own_step(setting, network), random_batch(setting)
+    step, batch = own_step(setting), random_batch(setting, setting.batch_size)
 
     def of_peer(peer: nn.Module) -> Callable[[], object]:
         optimizer = torch.optim.AdamW(peer.parameters(), 1e-4, fused=True)
@@ -154,8 +164,10 @@ def train_step(setting: Setting) -> Iterator[Row]:
         return call
 
     peers = setting.peers()
-    calls = {"ours": lambda: step(batch), **{name: of_peer(peer.train()) for name, peer in peers.items()}}
-    yield Row("train_step", f"step of batch {setting.batch_size}", calls, size_of({"ours": network, **peers}))
+    calls = {"ours": partial(step, batch), **{name: of_peer(peer.train()) for name, peer in peers.items()}}
+    yield Row(
+        "train_step", f"step of batch {setting.batch_size}", calls, size_of({"ours": setting.pipe.network, **peers})
+    )
 
 
 def sample_step(setting: Setting) -> Iterator[Row]:
@@ -312,7 +324,7 @@ def sparse_store(folder: Path, count: int) -> Path:
 def caching(setting: Setting) -> Iterator[Row]:
     """A step from cached latents and tokens, and one that encodes its images first."""
     pipe = setting.pipe
-    step, batch = own_step(setting, deepcopy(pipe.network).train().requires_grad_()), random_batch(setting)
+    step, batch = own_step(setting), random_batch(setting, setting.batch_size)
     images = torch.rand(setting.batch_size, 1, 256, 256, device=setting.device)
 
     def on_the_fly() -> None:
@@ -322,7 +334,7 @@ def caching(setting: Setting) -> Iterator[Row]:
         fresh = {**tokens, "latents_mean": mean, "latents_std": std}
         step({**batch, **{name: value.clone() for name, value in fresh.items()}})  # no tensors of inference mode
 
-    calls: dict[str, Callable[[], object]] = {"from the store": lambda: step(batch), "encoding on the fly": on_the_fly}
+    calls = {"from the store": partial(step, batch), "encoding on the fly": on_the_fly}
     yield Row("caching", f"step of batch {setting.batch_size}", calls, note="without reading files")
 
 
@@ -331,6 +343,37 @@ def segment(setting: Setting) -> Iterator[Row]:
     segmenter = DentalSegmenter.from_bundle(BUNDLES / "dental_radiograph_segmentation", setting.device)
     path = BUNDLES / "dental_radiograph_segmentation" / "samples" / "images" / "0000.png"
     yield Row("segment", "radiograph", {"ours": lambda: segmenter.segment(path)}, note="no peer is pre-trained for it")
+
+
+def bundles(setting: Setting) -> Iterator[Row]:
+    """Training and use of each bundle by batch size: what a GPU is checked by."""
+    pipe = setting.pipe
+    segmenter = DentalSegmenter.from_bundle(BUNDLES / "dental_radiograph_segmentation", setting.device)
+    codec, dental = deepcopy(pipe.codec).requires_grad_(), deepcopy(segmenter.network).requires_grad_()
+    averages: Any = {
+        name: ExponentialMovingAverage(each, 0.999) for name, each in (("codec", codec), ("dental", dental))
+    }
+    of_codec: Any = {"reconstruction_loss": ReconstructionLoss(None, 0.0), "kl_weight": 1e-6, "patch_size": 256}
+    train_codec = AutoencoderStep(ema=averages["codec"], full_size_from_step=1, **of_codec)
+    train_dental = SegmentationStep(ema=averages["dental"], loss_function=DiceCELoss(to_onehot_y=True, softmax=True))
+    engines = engine_of(setting, VariationalPass(codec)), engine_of(setting, dental)
+    train_denoiser = own_step(setting)
+    for count in (1,) if setting.tiny else BATCH_SIZES:
+        numbers = torch.arange(count)
+        images, panoramics = torch.rand(count, 1, 256, 256), torch.rand(count, 1, 144, 192)
+        labels = torch.randint(dental.num_classes, panoramics.shape)
+        tokens = torch.randn(count, *pipe.network.context_encoder.scaler.tokens_mean.shape)
+        calls: dict[str, Callable[[], object]] = {
+            "autoencoder: a step": partial(train_codec, engines[0], {"image": images, "draw": numbers}),
+            "diffusion: a step": partial(train_denoiser, random_batch(setting, count)),
+            "diffusion: images, 20 steps": partial(pipe.image_sampler.sample, tokens, list(range(count))),
+            "dental: a step": partial(
+                train_dental, engines[1], {"image": panoramics, "label": labels, "draw": numbers}
+            ),
+            "dental: masks": partial(one_pass, segmenter.network, "forward", panoramics.to(setting.device)),
+        }
+        for name, call in calls.items():
+            yield Row("bundles", f"batch of {count}", {name: call})
 
 
 def startup(setting: Setting) -> Iterator[Row]:
@@ -343,7 +386,19 @@ def startup(setting: Setting) -> Iterator[Row]:
 
 ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     each.__name__: each
-    for each in (train_step, sample_step, sample_image, autoencoder, read, fid, store, caching, segment, startup)
+    for each in (
+        train_step,
+        sample_step,
+        sample_image,
+        autoencoder,
+        read,
+        fid,
+        store,
+        caching,
+        segment,
+        startup,
+        bundles,
+    )
 }
 
 
@@ -358,7 +413,8 @@ def benchmark(
     """Measure rows, all of them where none is named; print the table, and write it, benchmark.json and benchmark.png.
 
     Args:
-        *rows: train_step, sample_step, sample_image, autoencoder, read, fid, store, caching, segment, startup.
+        *rows: train_step, sample_step, sample_image, autoencoder, read, fid, store, caching, segment, startup; bundles,
+            which is left out of all, trains and uses the three bundles by batch size.
         output_dir: for the results.
         device: cpu or cuda.
         repetitions: of each call; one more comes before them and does not count.
@@ -374,15 +430,29 @@ def benchmark(
     about = {"hardware": hardware(where), **provenance(where), "repetitions": repetitions, "diffusers": HAS_DIFFUSERS}
     with tempfile.TemporaryDirectory() as files:
         setting = Setting(where, batch_size, Path(files), tiny)
-        for name in rows or ROWS:
-            for row in ROWS[name](setting):
+        for row in (
+            row for name in rows or [name for name in ROWS if name != "bundles"] for row in ROWS[name](setting)
+        ):
+            try:
                 measured = measure(row, where, repetitions)
-                print(markdown(measured), flush=True)
-                figures += measured
+            except torch.OutOfMemoryError:
+                _logger.warning("%s, %s: out of memory", ", ".join(row.contenders), row.unit)
+                continue
+            print(markdown(measured), flush=True)
+            figures += measured
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "benchmark.json", {**about, "rows": figures})
     with atomic_path(folder / "benchmark.md") as temporary:
         temporary.write_text(markdown(figures), encoding="utf-8")
+    if "bundles" in rows:
+        began = (
+            "Measured on a GPU."
+            if where.type == "cuda"
+            else "This has not run on a GPU yet: these figures are of a CPU."
+        )
+        with atomic_path(folder / "gpu.md") as temporary:
+            told = json.dumps(about, indent=1)
+            temporary.write_text(f"{began}\n\n{markdown(figures)}\n```json\n{told}\n```\n", encoding="utf-8")
     draw(figures, folder / "benchmark.png")
     print(f"{folder}: benchmark.md, benchmark.json, benchmark.png")
 

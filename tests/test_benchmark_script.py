@@ -54,11 +54,12 @@ def test_rows_are_measured_and_written(tmp_path, capsys):
 @pytest.mark.slow
 def test_every_row_runs(tmp_path):
     script = load_script("benchmark")
-    script.benchmark(output_dir=str(tmp_path), repetitions=1, batch_size=1, tiny=True)
+    script.benchmark(*script.ROWS, output_dir=str(tmp_path), repetitions=1, batch_size=1, tiny=True)
+    assert (tmp_path / "gpu.md").read_text().splitlines()[0].startswith("This has not run on a GPU")
     written = json.loads((tmp_path / "benchmark.json").read_text())
     assert len({each["row"] for each in written["rows"]}) >= len(script.ROWS)
     sizes = {each["contender"]: each["parameters"] for each in written["rows"] if each["row"] == "train_step"}
-    assert all(abs(size / sizes["ours"] - 1) < 0.05 for size in sizes.values())
+    assert all(size is None or abs(size / sizes["ours"] - 1) < 0.05 for size in sizes.values())
 
 
 def test_a_row_that_is_not_there_is_named(tmp_path):

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from conftest import REPOSITORY
 from huggingface_hub import ModelCard
+from safetensors.torch import load
 from script_module import load_script
 from stand_in import StandIn, served
 
@@ -75,7 +77,7 @@ INFERENCE = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """`tiny`, as scripts/package_bundle.py leaves it; its weights are no weights."""
+    """`tiny`, as scripts/package_bundle.py leaves it."""
     files = {
         "LICENSE": (REPOSITORY / "LICENSE").read_text(),
         "configs/metadata.json": json.dumps(METADATA),
@@ -83,7 +85,6 @@ def folder(tmp_path: Path) -> Path:
         "docs/README.md": README,
         "docs/data_license.txt": "The images:\n  CC BY 4.0. Ask `them` first.\n",
         "docs/quickstart.png": "picture",
-        "models/model.pt": "weights",
         "models/model.ts": "traced",
         "samples/a.png": "picture",
         "scripts/__init__.py": "",
@@ -92,6 +93,7 @@ def folder(tmp_path: Path) -> Path:
     for name, text in files.items():
         (tmp_path / "tiny" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tiny" / name).write_text(text)
+    torch.save({"a.weight": torch.arange(6.0).view(2, 3).T, "n": torch.tensor(3)}, tmp_path / "tiny/models/model.pt")
     return tmp_path / "tiny"
 
 
@@ -103,6 +105,8 @@ def contents(folder):
 def test_what_goes_is_the_folder_and_the_card(folder, repo):
     files = publishable_files(folder, repo)
     assert files.pop("README.md") == make_model_card(Bundle(folder), repo).encode()
+    weights = load(files.pop("model.safetensors"))
+    assert torch.equal(weights["a.weight"], torch.arange(6.0).view(2, 3).T) and weights["n"] == 3
     assert {name: path.read_bytes() for name, path in files.items()} == contents(folder)
 
 
@@ -254,7 +258,7 @@ def test_a_dry_run_shows_all_and_contacts_nothing(hub, folder, capsys):
     shown = capsys.readouterr().out
     assert f"{hashlib.sha256(b'weights').hexdigest()}            7  models/model.pt\n" in shown
     total = sum(map(len, contents(folder).values())) + len(make_model_card(Bundle(folder), "me/tiny").encode())
-    assert f"12 files, {total:,} bytes\nto me/tiny, public if it is new; tags: 0.2.0, latest_version\n" in shown
+    assert f"13 files, {total:,} bytes\nto me/tiny, public if it is new; tags: 0.2.0, latest_version\n" in shown
     assert "  pipeline_tag: image-segmentation\n" in shown
     assert hub["requests"] == 0
 

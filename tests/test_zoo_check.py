@@ -55,6 +55,10 @@ def train_json(bundle: Path, change: Callable[[dict], object]) -> None:
     replace(bundle / "configs" / "train.json", changed)
 
 
+def without(key: str) -> Callable[[str], str]:
+    return lambda text: json.dumps({name: value for name, value in json.loads(text).items() if name != key}, indent=4)
+
+
 LARGE = "large_files: [{path: ../model.pt, url: nowhere}]"
 DEFECTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no LICENSE": ("files", lambda b: (b / "LICENSE").unlink()),
@@ -82,6 +86,7 @@ DEFECTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "cache": ("contents", lambda b: add(b, "scripts/common/__pycache__/x.pyc")),
     "no Python": ("contents", lambda b: add(b, "scripts/x.py", "def\n")),
     "macro of a file": ("keys", lambda b: train_json(b, lambda t: t.update(device="%other.yaml::device"))),
+    "evaluation without evaluator": ("keys", lambda b: replace(b / "configs" / "evaluate.json", without("evaluator"))),
     "broken metadata": ("metadata", lambda b: add(b, "configs/metadata.json", "{")),
     "path out of the bundle": ("large files", lambda b: add(b, "large_files.yml", LARGE)),
 }
@@ -91,6 +96,16 @@ DEFECTS: dict[str, tuple[str, Callable[[Path], object]]] = {
 def test_a_seeded_defect_is_found(bundle, question, seed):
     seed(bundle)
     assert verdict_of(bundle, question).failed
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("docs/x.md", "x"), ("docs/x.md", "x\n\n"), ("docs/x.md", "x \ny\n"), ("configs/x.json", '{"x": "é"}\n')]
+    + [("docs/x.png", (2**20 + 1) * "x"), ("scripts/x.txt", "-----BEGIN RSA PRIVATE KEY-----\n")],
+)
+def test_what_the_hooks_of_the_zoo_would_change_or_refuse_is_told(bundle, name, content):
+    add(bundle, name, content)
+    assert name in verdict_of(bundle, "pre-commit").line()
 
 
 def test_a_bundle_without_defects_is_asked_everything(bundle):

@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCardData, get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors.torch import save
 
 from ..config_graph import iter_items
 from ..errors import RunError, SettingsError
@@ -17,6 +19,7 @@ from .vendoring import OWN_PACKAGE, VENDORED_PACKAGE
 from .zoo_check import check_bundle
 
 CARD = "README.md"
+WEIGHTS, SAFE_WEIGHTS = "models/model.pt", "model.safetensors"  # the latter as the hub looks for it
 LATEST = "latest_version"  # the tag that monai.bundle.download takes when it is told no version
 TASKS = (
     ("segmentation", "image-segmentation"),
@@ -40,7 +43,7 @@ Scripts named below as `scripts/*.py` belong to the project's repository and do 
 
 
 def publishable_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
-    """What the hub gets of a packaged bundle, by path there: every file, and the card as README.md at the top.
+    """What the hub gets of a packaged bundle, by path there: every file; at the top the card and safe weights.
 
     Raises:
         SettingsError: `repo` is not OWNER/NAME as the hub allows it.
@@ -66,7 +69,9 @@ def publishable_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
         found = "\n".join(f"  {problem}" for problem in problems)
         raise RunError(f"{folder}: expected a packaged bundle (scripts/package_bundle.py makes one); found\n{found}")
     files: dict[str, Path | bytes] = {path.relative_to(bundle.root).as_posix(): path for path in bundle.files}
-    return {**files, CARD: make_model_card(bundle, repo).encode()}
+    state = torch.load(bundle.root / WEIGHTS, map_location="cpu", weights_only=True)
+    weights = save({name: value.contiguous() for name, value in state.items()})
+    return {**files, CARD: make_model_card(bundle, repo).encode(), SAFE_WEIGHTS: weights}
 
 
 def publish(

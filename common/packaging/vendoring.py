@@ -101,7 +101,7 @@ def rewrite_configs(folder: Path) -> None:
         path.write_text(text, encoding="utf-8")
         tree = yaml.safe_load(text)
         if "run" in tree:
-            twin = json.dumps(tree, indent=4, ensure_ascii=False, allow_nan=False) + "\n"
+            twin = json.dumps(tree, indent=4, allow_nan=False) + "\n"
             path.with_suffix(".json").write_text(twin, encoding="utf-8")
 
 

@@ -35,8 +35,9 @@ FILES = ("configs/metadata.json", "LICENSE", "docs/README.md", "models/model.pt"
 SECTIONS = ("model", "data", "performance", "limit", "reference")  # of the zoo's docs/readme_template.md, by key word
 LICENCE_PLACEHOLDER = re.compile("lorem ipsum|todo|select a license|placeholder|your name", re.IGNORECASE)
 SHORTEST_LICENCE = 200  # characters
+LARGEST_ADDED = 2**20  # bytes, of files outside models/ (check-added-large-files --maxkb=1024 of its pre-commit)
 LARGE_BYTES = 25 * 2**20  # the model zoo takes no larger file in its repository
-WORKFLOWS = {"inference": "infer", "train": "train"}
+WORKFLOWS = {"inference": "infer", "train": "train", "evaluate": "infer"}
 REVIEWED_KEYS = {"inference": ("run",), "train": ("run", "train::dataset::data", "train::handlers")}
 """Beside what MONAI calls required properties; those in `train` where there is one (the zoo's CONTRIBUTING)."""
 LIMIT_SECONDS = 1800
@@ -189,9 +190,11 @@ def _keys(bundle: Bundle) -> Iterator[str]:
         if name is None:
             continue
         tree = bundle.configs[name]
+        if stem not in REVIEWED_KEYS and "bundle_root" not in tree:  # an evaluation that is run on top of train.json
+            continue
         there = _ids(tree)
         has_train = any(config_id.startswith(f"train{ID_SEP_KEY}") for config_id in there)
-        asked = [key for key in REVIEWED_KEYS[stem] if ID_SEP_KEY not in key or has_train]
+        asked = [key for key in REVIEWED_KEYS.get(stem, ("run",)) if ID_SEP_KEY not in key or has_train]
         yield from (f"{name}: no key {key.replace(ID_SEP_KEY, '#')}" for key in asked if key not in there)
         if any(re.match(rf"{MACRO_KEY}.*\.(json|ya?ml)", str(value)) for _, value in iter_items(tree)):
             yield f"{name}: found a macro of another file, which MONAI opens relative to the current directory"
@@ -244,6 +247,24 @@ def _sizes(bundle: Bundle) -> Iterator[str]:
             yield f"{name}: above {LARGE_BYTES / 2**20:.0f} MiB; list it in large_files.yml for the zoo's repository"
 
 
+def _pre_commit(bundle: Bundle) -> Iterator[str]:
+    listed = {str(entry.get("path")) for entry in bundle.large_files}
+    for path in bundle.files:
+        name = path.relative_to(bundle.root).as_posix()
+        if path.stat().st_size > LARGEST_ADDED and not name.startswith("models/") and name not in listed:
+            yield f"{name}: above {LARGEST_ADDED / 2**20:.0f} MiB"
+        if path.suffix in TEXT_SUFFIXES and path.stat().st_size <= LARGEST_ADDED:
+            content = path.read_bytes()
+            if content and (not content.endswith(b"\n") or content.endswith(b"\n\n")):
+                yield f"{name}: expected one line break at its end"
+            if re.search(rb"[ \t]\r?$", content, re.MULTILINE):
+                yield f"{name}: white space at the end of a line"
+            if b"PRIVATE KEY-----" in content:
+                yield f"{name}: a private key"
+            if path.suffix == ".json" and not content.isascii():
+                yield f"{name}: expected ASCII, other characters as \\uXXXX"
+
+
 def _docs(bundle: Bundle) -> Iterator[str]:
     titles = " ".join(re.findall(r"^#+\s+(.*)$", read_text(bundle.root / "docs" / "README.md"), re.MULTILINE)).lower()
     yield from (f"docs/README.md: no section about {word}" for word in SECTIONS if word not in titles)
@@ -261,6 +282,7 @@ FILE_QUESTIONS: tuple[tuple[str, str, Callable[[Bundle], Iterable[str]], bool], 
     ("contents", "nobody's folders are named, no caches or results, all code parses", _contents, True),
     ("large files", "are inside the bundle and have addresses", _large_files, True),
     ("sizes", "no file above 25 MiB that is not listed, with its hash", _sizes, False),
+    ("pre-commit", "ends of lines and files, sizes and JSON are as the zoo's hooks leave them", _pre_commit, False),
     ("docs", "the README has the template's sections, and the terms of the data are told", _docs, False),
 )
 CODE_QUESTIONS = {
