@@ -256,8 +256,10 @@ def run(*words):
 def test_a_dry_run_shows_all_and_contacts_nothing(hub, folder, capsys):
     run(folder, "--repo", "me/tiny", "--private", "false", "--dry_run")
     shown = capsys.readouterr().out
-    assert f"{hashlib.sha256(b'weights').hexdigest()}            7  models/model.pt\n" in shown
-    total = sum(map(len, contents(folder).values())) + len(make_model_card(Bundle(folder), "me/tiny").encode())
+    weights = (folder / "models" / "model.pt").read_bytes()
+    assert f"{hashlib.sha256(weights).hexdigest()}  {len(weights):>11,}  models/model.pt\n" in shown
+    made = [file for file in publishable_files(folder, "me/tiny").values() if isinstance(file, bytes)]
+    total = sum(map(len, [*contents(folder).values(), *made]))
     assert f"13 files, {total:,} bytes\nto me/tiny, public if it is new; tags: 0.2.0, latest_version\n" in shown
     assert "  pipeline_tag: image-segmentation\n" in shown
     assert hub["requests"] == 0

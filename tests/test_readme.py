@@ -19,7 +19,7 @@ from common.experiments.trials import choose_trials, read_trials
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     REPOSITORY / "README.md",
-    REPOSITORY / "docs" / "training.md",
+    *(REPOSITORY / "docs" / name for name in ("training.md", "performance.md", "gpu.md")),
     *sorted(REPOSITORY.glob("bundles/*/docs/README.md")),
     REPOSITORY / "bundles" / "dental_radiograph_segmentation" / "docs" / "monai_label.md",
 ]
@@ -44,6 +44,7 @@ RUN_BY = {
     "scripts/label_fidelity.py": "test_label_fidelity.py",
     "scripts/label_efficiency.py": "test_label_efficiency.py",
     "scripts/zero_shot_lungs.py": "test_lung_study.py",
+    "scripts/benchmark.py": "test_benchmark_script.py",
     "scripts/package_bundle.py": "test_packaged_bundles.py",
     "scripts/check_bundle.py": "test_zoo_check.py",
     "scripts/export_bundle.py": "test_exports.py",

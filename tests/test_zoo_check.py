@@ -100,8 +100,10 @@ def test_a_seeded_defect_is_found(bundle, question, seed):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("docs/x.md", "x"), ("docs/x.md", "x\n\n"), ("docs/x.md", "x \ny\n"), ("configs/x.json", '{"x": "é"}\n')]
-    + [("docs/x.png", (2**20 + 1) * "x"), ("scripts/x.txt", "-----BEGIN RSA PRIVATE KEY-----\n")],
+    [
+        *(("docs/x.md", "x"), ("docs/x.md", "x\n\n"), ("docs/x.md", "x \ny\n"), ("configs/x.json", '{"x": "é"}\n')),
+        *(("docs/x.png", (2**20 + 1) * "x"), ("scripts/x.txt", "-----BEGIN RSA PRIVATE KEY-----\n")),
+    ],
 )
 def test_what_the_hooks_of_the_zoo_would_change_or_refuse_is_told(bundle, name, content):
     add(bundle, name, content)
