@@ -103,10 +103,8 @@ class LatentStore:
         # Not through the map: its page faults read fifty times as much from the disk, or the row in several accesses.
         size = self.rows.dtype.itemsize
         start = self.rows.offset + (int(image) * self.num_views + view) * size  # type: ignore[attr-defined]
-        if hasattr(os, "pread"):
-            data = os.pread(self._file.fileno(), size, start)
-        else:  # on Windows
-            data = self.rows[image, view].tobytes()
+        read = getattr(os, "pread", None)  # not on Windows
+        data = read(self._file.fileno(), size, start) if read else self.rows[image, view].tobytes()
         if self.sums is not None and self.done[image, view] and zlib.crc32(data, self.kind) != self.sums[image, view]:
             raise _damaged(f"{self.folder}: the row of {self.items[image]['image']} (view {view})")
         return np.frombuffer(data, self.rows.dtype)[0]
