@@ -261,7 +261,7 @@ def read(setting: Setting) -> Iterator[Row]:
     about: Any = {"identity": "0", "model": "phantom", "description": "phantom", "bits": 16, "provenance": {}}
     write_synthetic_dicom(pixels, paths["dcm"], **about)
     load = Compose(
-        [LoadImage(image_only=True, ensure_channel_first=True), ScaleIntensity(), Resize((256, 256), "area")]
+        [LoadImage(image_only=True, ensure_channel_first=True), ScaleIntensity(), Resize((256, 256), mode="area")]
     )
     for name, path in paths.items():
         yield Row(

@@ -97,7 +97,7 @@ def every_key_is_used(config: Config) -> Iterator[str]:
     files = [load_file(path) for path in (config.base, config.path) if path]
     macros = {str(value)[1:] for file in files for _, value in iter_items(file) if str(value).startswith("%")}
     for item_id in unused_ids(config.merged, reachable_ids(config.merged, (*RUN_IDS, *macros))):
-        if item_id not in RUN_IDS and (config.base is None or item_id in declared_ids(config.content)):
+        if item_id not in (*RUN_IDS, *ASKED_FOR) and (config.base is None or item_id in declared_ids(config.content)):
             yield f"{item_id}: is not reached from any run id"
 
 

