@@ -65,6 +65,8 @@ ITEMS = (10_000, 100_000, 868_394)  # the last is the paper's
 BATCH_SIZES = (1, 8, 32, 128)
 SIDE = 1024  # px, of the files to read
 
+Calls = dict[str, Callable[[], object]]
+
 _logger = logging.getLogger(__name__)
 
 
@@ -164,7 +166,7 @@ def train_step(setting: Setting) -> Iterator[Row]:
         return call
 
     peers = setting.peers()
-    calls = {"ours": partial(step, batch), **{name: of_peer(peer.train()) for name, peer in peers.items()}}
+    calls: Calls = {"ours": partial(step, batch), **{name: of_peer(peer.train()) for name, peer in peers.items()}}
     yield Row(
         "train_step", f"step of batch {setting.batch_size}", calls, size_of({"ours": setting.pipe.network, **peers})
     )
@@ -211,7 +213,7 @@ def sample_image(setting: Setting) -> Iterator[Row]:
     pipe, peer = setting.pipe, setting.peers()["MONAI"]
     tokens = torch.randn(1, *pipe.network.context_encoder.scaler.tokens_mean.shape)
     noisy, context = setting.latents(1), setting.context(1)
-    calls: dict[str, Callable[[], object]] = {
+    calls: Calls = {
         "ours, 20 steps and decoding": lambda: pipe.image_sampler.sample(tokens, [0]),
         "MONAI, 50 steps of DDIM": partial(guided_steps, peer, noisy, context, STEPS),
         "MONAI, 1000 steps of DDPM": partial(guided_steps, peer, noisy, context, STEPS, ddpm=True),
@@ -277,7 +279,7 @@ def fid(setting: Setting) -> Iterator[Row]:
     for count in (48,) if setting.tiny else (552, 3000):
         one, other = (np.random.default_rng(seed).normal(size=(count, width)) for seed in (0, 1))
         theirs = torch.from_numpy(one), torch.from_numpy(other)
-        calls = {"ours": partial(frechet_distance, one, other), "MONAI (sqrtm)": partial(FIDMetric(), *theirs)}
+        calls: Calls = {"ours": partial(frechet_distance, one, other), "MONAI (sqrtm)": partial(FIDMetric(), *theirs)}
         yield Row("fid", f"{count} images, {width} features", calls)
 
 
@@ -299,12 +301,12 @@ def store(setting: Setting) -> Iterator[Row]:
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
-    cold: dict[str, Callable[[], object]] = {
+    cold: Calls = {
         "one read": lambda: opened.row(int(random.integers(number)), 0),
         "memory map": lambda: rows[random.integers(number), 0].tobytes(),
     }
     yield Row("store_item", "cold random item", cold, is_wall=True, before=forget)
-    batch: dict[str, Callable[[], object]] = {
+    batch: Calls = {
         "store": lambda: opened.tokens(range(32)),
         "memory": lambda: [np.stack([row[name] for row in held]).astype(np.float32) for name in TOKENS],
     }
@@ -334,7 +336,7 @@ def caching(setting: Setting) -> Iterator[Row]:
         fresh = {**tokens, "latents_mean": mean, "latents_std": std}
         step({**batch, **{name: value.clone() for name, value in fresh.items()}})  # no tensors of inference mode
 
-    calls = {"from the store": partial(step, batch), "encoding on the fly": on_the_fly}
+    calls: Calls = {"from the store": partial(step, batch), "encoding on the fly": on_the_fly}
     yield Row("caching", f"step of batch {setting.batch_size}", calls, note="without reading files")
 
 
@@ -363,7 +365,7 @@ def bundles(setting: Setting) -> Iterator[Row]:
         images, panoramics = torch.rand(count, 1, 256, 256), torch.rand(count, 1, 144, 192)
         labels = torch.randint(dental.num_classes, panoramics.shape)
         tokens = torch.randn(count, *pipe.network.context_encoder.scaler.tokens_mean.shape)
-        calls: dict[str, Callable[[], object]] = {
+        calls: Calls = {
             "autoencoder: a step": partial(train_codec, engines[0], {"image": images, "draw": numbers}),
             "diffusion: a step": partial(train_denoiser, random_batch(setting, count)),
             "diffusion: images, 20 steps": partial(pipe.image_sampler.sample, tokens, list(range(count))),

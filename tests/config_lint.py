@@ -37,6 +37,7 @@ from common.config_graph import (
 
 OVERRIDE_CHECK = "common.override_check.check_overrides"
 BASE_HINT = re.compile(r"^#\s*base:\s*(\S+)", re.MULTILINE)
+ASKED_FOR = ("network_def", "inferer")  # by MONAI's checks of an evaluation, which needs neither
 PRIVATE_KEYS = {
     *(*RUN_IDS, "imports", "dataset_dir", "output_dir", "dataset", "datalist", "dataloader", "sampler", "batch_size"),
     *("network", "amp", "inferer", "postprocessing", "handlers", "evaluator", "key_metric", "additional_metrics"),

@@ -78,7 +78,7 @@ def measure(row: Row, device: torch.device, repetitions: int) -> list[dict[str, 
     for name, values in seconds.items():
         low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
         ratio = statistics.median(one / other for one, other in zip(values, first, strict=True))
-        about = {"parameters": row.parameters.get(name), "peak_mebibytes": peaks[name]}
+        about: dict[str, Any] = {"parameters": row.parameters.get(name), "peak_mebibytes": peaks[name]}
         about["clock"] = "wall" if wall else "CPU"
         times = {"seconds": median, "lower_quartile": low, "upper_quartile": high, "ratio": ratio}
         found.append({"row": row.name, "contender": name, "unit": row.unit, **times, **about, "note": row.note})
