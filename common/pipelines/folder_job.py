@@ -294,8 +294,8 @@ class Entry:
 class JobLog:
     """What is done in a folder, for the process that holds its lock: a line each, whole or absent.
 
-    Other processes of its torchrun job note what they do in files of their own, which it takes over.
-    Where the settings of this run are not those of the folder, its items count as not done, or, with `keeps_folder`:
+    Other processes of its torchrun job note what they do in files of their own, which it takes over. Where the settings
+    of this run are not those of the folder, its items count as not done, or, with `keeps_folder`:
 
     Raises:
         CheckpointMismatchError: names the settings that differ, or the folder is of another make.
