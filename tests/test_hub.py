@@ -215,7 +215,9 @@ def send(folder, version="0.2.0"):
 def test_the_hub_gets_the_folder_our_card_and_tags_that_point_to_both(hub, folder):
     before = contents(folder)
     send(folder)
-    assert {name: content for name, content in hub["files"].items() if name != "README.md"} == before
+    made = ("README.md", "model.safetensors")
+    assert {name: content for name, content in hub["files"].items() if name not in made} == before
+    assert len(load(hub["files"]["model.safetensors"])) == 2
     card = hub["files"]["README.md"].decode()
     assert ModelCard(card).data.pipeline_tag == "image-segmentation" and card.count("library_name: monai") == 1
     newest = str(len(hub["commits"]))
