@@ -1,21 +1,36 @@
 """Lungs from a denoiser that never saw a lung mask: tune on training patients, score on held-out ones, or pre-label.
 
-python scripts/zero_shot_lungs.py DATA --masks lung_masks.csv --output_dir OUT --tune True
+python scripts/zero_shot_lungs.py DATA --output_dir OUT --tune True
+python scripts/zero_shot_lungs.py DATA --output_dir OUT --leave_one_out True --framings 12
 python scripts/zero_shot_lungs.py DIR --output_dir OUT --segment True
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from common.command_line import run_command
 from common.data.readability import readable_radiographs
-from common.errors import SettingsError
+from common.errors import DatasetError, SettingsError
+from common.evaluation.report import Row
+from common.experiments.lung_choice import EXCLUDED, INCLUDED
 from common.experiments.lung_report import STEM, write_overlays, write_report
-from common.experiments.lung_study import LungStudy, Tuned, find_lungs, lung_cases, write_mask
+from common.experiments.lung_segments import DIFFSEG
+from common.experiments.lung_study import (
+    LungCase,
+    LungStudy,
+    add_ellipses,
+    balanced,
+    find_lungs,
+    lung_cases,
+    write_mask,
+)
+from common.experiments.lung_tuning import Tuned
 from common.experiments.trials import check_or_write_settings
 from common.files import read_json, result_names, write_json
 from common.fingerprint import file_sha256, network_sha256
@@ -28,6 +43,7 @@ SHIPPED = Path("docs") / "zero_shot_lungs" / "tuned.json"  # of the bundle
 TUNED = "tuned.json"
 QUICK_TRAIN, QUICK_VAL = 6, 6
 MAX_UNREADABLE_SHARE = 0.5  # of the files of a folder
+Fold = tuple[str, Sequence[LungCase], Sequence[LungCase]]  # what is left out, cases to learn from, cases to score
 
 
 def zero_shot_lungs(
@@ -36,7 +52,10 @@ def zero_shot_lungs(
     output_dir: str,
     work_dir: str | None = None,
     masks: str = "lung_masks.csv",
+    heart: str | None = None,
     tune: bool = False,
+    leave_one_out: bool = False,
+    framings: int = 0,
     segment: bool = False,
     num_tuning_images: int = 60,
     rounds: int = 2,
@@ -56,12 +75,17 @@ def zero_shot_lungs(
         output_dir: of JSON, table and plot, small, without names or images of patients, to be kept; with `segment` of
             the masks.
         work_dir: of overlays, masks and Dice of each image; by default outputs/zero_shot_lungs of the bundle.
-        masks: CSV with the columns image, mask_file, source, split (train or val).
-        tune: search hyperparameters on training masks, where OUT holds no tuned.json yet; without it those of OUT or
-            else those that the bundle ships are taken.
+        masks: CSV with the columns image, mask_file, source, split (train or val), and optionally mask_definition.
+        heart: included or excluded, whether what lies behind the heart's shadow is lung. None goes by the definition
+            of each mask: included where it says "incl", else excluded; excluded with `segment`.
+        tune: learn from training masks, where OUT holds no tuned.json yet; without it that of OUT or else that which
+            the bundle ships is taken.
+        leave_one_out: score each source with what was learnt from the training masks of the others, at most
+            `num_tuning_images` of a source, of both splits.
+        framings: so many images, in turn of each source, go through the framing drill, too; 0 for none.
         segment: write OUT/<image>.png (lungs 255, at the image's own rows and columns) for every radiograph in the
             folder instead; no mask is needed.
-        num_tuning_images: seeded subset of the training masks.
+        num_tuning_images: seeded subset of the training masks, balanced by source.
         rounds: passes of the search over the hyperparameters of the choice.
         limit: images at most; None takes all.
         quick: few images and one pass, to see whether everything works; no figure of it means anything.
@@ -69,29 +93,68 @@ def zero_shot_lungs(
         device: such as cpu; None takes a GPU where there is one.
         seed: of subset, noise and k-means.
     """
+    if heart not in (None, INCLUDED, EXCLUDED):
+        raise SettingsError(f"heart: found {heart!r}; expected {INCLUDED} or {EXCLUDED}")
     out = Path(output_dir)
     pipe = DinoDiffusion.from_bundle(bundle_root, device or "auto")
     if segment:
-        segment_folder(data, out, find_tuned(out, bundle_root), pipe, limit)
+        segment_folder(data, out, read_tuned(find_tuned(out, bundle_root))[0], pipe, heart or EXCLUDED, limit)
         return
     if quick:
         num_tuning_images, limit, rounds = QUICK_TRAIN, QUICK_VAL, 1
     work = Path(work_dir or Path(bundle_root) / "outputs" / "zero_shot_lungs")
-    study = LungStudy(pipe, work, seed)
-    cases = lung_cases(data, masks, "val")[:limit]
     weights = {"network_sha256": network_sha256(pipe.network), "seed": seed, "quick": quick}
-    if tune and not (out / TUNED).is_file():
-        train = lung_cases(data, masks, "train")
-        tuned, about = study.tune(train, num_tuning_images, rounds)
-        write_json(out / TUNED, {"tuning": {**about, **weights}, **asdict(tuned)})
-    tuned_path = find_tuned(out, bundle_root)
-    content = read_json(tuned_path)
-    tuning = content.pop("tuning")
+    train = lung_cases(data, masks, "train", heart) if tune or leave_one_out else []
+    if leave_one_out:
+        folds = folds_by_source(train, lung_cases(data, masks, None, heart), limit or num_tuning_images, seed)
+    else:
+        folds = [("", train, lung_cases(data, masks, "val", heart)[:limit])]
+    paths = []
+    for left_out, learnt_from, _ in folds:
+        path = work / left_out / TUNED if left_out else out / TUNED
+        if learnt_from and not path.is_file():
+            tuned, about = LungStudy(pipe, work, seed).tune(learnt_from, num_tuning_images, rounds)
+            write_json(path, {"tuning": {**about, **weights}, **asdict(tuned)})
+        paths.append(path if left_out else find_tuned(out, bundle_root))
+    settings = {**weights, "heart": heart, "tuned_sha256": [file_sha256(path) for path in paths]}
     for folder in (out, work):
-        check_or_write_settings(folder / f"{STEM}.json", {**weights, "tuned_sha256": file_sha256(tuned_path)})
-    results = study.score(cases, Tuned.from_plain(content))
-    write_report(out, results, cases, tuning, pipe.device)
-    write_overlays(work / "overlays.png", results, cases, [study.mask_path(case) for case in cases])
+        check_or_write_settings(folder / f"{STEM}.json", settings)
+    score(folds, paths, pipe, out, work, framings)
+
+
+def folds_by_source(train: Sequence[LungCase], cases: Sequence[LungCase], count: int, seed: int) -> list[Fold]:
+    """For each source the training cases of all others, and at most so many of its own to score.
+
+    Raises:
+        DatasetError: there is but one.
+    """
+    sources = sorted({case.source for case in cases})
+    if len(sources) < 2:
+        raise DatasetError(f"leave_one_out: found the source {sources[0]} alone; expected masks of two or more")
+    of_source = {source: [case for case in cases if case.source == source] for source in sources}
+    return [(s, [c for c in train if c.source != s], balanced(of_source[s], count, seed)) for s in sources]
+
+
+def score(
+    folds: Sequence[Fold], paths: Sequence[Path], pipe: DinoDiffusion, out: Path, work: Path, framings: int
+) -> None:
+    """Score each fold with what was learnt for it, and write the report; paths are those of tuned.json."""
+    cases: list[LungCase] = []
+    results: list[Row] = []
+    framed: list[Row] = []
+    found: list[Path] = []
+    tuning: dict[str, Any] = {}
+    for (left_out, _, held), path in zip(folds, paths, strict=True):
+        tuned, tuning[left_out] = read_tuned(path)
+        study = LungStudy(pipe, work / left_out, tuned.segments[DIFFSEG].seed)
+        results += study.score(held, tuned)
+        drilled = balanced(held, -(-framings // len(folds)), study.seed)
+        framed += study.score(drilled, tuned, framings=True)
+        cases += held
+        found += [study.mask_path(case) for case in held]
+    add_ellipses(results, cases)
+    write_report(out, results, framed, cases, tuning, pipe.device)
+    write_overlays(work / "overlays.png", results, cases, found)
     print((out / f"{STEM}.md").read_text(encoding="utf-8"))
 
 
@@ -107,17 +170,21 @@ def find_tuned(out: Path, bundle_root: str) -> Path:
     raise SettingsError(f"{out / TUNED}: found no such file, nor {SHIPPED} in the bundle; give --tune True")
 
 
-def segment_folder(data: str, out: Path, tuned_path: Path, pipe: DinoDiffusion, limit: int | None) -> None:
+def read_tuned(path: Path) -> tuple[Tuned, dict[str, Any]]:
+    """What was learnt, and what is to be said of how."""
+    content = read_json(path)
+    about = content.pop("tuning")
+    return Tuned.from_plain(content), about
+
+
+def segment_folder(data: str, out: Path, tuned: Tuned, pipe: DinoDiffusion, heart: str, limit: int | None) -> None:
     """Write lung masks of all radiographs in a folder; those that are there already stay."""
-    content = read_json(tuned_path)
-    del content["tuning"]
-    tuned = Tuned.from_plain(content)
     items = readable_radiographs(data, "all", 0.1, 0, out, MAX_UNREADABLE_SHARE, limit=limit)
     names = result_names([item["image"] for item in items], data)
     for item, name in ProgressBar(zip(items, names, strict=True), "lungs", len(items), unit="image"):
         path = out / f"{name}.png"
         if not path.is_file():
-            write_mask(find_lungs(pipe, tuned, read_radiograph(item["image"]).pixels), path)
+            write_mask(find_lungs(pipe, tuned, read_radiograph(item["image"]).pixels, heart), path)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from monai.networks.blocks import SABlock
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +16,9 @@ from ..pipelines.diffusion import DinoDiffusion
 from ..seeding import Purpose, derive_seed, seeded_normal
 
 TINY = 1e-12  # probabilities below it count as this, so that the logarithm is finite
+FLOOR = 1e-3  # the same for a proposal, as a share of the strongest at its pixel
+MIN_SPREAD = 0.02  # sd of grey values in [0, 1]: flat segments would take no other value
+EDGE_ROUNDS = 2
 
 
 @contextmanager
@@ -168,12 +172,30 @@ def _one_round(proposals: Tensor, threshold: float) -> Tensor:
     return torch.stack(merged)
 
 
-def label_map(proposals: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which proposal [S, R_h, R_w] is strongest at each pixel, maps upsampled bilinearly: int64 [H, W] of `size`."""
-    best = torch.full(size, -1.0)
-    labels = torch.zeros(size, dtype=torch.int64)
-    for number, proposal in enumerate(proposals):  # one at a time: all at a large image's size would not fit in memory
-        values = F.interpolate(proposal[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-        labels[values > best] = number
-        best = torch.maximum(values, best)
+def label_map(proposals: Tensor, size: tuple[int, int], image: Tensor | None = None, edges: float = 0.0) -> Tensor:
+    """Which proposal is likeliest at each pixel.
+
+    Args:
+        proposals: [S, R_h, R_w], upsampled bilinearly.
+        size: H, W of the result.
+        image: [H, W]; with it segments follow its edges, which attention is too coarse for.
+        edges: weight of a pixel's log-likelihood among the grey values of a segment, taken as normally distributed,
+            beside the logarithm of the proposal; 0 goes by proposals alone.
+
+    Returns:
+        int64 [H, W].
+    """
+    values = F.interpolate(proposals[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    labels = values.argmax(0)
+    if image is None or not edges:
+        return labels
+    attention = (values / values.amax(0) + FLOOR).log()
+    grey = torch.from_numpy(gaussian_filter(image.numpy(), 1.0))
+    for _ in range(EDGE_ROUNDS):
+        moments = [torch.bincount(labels.flatten(), grey.flatten() ** n, len(values)) for n in (0, 1, 2)]
+        count = moments[0].clamp_min(1)
+        mean, square = (moment / count for moment in moments[1:])
+        spread = (square - mean**2).clamp_min(MIN_SPREAD**2).sqrt()[:, None, None]
+        likelihood = -(((grey - mean[:, None, None]) / spread) ** 2) / 2 - spread.log()
+        labels = (attention + edges * likelihood).argmax(0)
     return labels

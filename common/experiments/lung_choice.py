@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch.nn import functional as F
 
-from .position_prior import EllipsePrior, pose_evidence, pose_weights, posed_probability
+from .chest_atlas import SIDE, ChestAtlas, Pose, resized
 
-BORDER_SHARE = 0.02  # of the shorter side: what counts as the image's border
+INCLUDED, EXCLUDED = "included", "excluded"  # what lies behind the heart's shadow, among the lungs
+BINS, SMOOTH_BINS = 48, 2.0  # of the histograms of grey values, and the sd that they are smoothed with
+GREY_BLUR = 1 / 170  # of the longer side: ribs and noise are finer than lungs
+CORE = 0.9  # how sure the atlas is of a place whose grey value is taken for that of a lung
+BETWEEN = (slice(9, 27), slice(14, 18))  # rows and columns of an atlas: the mediastinum, from the arch to the dome
 
 Array = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -21,82 +23,81 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ChoiceSettings:
-    """Hyperparameters of the choice; all but `min_area` and `softness` are weights, 0 switches a term off.
+    """Hyperparameters of the choice; the first four are weights, 0 switches a term off.
 
     Attributes:
-        pose_association, pose_contrast, pose_deviation: of the pose of the position prior, see `pose_weights`.
-        softness: of the ellipses' edge, in units of their radius.
-        position: of the log odds that the posed prior gives.
-        attention: of the prior as the affinity spreads it.
-        darkness: of the mean darkness relative to the body.
-        symmetry: of how far the mirror image of a component is lung.
-        border: against components that lie along the image's border.
-        bias: added to every score; a component is lung where its score is above 0.
+        attention: of the atlas as the affinity spreads it, beside the log odds that it gives itself.
+        appearance: of the log-likelihood ratio of a pixel's grey value, lung against the rest of this chest.
+        bias: added to every score; what has a score above 0 is lung.
+        segments: how much the mean over its segment counts for a pixel, the rest is its own; in [0, 1].
         min_area: of a connected lung, share of the image.
     """
 
-    pose_association: float = 80.0
-    pose_contrast: float = 0.0
-    pose_deviation: float = 0.1
-    softness: float = 0.1
-    position: float = 1.0
-    attention: float = 0.5
-    darkness: float = 0.0
-    symmetry: float = 0.0
-    border: float = 0.0
+    attention: float = 0.3
+    appearance: float = 0.7
     bias: float = 0.0
+    segments: float = 0.5
     min_area: float = 0.01
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one segmentation of one image offers to the choice.
+    """What one segmentation of one chest offers to the choice.
 
     Attributes:
         components: connected parts of segments, numbered from 0, [H, W].
-        affinity: [h·w, h·w], each row sums to 1.
-        grid: h, w.
-        darkness: [H, W], (median - grey value) / spread within the central image.
-        poses: of `pose_evidence`.
-        prior: the two ellipses.
+        lung: how likely each place is lung by the atlas alone, [H, W].
+        spread: the same as self-attention spreads it, standardised, [H, W].
+        appearance: log-likelihood ratio of the grey values, [H, W].
+        air: above 0 where the grey value is nearer to that of air than to that of the heart, [H, W].
     """
 
     components: Labels
-    affinity: Array
-    grid: tuple[int, int]
-    darkness: Array
-    poses: tuple[Array, Array]
-    prior: EllipsePrior
+    lung: Array
+    spread: Array
+    appearance: Array
+    air: Array
 
 
-def gather(image: Array, labels: Labels, affinity: Array, grid: tuple[int, int], prior: EllipsePrior) -> Evidence:
-    """Collect the evidence from an image [H, W] in [0, 1] and its segments [H, W]; the rest as in `Evidence`."""
-    dark = relative_darkness(image)
-    poses = pose_evidence(prior, affinity, resized(dark, grid))
-    return Evidence(connected_parts(labels), affinity, grid, dark, poses, prior)
+def gather(
+    image: Array, labels: Labels, affinity: Array, grid: tuple[int, int], atlas: ChestAtlas, pose: Pose
+) -> Evidence:
+    """Collect the evidence.
+
+    Args:
+        image: [H, W] in [0, 1].
+        labels: segments [H, W].
+        affinity: [h·w, h·w] between the places of the grid, each row sums to 1.
+        grid: h, w.
+        atlas: to be laid over the image ...
+        pose: ... like this.
+    """
+    size = image.shape[0], image.shape[1]
+    lung = np.clip(pose.laid(atlas.lung, size), 0, 1)
+    shown = pose.laid(np.ones((SIDE, SIDE)), size) > 0.5
+    grey = ndimage.gaussian_filter(image, GREY_BLUR * max(size))
+    spread = resized(lung, grid).ravel()
+    spread = affinity @ (affinity @ spread)  # what a place looks at, and what that looks at
+    spread = (spread - spread.mean()) / max(float(spread.std()), 1e-6)
+    spread = resized(spread.reshape(grid), size)
+    return Evidence(connected_parts(labels), lung, spread, likelihood_ratio(grey, lung, shown), _air(grey, lung, pose))
 
 
-def choose_lungs(evidence: Evidence, settings: ChoiceSettings) -> Mask:
-    """Lungs [H, W]: components whose score is above 0, holes filled, small ones left out; no ground truth is seen."""
-    components = evidence.components
-    lung = posed_prior(evidence, settings)
-    score = settings.bias + settings.position * _mean(components, _logit(resized(lung, components.shape)))
-    if settings.attention:
-        score = score + settings.attention * _mean(components, _spread(evidence, lung))
-    if settings.darkness:
-        score = score + settings.darkness * _mean(components, evidence.darkness)
-    if settings.border:
-        score = score - settings.border * _mean(components, _border(components.shape))
-    if settings.symmetry:
-        mirrored = (score > 0)[components][:, ::-1]
-        score = score + settings.symmetry * (_mean(components, mirrored) - 0.5)
-    return tidied((score > 0)[components], settings.min_area)
+def choose_lungs(evidence: Evidence, settings: ChoiceSettings, heart: str) -> Mask:
+    """Lungs [H, W]: where the score is above 0, holes filled, small parts left out; no ground truth is seen.
+
+    With the heart excluded, what is nearer in grey to the mediastinum between the lungs than to the lungs' core does
+    not count: the heart's shadow, which lies before the left lung, and the domes of the diaphragm.
+    """
+    score = np.log(np.clip(evidence.lung, 0.0025, 0.9975) / np.clip(1 - evidence.lung, 0.0025, 0.9975))
+    score = score + settings.attention * evidence.spread + settings.appearance * evidence.appearance + settings.bias
+    score = settings.segments * _mean(evidence.components, score) + (1 - settings.segments) * score
+    return tidied((score > 0) & ((heart == INCLUDED) | (evidence.air > 0)), settings.min_area)
 
 
-def posed_prior(evidence: Evidence, settings: ChoiceSettings) -> Array:
-    """How likely lung is by place alone, after the prior was moved to this image, `position_prior.COARSE` in size."""
-    weights = pose_weights(evidence.poses, settings.pose_association, settings.pose_contrast, settings.pose_deviation)
-    return posed_probability(evidence.prior, weights, settings.softness)
+def laid_lungs(evidence: Evidence, settings: ChoiceSettings, heart: str) -> Mask:
+    """The atlas alone, as it was laid over the image, [H, W]."""
+    return tidied((evidence.lung > 0.5) & ((heart == INCLUDED) | (evidence.air > 0)), settings.min_area)
 
 
 def pick_by_dice(labels: Labels, truth: Mask) -> Mask:
@@ -128,20 +129,22 @@ def connected_parts(labels: Labels) -> Labels:
     return parts - 1
 
 
-def relative_darkness(image: Array) -> Array:
-    """(Median - grey value) / spread, both of the central three quarters, [H, W]; 0 for an image without contrast."""
-    height, width = image.shape
-    middle = image[height // 8 : height - height // 8, width // 8 : width - width // 8]
-    low, high = np.percentile(middle, [15, 85])
-    return (np.median(middle) - image) / max(high - low, 1e-6)
+def likelihood_ratio(grey: Array, lung: Array, shown: Mask) -> Array:
+    """How much likelier each grey value [H, W] is in lungs than beside them, as a logarithm.
 
-
-def resized(values: Array, size: tuple[int, ...], antialias: bool = True) -> Array:
-    """[h, w] to [H, W], bilinear, by default antialiased where it gets smaller."""
-    if values.shape == tuple(size):
-        return values
-    tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None, None]
-    return F.interpolate(tensor, size=tuple(size), mode="bilinear", antialias=antialias)[0, 0].numpy()
+    Both histograms are of this image, each pixel counted as lung as far as `lung` [H, W] in [0, 1] says so, over what
+    is `shown` [H, W] of the chest.
+    """
+    if not shown.any():
+        return np.zeros(grey.shape)
+    edges = np.linspace(grey[shown].min(), grey[shown].max() + 1e-6, BINS + 1)
+    places = np.clip(np.digitize(grey, edges) - 1, 0, BINS - 1)
+    densities = []
+    for weights in (lung, 1 - lung):
+        counts = np.bincount(places[shown], weights=weights[shown], minlength=BINS)
+        counts = ndimage.gaussian_filter1d(counts, SMOOTH_BINS)
+        densities.append(counts / max(float(counts.sum()), 1e-6) + 0.1 / BINS)
+    return np.log(densities[0] / densities[1])[places]
 
 
 def tidied(mask: Mask, min_area: float) -> Mask:
@@ -156,26 +159,18 @@ def tidied(mask: Mask, min_area: float) -> Mask:
     return keep[numbered]
 
 
-def _spread(evidence: Evidence, lung: Array) -> Array:
-    """The prior, passed twice through the affinity: what a place looks at, and what that looks at; standardised."""
-    values = resized(lung, evidence.grid).ravel()
-    values = evidence.affinity @ (evidence.affinity @ values)
-    values = (values - values.mean()) / max(float(values.std()), 1e-6)
-    return resized(values.reshape(evidence.grid), evidence.components.shape)
+def _air(grey: Array, lung: Array, pose: Pose) -> Array:
+    """Midway between the medians of the lungs' core and of the mediastinum, less the grey value, [H, W].
+
+    1 everywhere, which excludes nothing, without either of them or where the mediastinum is not the brighter one.
+    """
+    strip = np.zeros((SIDE, SIDE))
+    strip[BETWEEN] = 1
+    parts = lung > CORE, pose.laid(strip, (grey.shape[0], grey.shape[1])) > 0.5
+    core, between = (float(np.median(grey[part])) if part.any() else 0.0 for part in parts)
+    return (core + between) / 2 - grey if between > core else np.ones(grey.shape)
 
 
 def _mean(components: Labels, values: NDArray) -> Array:
     flat = components.ravel()
-    return np.bincount(flat, weights=values.ravel().astype(np.float64)) / np.bincount(flat)
-
-
-def _logit(probability: Array) -> Array:
-    clipped = np.clip(probability, 0.0025, 0.9975)
-    return np.log(clipped / (1 - clipped))
-
-
-def _border(size: tuple[int, ...]) -> Mask:
-    width = max(1, round(BORDER_SHARE * min(size)))
-    border = np.ones(size, bool)
-    border[width:-width, width:-width] = False
-    return border
+    return (np.bincount(flat, weights=values.ravel().astype(np.float64)) / np.bincount(flat))[components]

@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from ..errors import SettingsError
 from ..networks.conditioning import pooled_patch_grid
 from ..pipelines.diffusion import DinoDiffusion
+from .chest_atlas import Box, ChestAtlas, Pose, Size, find_pose, resized
 from .diffseg import aggregate, attention_layers, label_map, merge
-from .lung_choice import Evidence, gather, resized
-from .position_prior import EllipsePrior
+from .lung_choice import Evidence, gather
 
 WORKING_SIDE = 256  # px: the area that the networks were trained on
+THRESHOLD_STEP = 1.1  # by which the threshold rises until few segments are left
 DIFFSEG, KMEANS, OTSU = "diffseg", "kmeans", "otsu"
 METHODS = (DIFFSEG, KMEANS, OTSU)
 
@@ -29,64 +30,88 @@ METHODS = (DIFFSEG, KMEANS, OTSU)
 class SegmentSettings:
     """Hyperparameters of the segments.
 
+    Timestep and anchors are those of DiNO-Diffusion; the weight of edges was set by hand on eight children.
+
     Attributes:
         timestep: at which self-attention is read.
         exponent: of a layer's resolution in its weight, see `aggregate`.
         anchors: per side.
-        threshold: of the symmetric KL divergence, nats.
+        threshold: of the symmetric KL divergence, nats, where the search for it begins.
+        max_segments: the threshold rises until no more are left.
+        edges: weight of a pixel's grey value in the choice of its segment, beside attention.
         clusters: of k-means.
         num_noises: draws that self-attention is the mean of.
         seed: of noise and k-means.
     """
 
-    timestep: float = 500.0
-    exponent: float = 3.0
+    timestep: float = 300.0
+    exponent: float = 9.0
     anchors: int = 16
-    threshold: float = 0.0125
-    clusters: int = 16
+    threshold: float = 0.02
+    max_segments: int = 40
+    edges: float = 0.15
+    clusters: int = 32
     num_noises: int = 1
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class EncodedImage:
-    """An image as the networks see it.
+class EncodedChest:
+    """The chest in an image as the networks see it.
 
     Attributes:
-        image: [1, h, w] in [0, 1].
+        image: [1, h, w] in [0, 1], what the box holds.
         patch_tokens: of DINO, [N, D].
         patch_size: rows and columns of patches.
-        layers: self-attention by timestep.
+        layers: self-attention.
+        box: rows and columns of the image around the chest.
+        whole: rows and columns of all of the image.
+        pose: of the lungs in the box.
     """
 
     image: Tensor
     patch_tokens: Tensor
-    patch_size: tuple[int, int]
-    layers: dict[float, list[Tensor]]
+    patch_size: Size
+    layers: list[Tensor]
+    box: Box
+    whole: Size
+    pose: Pose
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """h, w."""
         return self.image.shape[1], self.image.shape[2]
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Size:
         """Rows and columns of the places that attention is brought to: twice those of the finest layer."""
-        finest = max((layer for layers in self.layers.values() for layer in layers), key=len)
+        finest = max(self.layers, key=len)
         return 2 * finest.shape[0], 2 * finest.shape[1]
+
+    def part(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """What of a mask of the whole image lies in the box, [h, w]."""
+        return at_size(mask[self.box], self.size)
+
+    def whole_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """A mask [h, w] of the box at the image's own rows and columns, nothing beyond the box."""
+        whole = np.zeros(self.whole, bool)
+        whole[self.box] = at_size(mask, whole[self.box].shape)
+        return whole
 
 
 @torch.inference_mode()
-def encode_image(
-    pipe: DinoDiffusion, pixels: Tensor, timesteps: tuple[float, ...], num_noises: int, seed: int
-) -> EncodedImage:
-    """Resize [1, H, W] in [0, 1] to about `WORKING_SIDE`² px, encode, and read self-attention at each timestep.
+def encode_chest(pipe: DinoDiffusion, pixels: Tensor, settings: SegmentSettings, atlas: ChestAtlas) -> EncodedChest:
+    """Find the chest in [1, H, W] in [0, 1], resize it to about `WORKING_SIDE`² px, encode it, and read self-attention.
 
-    What is read at a timestep is the mean over `num_noises` draws of noise from the seed.
+    So it does not matter how the radiograph is framed, and the networks see chests as they did in training.
     """
+    whole = pixels.shape[1], pixels.shape[2]
+    pose = find_pose(pixels[0].numpy(), atlas)
+    box = pose.frame(whole)
+    chest = pixels[(slice(None), *box)]
     multiple = pipe.codec.downsampling_factor * pipe.network.downsampling_factor
-    size = fitted_size(pixels.shape[1], pixels.shape[2], WORKING_SIDE, multiple)
-    image = F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True, align_corners=False)
+    size = fitted_size(chest.shape[1], chest.shape[2], WORKING_SIDE, multiple)
+    image = F.interpolate(chest[None], size=size, mode="bilinear", antialias=True, align_corners=False)
     encoder = pipe.encoder
     tokens = encoder(image.to(pipe.device))
     rows, columns = encoder.resized_size(*size)
@@ -94,8 +119,9 @@ def encode_image(
     named = {"cls_token": tokens.cls_token, "register_tokens": tokens.register_tokens}
     named["patch_grid"] = pooled_patch_grid(tokens, patches, pipe.patch_grid)
     context = pipe.selection.select(named)
-    layers = {t: attention_layers(pipe, image[0], t, seed, context, num_noises) for t in timesteps}
-    return EncodedImage(image[0], tokens.patch_tokens[0].cpu(), patches, layers)
+    layers = attention_layers(pipe, image[0], settings.timestep, settings.seed, context, settings.num_noises)
+    pose = pose.seen_from(box, whole)
+    return EncodedChest(image[0], tokens.patch_tokens[0].cpu(), patches, layers, box, whole, pose)
 
 
 def fitted_size(height: int, width: int, side: int, multiple: int) -> tuple[int, int]:
@@ -112,13 +138,16 @@ def fitted_size(height: int, width: int, side: int, multiple: int) -> tuple[int,
 
 
 def segments(
-    encoded: EncodedImage, method: str, settings: SegmentSettings
+    encoded: EncodedChest, method: str, settings: SegmentSettings
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Labels [h, w] and the affinity between places of `encoded.grid`, by one of `METHODS`."""
     grid = encoded.grid
     if method == DIFFSEG:
-        maps = aggregate(encoded.layers[settings.timestep], grid, settings.exponent)
-        labels = label_map(merge(maps, settings.anchors, settings.threshold), encoded.size).numpy()
+        maps = aggregate(encoded.layers, grid, settings.exponent)
+        threshold = settings.threshold
+        while len(proposals := merge(maps, settings.anchors, threshold)) > settings.max_segments:
+            threshold *= THRESHOLD_STEP
+        labels = label_map(proposals, encoded.size, encoded.image[0], settings.edges).numpy()
         return labels, maps.reshape(grid[0] * grid[1], -1).numpy()
     if method == KMEANS:
         labels = kmeans_labels(encoded.patch_tokens, encoded.patch_size, encoded.size, settings.clusters, settings.seed)
@@ -129,14 +158,14 @@ def segments(
 
 
 def evidence(
-    encoded: EncodedImage, method: str, settings: SegmentSettings, prior: EllipsePrior
+    encoded: EncodedChest, method: str, settings: SegmentSettings, atlas: ChestAtlas
 ) -> tuple[Evidence, NDArray[np.int64]]:
     """What the choice of lungs needs, and the segments."""
     labels, affinity = segments(encoded, method, settings)
-    return gather(encoded.image[0].numpy(), labels, affinity, encoded.grid, prior), labels
+    return gather(encoded.image[0].numpy(), labels, affinity, encoded.grid, atlas, encoded.pose), labels
 
 
-def at_size(mask: NDArray[Any], size: tuple[int, int]) -> NDArray[np.bool_]:
+def at_size(mask: NDArray[Any], size: tuple[int, ...]) -> NDArray[np.bool_]:
     """A mask [h, w] at the image's own rows and columns [H, W], its outline interpolated."""
     return resized(mask.astype(np.float32), size, antialias=False) > 0.5
 

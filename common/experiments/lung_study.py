@@ -1,59 +1,40 @@
-"""Zero-shot lungs measured: tuned on training patients, then fixed and scored on held-out ones, resumable."""
+"""Zero-shot lungs measured: learnt from training patients, then fixed and scored on held-out ones, resumable."""
 
 from __future__ import annotations
 
 import csv
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ..errors import DatasetError
+from ..evaluation.report import Row
 from ..files import atomic_path, read_json, write_json
 from ..io import read_radiograph
 from ..io.mask_files import read_mask
 from ..pipelines.diffusion import DinoDiffusion
 from ..progress import ProgressBar
 from ..seeding import derive_seed
-from .lung_choice import ChoiceSettings, choose_lungs, pick_by_dice, posed_prior, resized, tidied
-from .lung_segments import DIFFSEG, KMEANS, METHODS, EncodedImage, SegmentSettings, at_size, encode_image, evidence
-from .position_prior import EllipsePrior, dice, fit_ellipses
+from .chest_atlas import make_atlas
+from .framings import FRAMINGS
+from .lung_choice import EXCLUDED, INCLUDED, ChoiceSettings, choose_lungs, laid_lungs, pick_by_dice
+from .lung_segments import DIFFSEG, METHODS, SegmentSettings, at_size, encode_chest, evidence
+from .lung_tuning import Tuned, tune_method
+from .position_prior import dice, fit_ellipses
 
 COLUMNS = ("image", "mask_file", "source", "split")
 PRIOR_SIZE = (64, 64)  # that masks are reduced to for the fit of the ellipses
-TIMESTEPS = (300.0, 500.0, 700.0)
-SEGMENT_GRID: dict[str, dict[str, Sequence[float]]] = {
-    DIFFSEG: {
-        "timestep": TIMESTEPS,
-        "threshold": (0.00625, 0.0125, 0.025, 0.05),
-        "anchors": (8, 16, 32),
-        "exponent": (1.0, 3.0, 9.0),
-    },
-    KMEANS: {"clusters": (4, 8, 16, 32, 64)},
-}
-CHOICE_GRID: dict[str, Sequence[float]] = {
-    "pose_association": (0.0, 20.0, 40.0, 80.0, 160.0),
-    "attention": (0.0, 0.5, 1.0, 1.5, 2.0),
-    "bias": (-0.8, -0.4, 0.0, 0.4, 0.8),
-    "position": (0.5, 1.0, 2.0),
-    "softness": (0.05, 0.1, 0.2),
-    "pose_deviation": (0.0, 0.1, 0.25),
-    "pose_contrast": (0.0, 2.0, 5.0),
-    "darkness": (-0.4, 0.0, 0.4, 0.8),
-    "symmetry": (0.0, 1.0, 2.0),
-    "border": (0.0, 1.0, 3.0),
-    "min_area": (0.01, 0.02, 0.04),
-}
+MAX_FITTED = 60  # masks of a group that its ellipses are fitted to
 
-Settings = TypeVar("Settings", SegmentSettings, ChoiceSettings)
 Mask = NDArray[np.bool_]
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +46,7 @@ class LungCase:
         image, mask: files.
         source: data set that it comes from.
         definition: what the mask counts as lung, "" where the list does not say.
+        heart: included or excluded, whether what lies behind the heart's shadow counts.
     """
 
     name: str
@@ -72,19 +54,27 @@ class LungCase:
     mask: Path
     source: str
     definition: str
+    heart: str
+
+    @property
+    def group(self) -> str:
+        """That it is reported with."""
+        return f"{self.source}, heart {self.heart}"
 
     def truth(self) -> Mask:
         """Lungs of reference at the mask's own size [H, W]."""
         return read_mask(self.mask) > 0
 
 
-def lung_cases(data: str | Path, masks: str, split: str) -> list[LungCase]:
+def lung_cases(data: str | Path, masks: str, split: str | None, heart: str | None = None) -> list[LungCase]:
     """The cases of a split, in the order of the list.
 
     Args:
         data: folder that images and masks are relative to.
         masks: name of the CSV in it, with the columns image, mask_file, source, split, and optionally mask_definition.
-        split: train or val.
+        split: train or val; None takes both.
+        heart: included or excluded; None goes by the definition of each mask: included where it says "incl", else
+            excluded, as in most published sets of adults.
 
     Raises:
         DatasetError: there is no such file, column or split.
@@ -96,7 +86,7 @@ def lung_cases(data: str | Path, masks: str, split: str) -> list[LungCase]:
         rows = list(csv.DictReader(stream))
     if missing := [column for column in COLUMNS if rows and column not in rows[0]]:
         raise DatasetError(f"{path}: found no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
-    chosen = [row for row in rows if row["split"] == split]
+    chosen = [row for row in rows if split in (None, row["split"])]
     if not chosen:
         raise DatasetError(f"{path}: found no row of split {split!r}; give a list that has one")
     return [
@@ -105,88 +95,12 @@ def lung_cases(data: str | Path, masks: str, split: str) -> list[LungCase]:
             Path(data) / row["image"],
             Path(data) / row["mask_file"],
             row["source"],
-            row.get("mask_definition") or "",
+            definition,
+            heart or (INCLUDED if "incl" in definition.lower() else EXCLUDED),
         )
         for row in chosen
+        for definition in [row.get("mask_definition") or ""]
     ]
-
-
-# ---- hyperparameters, searched one after the other on training patients only -----------------------------------------
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What is fixed before anything is measured on held-out patients.
-
-    Attributes:
-        prior: the ellipses.
-        segments: by method.
-        choice: by method.
-    """
-
-    prior: EllipsePrior
-    segments: dict[str, SegmentSettings]
-    choice: dict[str, ChoiceSettings]
-
-    @staticmethod
-    def from_plain(content: Mapping[str, Any]) -> Tuned:
-        """From what `asdict` gave."""
-        return Tuned(
-            EllipsePrior(**content["prior"]),
-            {method: SegmentSettings(**values) for method, values in content["segments"].items()},
-            {method: ChoiceSettings(**values) for method, values in content["choice"].items()},
-        )
-
-
-def tune_method(
-    method: str,
-    encoded: Sequence[EncodedImage],
-    truths: Sequence[Mask],
-    prior: EllipsePrior,
-    start: tuple[SegmentSettings, ChoiceSettings],
-    rounds: int,
-) -> tuple[SegmentSettings, ChoiceSettings, float]:
-    """Coordinate search for the best mean Dice on training images: segments first, then rounds over the choice.
-
-    Truths have the size of their encoded images. Returns both settings and their mean Dice on these images.
-    """
-    segment_settings, choice = start
-
-    def of_segments(candidate: SegmentSettings) -> float:
-        found = (evidence(item, method, candidate, prior)[0] for item in encoded)
-        return float(np.mean([dice(choose_lungs(e, choice), t) for e, t in zip(found, truths, strict=True)]))
-
-    grid = SEGMENT_GRID.get(method, {})
-    segment_settings, _ = coordinate_search(segment_settings, grid, of_segments, f"{method}: segments")
-    kept = [evidence(item, method, segment_settings, prior)[0] for item in encoded]
-
-    def of_choice(candidate: ChoiceSettings) -> float:
-        return float(np.mean([dice(choose_lungs(e, candidate), t) for e, t in zip(kept, truths, strict=True)]))
-
-    best = of_choice(choice)
-    for number in range(rounds):
-        choice, best = coordinate_search(choice, CHOICE_GRID, of_choice, f"{method}: choice, round {number + 1}")
-    return segment_settings, choice, best
-
-
-def coordinate_search(
-    start: Settings, grid: Mapping[str, Sequence[float]], objective: Callable[[Settings], float], title: str
-) -> tuple[Settings, float]:
-    """Set one field of a dataclass after the other to its best candidate of the grid; ties keep what is there.
-
-    Higher is better; the title is that of the progress bar.
-    """
-    best, score = start, objective(start)
-    with ProgressBar(grid.items(), desc=title, unit="setting") as bar:
-        for name, candidates in bar:
-            for value in candidates:
-                candidate = replace(best, **{name: value})
-                found = score if candidate == best else objective(candidate)
-                if found > score:
-                    best, score = candidate, found
-            bar.set_postfix_str(f"{name} {getattr(best, name)}: {score:.4f}")
-    _logger.info("%s: %s, Dice %.4f", title, best, score)
-    return best, score
 
 
 # ---- the study -------------------------------------------------------------------------------------------------------
@@ -198,7 +112,7 @@ class LungStudy:
 
     Attributes:
         pipe: of the bundle.
-        work_dir: of what is read off and found in each image, which is data of patients.
+        work_dir: of what is found in each image, which is data of patients.
         seed: of the training subset, noise and k-means.
     """
 
@@ -207,32 +121,38 @@ class LungStudy:
     seed: int = 0
 
     def tune(self, cases: Sequence[LungCase], num_images: int, rounds: int) -> tuple[Tuned, dict[str, Any]]:
-        """Search hyperparameters on a seeded subset of training cases; returns them and what is to be said of it."""
-        order = np.random.default_rng(derive_seed(self.seed)).permutation(len(cases))[:num_images]
-        chosen = [cases[index] for index in sorted(order)]
-        bar = ProgressBar(chosen, desc="training images", unit="image")
-        pixels = (read_radiograph(case.image).pixels for case in bar)
-        encoded = [encode_image(self.pipe, image, TIMESTEPS, 1, self.seed) for image in pixels]
-        truths = [at_size(case.truth(), each.size) for case, each in zip(chosen, encoded, strict=True)]
-        prior = fit_ellipses([at_size(truth, PRIOR_SIZE) for truth in truths])
+        """Learn from a seeded subset of training cases, balanced by source; returns it and what is to be said of it.
+
+        The atlas counts as lung what masks with the heart included do, where there are any.
+        """
+        chosen = balanced(cases, num_images, self.seed)
+        pixels = [read_radiograph(case.image).pixels for case in chosen]
+        whole = [index for index, case in enumerate(chosen) if case.heart == INCLUDED] or range(len(chosen))
+        atlas = make_atlas([pixels[i][0].numpy() for i in whole], [chosen[i].truth() for i in whole])
+        start = SegmentSettings(seed=self.seed)
+        bar = ProgressBar(pixels, desc="training images", unit="image")
+        encoded = [encode_chest(self.pipe, image, start, atlas) for image in bar]
+        truths = [(each.part(case.truth()), case.heart) for case, each in zip(chosen, encoded, strict=True)]
         segment_settings: dict[str, SegmentSettings] = {}
         choice: dict[str, ChoiceSettings] = {}
-        train_dice = {"prior": float(np.mean([dice(prior.mask(truth.shape), truth) for truth in truths]))}
+        train_dice = {}
         for method in METHODS:
-            # The baselines keep DiffSeg's place in the image: only what is theirs starts anew.
-            start = segment_settings.get(DIFFSEG, SegmentSettings(seed=self.seed)), ChoiceSettings()
-            found = tune_method(method, encoded, truths, prior, start, rounds)
+            found = tune_method(method, encoded, truths, atlas, (start, ChoiceSettings()), rounds)
             segment_settings[method], choice[method], train_dice[method] = found
-        about = {"num_images": len(chosen), "rounds": rounds, "mean_dice_on_these": train_dice}
-        return Tuned(prior, segment_settings, choice), about
+        sources = dict(sorted(Counter(case.source for case in chosen).items()))
+        about = {"num_images": len(chosen), "sources": sources, "rounds": rounds, "mean_dice_on_these": train_dice}
+        return Tuned(atlas, segment_settings, choice), about
 
-    def score(self, cases: Sequence[LungCase], tuned: Tuned) -> list[dict[str, Any]]:
-        """Dice of every method for every case, at the image's own size; what is done already is read."""
+    def score(self, cases: Sequence[LungCase], tuned: Tuned, framings: bool = False) -> list[Row]:
+        """Dice of every method for every case, at the image's own size; what is done already is read.
+
+        With `framings` it is the Dice of DiffSeg's lungs in each of `FRAMINGS` instead.
+        """
         results = []
-        for case in ProgressBar(cases, desc="held-out images", unit="image"):
-            path = self.work_dir / "images" / f"{case.name}.json"
+        for case in ProgressBar(cases, desc="framings" if framings else "held-out images", unit="image"):
+            path = self.work_dir / ("framings" if framings else "images") / f"{case.name}.json"
             if not path.is_file():
-                write_json(path, self._score_one(case, tuned))
+                write_json(path, self._score_framings(case, tuned) if framings else self._score_one(case, tuned))
             results.append(read_json(path))
         return results
 
@@ -240,34 +160,60 @@ class LungStudy:
         """Of the lungs that DiffSeg found without ground truth."""
         return self.work_dir / "masks" / f"{case.name}.png"
 
-    def _score_one(self, case: LungCase, tuned: Tuned) -> dict[str, Any]:
+    def _score_one(self, case: LungCase, tuned: Tuned) -> Row:
         truth = case.truth()
-        size = (truth.shape[0], truth.shape[1])
-        encoded = _encoded_for(self.pipe, read_radiograph(case.image).pixels, tuned)
-        masks, counts = {"prior": tuned.prior.mask(size)}, {}
+        encoded = encode_chest(self.pipe, read_radiograph(case.image).pixels, tuned.segments[DIFFSEG], tuned.atlas)
+        masks, counts = {}, {}
         for method in METHODS:
-            found, labels = evidence(encoded, method, tuned.segments[method], tuned.prior)
-            choice = tuned.choice[method]
-            masks[method] = at_size(choose_lungs(found, choice), size)
+            found, labels = evidence(encoded, method, tuned.segments[method], tuned.atlas)
+            masks[method] = choose_lungs(found, tuned.choice[method], case.heart)
             counts[method] = len(np.unique(labels))
             if method == DIFFSEG:
-                small = at_size(truth, encoded.size)
-                masks["diffseg_picked_by_dice"] = at_size(pick_by_dice(labels, small), size)
-                masks["posed_prior"] = tidied(resized(posed_prior(found, choice), size) > 0.5, choice.min_area)
+                masks["diffseg_picked_by_dice"] = pick_by_dice(labels, encoded.part(truth))
+                masks["atlas"] = laid_lungs(found, tuned.choice[method], case.heart)
+        masks = {method: at_size(encoded.whole_mask(mask), truth.shape) for method, mask in masks.items()}
         write_mask(masks[DIFFSEG], self.mask_path(case))
         scores = {name: dice(mask, truth) for name, mask in masks.items()}
-        return {"name": case.name, "source": case.source, "dice": scores, "segments": counts}
+        return {"name": case.name, "group": case.group, "dice": scores, "segments": counts}
+
+    def _score_framings(self, case: LungCase, tuned: Tuned) -> Row:
+        image, truth = read_radiograph(case.image).pixels[0].numpy(), case.truth()
+        scores = {}
+        for name, framing in FRAMINGS.items():
+            pixels = torch.from_numpy(framing.of_image(image))[None]
+            scores[name] = dice(find_lungs(self.pipe, tuned, pixels, case.heart), framing.of_mask(truth))
+        return {"name": case.name, "group": case.group, "dice": scores}
 
 
-def find_lungs(pipe: DinoDiffusion, tuned: Tuned, pixels: Tensor) -> Mask:
+def balanced(cases: Sequence[LungCase], count: int, seed: int) -> list[LungCase]:
+    """At most so many cases, drawn in turn from each source, in their order."""
+    drawn: Counter[str] = Counter()
+    turns = []
+    for index in np.random.default_rng(derive_seed(seed)).permutation(len(cases)):
+        source = cases[index].source
+        turns.append((drawn[source], int(index)))
+        drawn[source] += 1
+    return [cases[index] for index in sorted(index for _, index in sorted(turns)[:count])]
+
+
+def add_ellipses(results: Sequence[Row], cases: Sequence[LungCase]) -> None:
+    """Add to the Dice of each case that of two ellipses which were fitted to the masks of its own group.
+
+    They see the truth: what framing alone would give at its best.
+    """
+    truths = [case.truth() for case in cases]
+    for group in {case.group for case in cases}:
+        places = [place for place, case in enumerate(cases) if case.group == group]
+        ellipses = fit_ellipses([at_size(truths[place], PRIOR_SIZE) for place in places[:MAX_FITTED]])
+        for place in places:
+            results[place]["dice"]["ellipses"] = dice(ellipses.mask(truths[place].shape), truths[place])
+
+
+def find_lungs(pipe: DinoDiffusion, tuned: Tuned, pixels: Tensor, heart: str) -> Mask:
     """Lungs [H, W] of a radiograph [1, H, W] in [0, 1], by DiffSeg and the choice without ground truth."""
-    found, _ = evidence(_encoded_for(pipe, pixels, tuned), DIFFSEG, tuned.segments[DIFFSEG], tuned.prior)
-    return at_size(choose_lungs(found, tuned.choice[DIFFSEG]), (pixels.shape[1], pixels.shape[2]))
-
-
-def _encoded_for(pipe: DinoDiffusion, pixels: Tensor, tuned: Tuned) -> EncodedImage:
-    settings = tuned.segments[DIFFSEG]
-    return encode_image(pipe, pixels, (settings.timestep,), settings.num_noises, settings.seed)
+    encoded = encode_chest(pipe, pixels, tuned.segments[DIFFSEG], tuned.atlas)
+    found, _ = evidence(encoded, DIFFSEG, tuned.segments[DIFFSEG], tuned.atlas)
+    return encoded.whole_mask(choose_lungs(found, tuned.choice[DIFFSEG], heart))
 
 
 def write_mask(mask: Mask, path: Path) -> None:

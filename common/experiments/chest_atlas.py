@@ -1,0 +1,264 @@
+"""Where the chest is in a radiograph, however it is framed: a mean chest laid over it, with no mask of this image."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.optimize import minimize
+from torch.nn import functional as F
+
+SIDE, COARSE_SIDE = 32, 16  # px of the atlas, and of what the first search compares
+MARGIN = 0.15  # of the lungs' extent: what the atlas shows around them
+WORKING_SIDE = 128  # px: the root of the area that an image is reduced to
+DETAIL = 1 / 6  # of the working side, sd of the Gaussian that brightness and contrast are evened out with
+BLACK, WHITE, BLANK_SHARE = 0.06, 0.96, 0.9  # a line of which so much is black or white belongs to a border
+MIN_CONTENT = 0.25  # of the rows, and of the columns, that a border has to leave
+HEIGHTS, ASPECTS = (0.45, 0.52, 0.6, 0.68, 0.78, 0.9, 1.0), (1.0, 1.2, 1.4)  # the first search, shares of the rows
+MIN_OVERLAP = 0.45  # of the atlas that has to lie in the image
+DEVIATION = 0.005  # weight of a pose's squared distance from the usual one, beside a correlation
+OUTSIDE = 0.5  # weight of the share of the lungs' extent that lies outside the image
+SIMPLEX = (0.05, 0.04, 0.08, 0.08, 0.05)  # of the second search: first steps in the units of a pose
+
+Array = NDArray[np.floating]
+Size = tuple[int, int]
+Box = tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where both lungs lie: the box around them, turned about its centre.
+
+    Attributes:
+        row, column: centre, in image heights and widths.
+        height, width: extent, in image heights and widths.
+        angle: radians, clockwise.
+    """
+
+    row: float
+    column: float
+    height: float
+    width: float
+    angle: float = 0.0
+
+    def deviation(self, size: Size) -> float:
+        """Squared distance from where lungs usually lie in an image of so many rows and columns without its border."""
+        aspect = self.width * size[1] / (self.height * size[0])
+        place = ((self.row - 0.48) / 0.12) ** 2 + ((self.column - 0.5) / 0.08) ** 2 + (self.angle / 0.06) ** 2
+        return place + (math.log(aspect / 1.22) / 0.15) ** 2 + (math.log(self.height / 0.72) / 0.3) ** 2
+
+    def share_outside(self) -> float:
+        """How much of the extent lies beyond the image, rows and columns added."""
+        parts = ((self.row, self.height), (self.column, self.width))
+        return sum((max(0.0, s / 2 - c) + max(0.0, c + s / 2 - 1)) / s for c, s in parts)
+
+    def within(self, box: Box, size: Size) -> Pose:
+        """The same place where this image is but the box of one of `size`."""
+        heights, widths = ((part.stop - part.start) / length for part, length in zip(box, size, strict=True))
+        row, column = box[0].start / size[0] + self.row * heights, box[1].start / size[1] + self.column * widths
+        return Pose(row, column, self.height * heights, self.width * widths, self.angle)
+
+    def seen_from(self, box: Box, size: Size) -> Pose:
+        """The same place in the box of this image, the way back of `within`."""
+        heights, widths = ((part.stop - part.start) / length for part, length in zip(box, size, strict=True))
+        row, column = (self.row - box[0].start / size[0]) / heights, (self.column - box[1].start / size[1]) / widths
+        return Pose(row, column, self.height / heights, self.width / widths, self.angle)
+
+    def frame(self, size: Size, margin: float = MARGIN) -> Box:
+        """Rows and columns of an image of `size` that hold the extent and a margin around it."""
+        parts = zip((self.row, self.column), (self.height, self.width), size, strict=True)
+        reach = [(c - s * (0.5 + margin), c + s * (0.5 + margin), length) for c, s, length in parts]
+        rows, columns = (slice(max(0, round(a * n)), min(n, round(b * n))) for a, b, n in reach)
+        return rows, columns
+
+    def places(self, size: Size) -> Array:
+        """Rows and columns [2, SIDE, SIDE] in pixels of an image of `size` that the pixels of an atlas lie on."""
+        steps = ((np.arange(SIDE) + 0.5) / SIDE - 0.5) * (1 + 2 * MARGIN)
+        down, across = np.meshgrid(steps * self.height * size[0], steps * self.width * size[1], indexing="ij")
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        rows, columns = cos * down + sin * across, cos * across - sin * down
+        return np.stack([self.row * size[0] + rows, self.column * size[1] + columns]) - 0.5
+
+    def laid(self, atlas: Array, size: Size) -> Array:
+        """An atlas [SIDE, SIDE] laid over an image of `size`, 0 around it: the way back of `places`."""
+        down, across = np.meshgrid(
+            *(np.arange(n) + 0.5 - c * n for n, c in zip(size, (self.row, self.column), strict=True)), indexing="ij"
+        )
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        rows = (cos * down - sin * across) / (self.height * size[0])
+        columns = (sin * down + cos * across) / (self.width * size[1])
+        places = [(part / (1 + 2 * MARGIN) + 0.5) * SIDE - 0.5 for part in (rows, columns)]
+        return ndimage.map_coordinates(np.asarray(atlas, np.float64), places, order=1)
+
+
+@dataclass(frozen=True)
+class ChestAtlas:
+    """The mean of chests that were brought to one pose, symmetric, as rows of hexadecimal bytes.
+
+    Attributes:
+        picture: evened out, in sixteenths of its sd, 128 its mean.
+        lungs: how often each place is lung, 255 always.
+    """
+
+    picture: tuple[str, ...]
+    lungs: tuple[str, ...]
+
+    @cached_property
+    def chest(self) -> Array:
+        """[SIDE, SIDE], standardised."""
+        return (_from_hex(self.picture) - 128) / 16
+
+    @cached_property
+    def lung(self) -> Array:
+        """[SIDE, SIDE] in [0, 1]."""
+        return _from_hex(self.lungs) / 255
+
+
+def make_atlas(images: Sequence[Array], masks: Sequence[NDArray[np.bool_]]) -> ChestAtlas:
+    """The atlas of images [H, W] in [0, 1] and their lungs [H, W]; some ten make it smooth."""
+    chests, lungs = [], []
+    for image, mask in zip(images, masks, strict=True):
+        pose, picture = pose_of_mask(mask), evened(image)
+        chests.append(ndimage.map_coordinates(picture, pose.places(_size(picture)), order=1, mode="nearest"))
+        lungs.append(ndimage.map_coordinates(mask.astype(np.float64), pose.places(_size(mask)), order=1))
+    chest, lung = (np.mean(found, axis=0) for found in (chests, lungs))
+    chest, lung = ((part + part[:, ::-1]) / 2 for part in (chest, lung))
+    chest = 128 + 16 * (chest - chest.mean()) / max(float(chest.std()), 1e-6)
+    return ChestAtlas(_to_hex(chest), _to_hex(255 * lung))
+
+
+def pose_of_mask(mask: NDArray[np.bool_]) -> Pose:
+    """Where the lungs of a mask [H, W] lie, unturned.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    spans = []
+    for axis in (1, 0):
+        found = np.nonzero(mask.any(axis=axis))[0]
+        if not len(found):
+            raise ValueError("pose_of_mask: found no pixel of lung; expected some")
+        spans.append((found[0] / mask.shape[1 - axis], (found[-1] + 1) / mask.shape[1 - axis]))
+    (top, bottom), (left, right) = spans
+    return Pose((top + bottom) / 2, (left + right) / 2, bottom - top, right - left)
+
+
+def find_pose(image: Array, atlas: ChestAtlas) -> Pose:
+    """Where the lungs of an image [H, W] in [0, 1] lie: the pose in which it is most like the atlas.
+
+    Black and white borders are left out, brightness and contrast evened out; then a search over place, height and
+    aspect on a grid, and one over all of a pose from the best of it. What is maximised is the correlation of the
+    picture with the atlas, less a little for unusual poses, which only decides what correlation leaves open.
+    """
+    box = content_box(image)
+    picture = evened(image[box])
+    start = np.array(astuple(_first_pose(picture, atlas)))
+
+    def loss(values: Array) -> float:
+        pose = Pose(*values)
+        if min(pose.height, pose.width) < min(HEIGHTS) / 2:
+            return 1.0
+        places = pose.places(_size(picture))
+        inside = _inside(places, _size(picture))
+        if inside.mean() < MIN_OVERLAP:
+            return 1.0
+        found = ndimage.map_coordinates(picture, places, order=1, mode="nearest")
+        return _cost(pose, _size(picture)) - float(np.corrcoef(found[inside], atlas.chest[inside])[0, 1])
+
+    simplex = np.vstack([start, start + np.diag(SIMPLEX)])
+    options = {"initial_simplex": simplex, "maxiter": 200, "xatol": 1e-3, "fatol": 1e-4}
+    best = minimize(loss, start, method="Nelder-Mead", options=options).x
+    return Pose(*(float(value) for value in best)).within(box, _size(image))
+
+
+def content_box(image: Array) -> Box:
+    """Rows and columns of an image [H, W] in [0, 1] without black or white borders."""
+    rows = _lit(image, 1)
+    return rows, _lit(image[rows], 0)
+
+
+def evened(image: Array) -> NDArray[np.float32]:
+    """An image [H, W] at about `WORKING_SIDE`² px with brightness and contrast evened out, but not what is flat."""
+    scale = WORKING_SIDE / math.sqrt(image.size)
+    small = resized(image, (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale))))
+    small = small - ndimage.gaussian_filter(small, DETAIL * WORKING_SIDE, mode="nearest")
+    spread = np.sqrt(ndimage.gaussian_filter(small**2, DETAIL * WORKING_SIDE, mode="nearest"))
+    return (small / (spread + 0.3 * small.std() + 1e-3)).astype(np.float32)
+
+
+def _first_pose(picture: NDArray[np.float32], atlas: ChestAtlas) -> Pose:
+    """The best on a grid: one normalised cross-correlation for each height and aspect."""
+    size, side = _size(picture), COARSE_SIDE
+    template = torch.from_numpy(resized(atlas.chest, (side, side)))[None, None]
+    ones = torch.ones(1, 1, side, side)
+    tensor = torch.from_numpy(picture)[None, None]
+    best, best_score = Pose(0.48, 0.5, 0.72, 0.88), -math.inf
+    for height, aspect in itertools.product(HEIGHTS, ASPECTS):
+        width = height * aspect * size[0] / size[1]
+        lengths = [max(1, round(side / (extent * (1 + 2 * MARGIN)))) for extent in (height, width)]
+        small = F.interpolate(tensor, size=lengths, mode="bilinear", antialias=True)
+        small, inside = (F.pad(part, (side // 2,) * 4) for part in (small, torch.ones_like(small)))
+        found = _correlation(small, inside, template, ones)[0, 0].numpy()
+        for row, column in np.argwhere(found > max(0.1, best_score)):
+            centre = (row / lengths[0], column / lengths[1])
+            pose = Pose(*centre, height, width)
+            score = found[row, column] - _cost(pose, size)
+            if score > best_score:
+                best, best_score = pose, score
+    return best
+
+
+def _correlation(
+    picture: torch.Tensor, inside: torch.Tensor, template: torch.Tensor, ones: torch.Tensor
+) -> torch.Tensor:
+    """Of a template with each part of a picture, 0 outside, over what is inside; -1 where that is too little."""
+    count = F.conv2d(inside, ones).clamp_min(1)
+    means = F.conv2d(inside, template) / count, F.conv2d(picture, ones) / count
+    squares = F.conv2d(inside, template**2) / count, F.conv2d(picture**2, ones) / count
+    spread = [(square - mean**2).clamp_min(1e-4).sqrt() for square, mean in zip(squares, means, strict=True)]
+    found = (F.conv2d(picture, template) / count - means[0] * means[1]) / (spread[0] * spread[1])
+    return found.masked_fill(count < MIN_OVERLAP * ones.numel(), -1.0)
+
+
+def _cost(pose: Pose, size: Size) -> float:
+    return DEVIATION * pose.deviation(size) + OUTSIDE * pose.share_outside()
+
+
+def _inside(places: Array, size: Size) -> NDArray[np.bool_]:
+    limits = np.reshape(size, (2, 1, 1)) - 0.5
+    return ((places > -0.5) & (places < limits)).all(axis=0)
+
+
+def _lit(image: Array, axis: int) -> slice:
+    blank = np.maximum((image < BLACK).mean(axis), (image > WHITE).mean(axis)) > BLANK_SHARE
+    lit = np.nonzero(~blank)[0]
+    if not len(lit) or lit[-1] + 1 - lit[0] < MIN_CONTENT * len(blank):
+        return slice(0, len(blank))
+    return slice(int(lit[0]), int(lit[-1]) + 1)
+
+
+def _size(array: NDArray) -> Size:
+    return array.shape[0], array.shape[1]
+
+
+def resized(values: Array, size: tuple[int, ...], antialias: bool = True) -> NDArray[np.float32]:
+    """[h, w] to [H, W], bilinear, by default antialiased where it gets smaller."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None, None]
+    if values.shape == tuple(size):
+        return tensor[0, 0].numpy()
+    return F.interpolate(tensor, size=tuple(size), mode="bilinear", antialias=antialias)[0, 0].numpy()
+
+
+def _to_hex(values: Array) -> tuple[str, ...]:
+    return tuple(bytes(row).hex() for row in values.round().clip(0, 255).astype(np.uint8))
+
+
+def _from_hex(rows: Sequence[str]) -> Array:
+    return np.stack([np.frombuffer(bytes.fromhex(row), np.uint8) for row in rows]).astype(np.float64)
