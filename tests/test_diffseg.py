@@ -91,3 +91,15 @@ def test_threshold_zero_gives_the_anchors_and_a_huge_one_a_single_segment(quarte
     assert len(merge(attention, anchors=4, threshold=1e6)) == 1
     assert anchor_indices((4, 4), 2).tolist() == [5, 7, 13, 15]  # spread evenly, and never twice
     assert anchor_indices((2, 3), 5).tolist() == list(range(6))
+
+
+def test_segments_follow_the_edges_of_the_image():
+    """Two proposals that change at column 16 of 32, grey values that change at column 19."""
+    proposals = torch.stack([torch.linspace(1, 0, 8), torch.linspace(0, 1, 8)])[:, None].expand(2, 8, 8)
+    image = torch.full((32, 32), 0.2)
+    image[:, 19:] = 0.8
+    blurred = label_map(proposals, (32, 32))
+    assert (blurred[:, :16] == 0).all() and (blurred[:, 16:] == 1).all()
+    assert torch.equal(label_map(proposals, (32, 32), image, edges=0.0), blurred)
+    sharp = label_map(proposals, (32, 32), image, edges=0.5)
+    assert (sharp[:, :18] == 0).all() and (sharp[:, 20:] == 1).all()

@@ -1,26 +1,30 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tiny_benefit import tiny_pipe
 
-from common.data.phantom import draw_chest_phantom
+from common.data.phantom import draw_chest_phantom, draw_lung_mask
 from common.errors import SettingsError
-from common.experiments.lung_choice import ChoiceSettings
+from common.experiments.chest_atlas import make_atlas
+from common.experiments.lung_choice import EXCLUDED, ChoiceSettings
 from common.experiments.lung_segments import (
+    DIFFSEG,
     METHODS,
     SegmentSettings,
     at_size,
-    encode_image,
+    encode_chest,
     evidence,
     fitted_size,
     kmeans_labels,
     membership_affinity,
     otsu_threshold,
 )
-from common.experiments.lung_study import Tuned, find_lungs
-from common.experiments.position_prior import EllipsePrior
+from common.experiments.lung_study import find_lungs
+from common.experiments.lung_tuning import Tuned
 
-SETTINGS = SegmentSettings(timestep=300.0, threshold=0.0, anchors=4, clusters=3)
+SETTINGS = SegmentSettings(threshold=0.0, max_segments=1000, anchors=4, clusters=3)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +33,28 @@ def pipe(tmp_path_factory, tiny_dino):
 
 
 @pytest.fixture(scope="module")
-def encoded(pipe):
-    return encode_image(pipe, draw_chest_phantom(60, 100, seed=0), (300.0,), 1, 0)
+def atlas():
+    images = [draw_chest_phantom(60, 80, seed)[0].numpy() for seed in range(4)]
+    return make_atlas(images, [draw_lung_mask(60, 80, seed)[0].numpy() for seed in range(4)])
+
+
+@pytest.fixture(scope="module")
+def encoded(pipe, atlas):
+    """A chest in the middle of a black picture."""
+    pixels = torch.zeros(1, 120, 160)
+    pixels[:, 30:90, 50:130] = draw_chest_phantom(60, 80, seed=9)
+    return encode_chest(pipe, pixels, SETTINGS, atlas)
+
+
+def test_what_is_encoded_is_the_chest(encoded):
+    rows, columns = encoded.box
+    assert 25 <= rows.start < 45 and 75 < rows.stop <= 95 and 45 <= columns.start < 65 and 115 < columns.stop <= 135
+    assert abs(np.prod(encoded.size) - 256**2) < 0.1 * 256**2 and encoded.whole == (120, 160)
+    mask = np.ones(encoded.whole, bool)
+    assert encoded.part(mask).shape == encoded.size and encoded.part(mask).all()
+    whole = encoded.whole_mask(np.ones(encoded.size, bool))
+    assert whole[encoded.box].all() and whole.sum() == (rows.stop - rows.start) * (columns.stop - columns.start)
+    assert encoded.pose.frame(encoded.size)[0].stop <= encoded.size[0]
 
 
 @pytest.mark.parametrize(
@@ -43,22 +67,26 @@ def test_the_fitted_size_keeps_area_and_aspect(size, expected):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_gives_segments_and_an_affinity(encoded, method):
+def test_every_method_gives_segments_and_evidence_of_the_same_size(encoded, atlas, method):
     assert encoded.patch_tokens.shape == (encoded.patch_size[0] * encoded.patch_size[1], 16)
-    found, labels = evidence(encoded, method, SETTINGS, EllipsePrior())
-    assert labels.shape == found.components.shape == (192, 336) and found.grid == (24, 42)
+    found, labels = evidence(encoded, method, SETTINGS, atlas)
+    assert {part.shape for part in (labels, *vars(found).values())} == {encoded.size}
     assert len(np.unique(labels)) > 1
-    np.testing.assert_allclose(found.affinity.sum(1), 1, atol=1e-4)
-    again, _ = evidence(encoded, method, SETTINGS, EllipsePrior())
+    again, _ = evidence(encoded, method, SETTINGS, atlas)
     assert np.array_equal(found.components, again.components)
 
 
-def test_lungs_come_back_at_the_images_own_size_and_always_the_same(pipe):
-    tuned = Tuned(EllipsePrior(), dict.fromkeys(METHODS, SETTINGS), dict.fromkeys(METHODS, ChoiceSettings()))
+def test_the_threshold_rises_until_few_segments_are_left(encoded, atlas):
+    few = replace(SETTINGS, threshold=1e-9, max_segments=3)
+    assert 1 <= len(np.unique(evidence(encoded, DIFFSEG, few, atlas)[1])) <= 3
+
+
+def test_lungs_come_back_at_the_images_own_size_and_always_the_same(pipe, atlas):
+    tuned = Tuned(atlas, dict.fromkeys(METHODS, SETTINGS), dict.fromkeys(METHODS, ChoiceSettings()))
     pixels = draw_chest_phantom(50, 70, seed=1)
-    mask = find_lungs(pipe, tuned, pixels)
+    mask = find_lungs(pipe, tuned, pixels, EXCLUDED)
     assert mask.shape == (50, 70) and mask.dtype == bool and 0 < mask.mean() < 0.9
-    assert np.array_equal(mask, find_lungs(pipe, tuned, pixels))
+    assert np.array_equal(mask, find_lungs(pipe, tuned, pixels, EXCLUDED))
 
 
 def test_masks_change_size_with_their_outline():

@@ -10,30 +10,58 @@ import torch
 from PIL import Image
 from script_module import load_script
 from tiny_bundles import generator_models
-from tiny_lungs import lung_folder
+from tiny_lungs import DEFINITIONS, lung_folder
 
 from common.data.phantom import draw_lung_mask
 from common.errors import DatasetError, SettingsError
-from common.experiments import lung_study
-from common.experiments.lung_choice import ChoiceSettings
+from common.experiments import lung_tuning
+from common.experiments.chest_atlas import SIDE, ChestAtlas, Pose
+from common.experiments.framings import FRAMINGS
+from common.experiments.lung_choice import EXCLUDED, INCLUDED, ChoiceSettings
 from common.experiments.lung_report import LABELS, summarise, write_report
-from common.experiments.lung_segments import OTSU, EncodedImage, SegmentSettings
-from common.experiments.lung_study import LungCase, Tuned, coordinate_search, lung_cases, tune_method
-from common.experiments.position_prior import EllipsePrior, dice
+from common.experiments.lung_segments import OTSU, EncodedChest, SegmentSettings
+from common.experiments.lung_study import LungCase, add_ellipses, balanced, lung_cases
+from common.experiments.lung_tuning import Tuned, coordinate_search, tune_method
 from common.experiments.trials import QUICK_WARNING
 from common.files import write_json
 
 
-def test_cases_of_a_split_come_with_their_masks(tmp_path):
+def test_cases_of_a_split_come_with_their_masks_and_what_these_count_as_lung(tmp_path):
     folder = lung_folder(tmp_path / "data", num_train=2, num_val=1)
     (case,) = lung_cases(folder, "lung_masks.csv", "val")
-    assert (case.name, case.source, case.definition) == ("images__2", "clinic0", "drawn")
+    assert (case.name, case.source, case.definition) == ("images__2", "clinic0", DEFINITIONS[0])
     assert case.image.is_file() and (case.truth() == draw_lung_mask(72, 80, seed=2)[0].numpy()).all()
     assert [c.name for c in lung_cases(folder, "lung_masks.csv", "train")] == ["images__0", "images__1"]
+    assert [c.heart for c in lung_cases(folder, "lung_masks.csv", None)] == [INCLUDED, EXCLUDED, INCLUDED]
+    assert {c.heart for c in lung_cases(folder, "lung_masks.csv", None, EXCLUDED)} == {EXCLUDED}
     (folder / "bad.csv").write_text("image,mask_file\na,b\n")
     for name, split in (("other.csv", "val"), ("lung_masks.csv", "test"), ("bad.csv", "val")):
         with pytest.raises(DatasetError):
             lung_cases(folder, name, split)
+
+
+def case_of(source, number=0, mask="m.png", heart=EXCLUDED):
+    return LungCase(f"patient_{number}", Path("patient.png"), Path(mask), source, "visible lung", heart)
+
+
+def test_a_subset_is_drawn_from_each_source_in_turn():
+    cases = [case_of("clinic", number) for number in range(50)] + [case_of("ward", number) for number in range(3)]
+    chosen = balanced(cases, 10, seed=0)
+    assert [case.source for case in chosen] == ["clinic"] * 7 + ["ward"] * 3
+    assert [case.name for case in chosen] == [case.name for case in balanced(cases, 10, seed=0)]
+    assert balanced(cases, 10, seed=1) != chosen and balanced(cases, 100, seed=0) == cases
+
+
+def test_ellipses_are_fitted_to_the_masks_of_their_own_group(tmp_path):
+    cases, results = [], []
+    for place, (source, top) in enumerate({"clinic": 4, "ward": 24}.items()):
+        truth = np.zeros((64, 64), np.uint8)
+        truth[top : top + 36, 6:28] = truth[top : top + 36, 36:58] = 255
+        Image.fromarray(truth).save(tmp_path / f"{place}.png")
+        cases.append(case_of(source, mask=tmp_path / f"{place}.png"))
+        results.append({"dice": {}})
+    add_ellipses(results, cases)
+    assert all(result["dice"]["ellipses"] > 0.85 for result in results)  # one for both would reach two thirds
 
 
 # ---- hyperparameters -------------------------------------------------------------------------------------------------
@@ -53,31 +81,39 @@ def test_each_field_goes_to_its_best_candidate_and_stays_where_nothing_is_better
 
 
 def test_settings_survive_json():
-    tuned = Tuned(EllipsePrior(0.4), {"diffseg": SegmentSettings(anchors=8)}, {"diffseg": ChoiceSettings(bias=0.4)})
+    tuned = Tuned(flat_atlas(), {"diffseg": SegmentSettings(anchors=8)}, {"diffseg": ChoiceSettings(bias=0.4)})
     assert Tuned.from_plain(json.loads(json.dumps(asdict(tuned)))) == tuned
 
 
+def flat_atlas():
+    return ChestAtlas(("80" * SIDE,) * SIDE, ("80" * SIDE,) * SIDE)
+
+
 def test_tuning_learns_from_training_masks():
-    """Lungs above where the prior has them, and a bias that lets nothing be lung: the search finds the way out."""
+    """An atlas that leaves everything open, and dark lungs: the search finds out what tells them."""
     truth = np.zeros((64, 64), bool)
     truth[8:30, 6:24] = truth[8:30, 40:58] = True
     image = torch.from_numpy(np.where(truth, 0.2, 0.8).astype(np.float32))[None]
-    encoded = EncodedImage(image, torch.zeros(1, 1), (1, 1), {500.0: [torch.full((8, 8, 8, 8), 1 / 64)]})
-    start = SegmentSettings(), ChoiceSettings(attention=0.0, bias=-20.0)
-    _, choice, after = tune_method(OTSU, [encoded], [truth], EllipsePrior(), start, rounds=2)
-    assert after > 0.95 > 0.8 > dice(EllipsePrior().mask((64, 64)), truth)
-    assert choice.bias > -1
+    box, pose = (slice(0, 64), slice(0, 64)), Pose(0.3, 0.5, 0.45, 0.85)
+    layers = [torch.full((8, 8, 8, 8), 1 / 64)]
+    encoded = EncodedChest(image, torch.zeros(1, 1), (1, 1), layers, box, (64, 64), pose)
+    lung = np.full((SIDE, SIDE), 120, np.uint8)
+    lung[:, 13:19] = 100
+    atlas = ChestAtlas(flat_atlas().picture, tuple(bytes(row).hex() for row in lung))
+    start = SegmentSettings(), ChoiceSettings(attention=0.0, appearance=0.0, bias=-4.0)
+    _, choice, after = tune_method(OTSU, [encoded], [(truth, INCLUDED)], atlas, start, rounds=2)
+    assert after > 0.95 and choice.bias > -1
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------
 
 
-def result(value, source="clinic"):
-    return {"name": "x", "source": source, "dice": dict.fromkeys(LABELS, value), "segments": {"diffseg": 40}}
+def result(value, group="clinic"):
+    return {"name": "x", "group": group, "dice": dict.fromkeys(LABELS, value), "segments": {"diffseg": 40}}
 
 
-def test_means_are_taken_overall_and_per_source():
-    summary = summarise([result(0.5), result(0.7), result(0.9, "ward")])
+def test_means_are_taken_overall_and_per_group():
+    summary = summarise([result(0.5), result(0.7), result(0.9, "ward")], LABELS)
     assert list(summary) == ["all", "clinic", "ward"]
     assert summary["all"]["diffseg"] == {"mean": pytest.approx(0.7), "sd": pytest.approx(0.2), "n": 3}
     assert summary["ward"]["otsu"] == {"mean": 0.9, "sd": None, "n": 1}
@@ -85,14 +121,18 @@ def test_means_are_taken_overall_and_per_source():
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_table_has_every_method_and_definition_and_no_patient(tmp_path, quick):
-    cases = [LungCase("patient_7", Path("patient_7.png"), Path("m.png"), s, "visible lung") for s in ("clinic", "ward")]
+    cases = [case_of(source) for source in ("clinic", "ward")]
     write_json(tmp_path / "zero_shot_lungs.json", {"settings": {"quick": quick}})
-    report = write_report(tmp_path, [result(0.5), result(0.7, "ward")], cases, {"num_images": 3}, torch.device("cpu"))
+    framed = [] if quick else [{"group": "clinic", "dice": dict.fromkeys(FRAMINGS, 0.25)}]
+    tuning = {"": {"num_images": 3, "sources": {"clinic": 3}}}
+    results = [result(0.5), result(0.7, "ward")]
+    report = write_report(tmp_path, results, framed, cases, tuning, torch.device("cpu"))
     text = (tmp_path / "zero_shot_lungs.md").read_text()
     assert all(label in text for label in LABELS.values())
+    assert all((name in text) != quick for name in FRAMINGS) and ("0.250" in text) != quick
     assert "0.600 ± 0.141" in text and "clinic: visible lung; ward: visible lung" in text and "40 segments" in text
     assert report["provenance"]["command"] in text and text.startswith(QUICK_WARNING) == quick
-    assert "patient_7" not in text + (tmp_path / "zero_shot_lungs.json").read_text()
+    assert "patient_" not in text + (tmp_path / "zero_shot_lungs.json").read_text()
     assert Image.open(tmp_path / "zero_shot_lungs.png").format == "PNG"
 
 
@@ -109,11 +149,10 @@ def scored(script, tmp_path_factory, tiny_dino):
     """A finished study, its bundle and its data."""
     root = tmp_path_factory.mktemp("lungs")
     generator_models(root / "bundle", tiny_dino)
-    lung_folder(root / "data", num_train=3, num_val=3)
+    lung_folder(root / "data", num_train=4, num_val=3)
     with pytest.MonkeyPatch.context() as patch:  # a smaller search, of the same code
-        patch.setattr(lung_study, "TIMESTEPS", (500.0,))
-        patch.setattr(lung_study, "SEGMENT_GRID", {"diffseg": {"threshold": (1e-4,)}, "kmeans": {"clusters": (4,)}})
-        patch.setattr(lung_study, "CHOICE_GRID", {"attention": (0.0,), "darkness": (1.0,)})
+        patch.setattr(lung_tuning, "SEGMENT_GRID", {"kmeans": {"clusters": (4,)}})
+        patch.setattr(lung_tuning, "CHOICE_GRID", {"attention": (0.0,)})
         run(script, root, tune=True)
     return root
 
@@ -126,20 +165,23 @@ def run(script, root, out="out", quick=True, **options):
 def test_a_study_leaves_settings_table_masks_and_overlays(scored):
     out = scored / "out"
     tuned = json.loads((out / "tuned.json").read_text())
-    assert tuned["tuning"]["num_images"] == 3 and set(tuned["choice"]) == {"diffseg", "kmeans", "otsu"}
+    assert tuned["tuning"]["num_images"] == 4 and set(tuned["choice"]) == {"diffseg", "kmeans", "otsu"}
     scores = json.loads((out / "zero_shot_lungs.json").read_text())["summary"]
-    assert list(scores) == ["all", "clinic0", "clinic1"] and scores["all"]["diffseg"]["n"] == 3
+    assert (
+        list(scores) == ["all", "clinic0, heart included", "clinic1, heart excluded"]
+        and scores["all"]["diffseg"]["n"] == 3
+    )
     assert scores["all"]["diffseg_picked_by_dice"]["mean"] >= scores["all"]["diffseg"]["mean"] - 0.02
     assert (scored / "work/overlays.png").is_file()
     names = {"tuned.json", "zero_shot_lungs.json", "zero_shot_lungs.md", "zero_shot_lungs.png"}
     assert {path.name for path in out.iterdir()} == names  # nothing of a patient
-    for number in (3, 4, 5):
+    for number in (4, 5, 6):
         mask = np.asarray(Image.open(scored / "work" / "masks" / f"images__{number}.png"))
         assert mask.shape == (72, 80) and set(np.unique(mask)) <= {0, 255}
 
 
 def test_a_stopped_study_goes_on_with_what_is_missing(scored, script):
-    kept, missing = (scored / "work" / "images" / f"images__{number}.json" for number in (3, 4))
+    kept, missing = (scored / "work" / "images" / f"images__{number}.json" for number in (4, 5))
     before, stamp = missing.read_text(), kept.stat().st_mtime_ns
     missing.unlink()
     run(script, scored, tune=True)
@@ -162,6 +204,28 @@ def test_a_folder_is_pre_labelled_without_any_mask(scored, script):
     script.zero_shot_lungs(
         str(scored / "data" / "images"), output_dir=str(out), segment=True, bundle_root=str(scored / "bundle")
     )
-    labelled, scored_mask = (Image.open(path) for path in (out / "3_png.png", scored / "work/masks/images__3.png"))
+    labelled, scored_mask = (Image.open(path) for path in (out / "5_png.png", scored / "work/masks/images__5.png"))
     assert np.array_equal(np.asarray(labelled), np.asarray(scored_mask))
-    assert len(list(out.glob("*_png.png"))) == 6
+    assert len(list(out.glob("*_png.png"))) == 7
+
+
+def test_each_source_is_scored_by_what_the_others_taught(scored, script):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lung_tuning, "SEGMENT_GRID", {})
+        patch.setattr(lung_tuning, "CHOICE_GRID", {})
+        folders = {"output_dir": str(scored / "loso"), "work_dir": str(scored / "loso_work")}
+        options = {"bundle_root": str(scored / "bundle"), "leave_one_out": True, "framings": 2, "quick": True}
+        script.zero_shot_lungs(str(scored / "data"), limit=2, **folders, **options)
+    report = json.loads((scored / "loso" / "zero_shot_lungs.json").read_text())
+    assert {name: about["sources"] for name, about in report["tuning"].items()} == {
+        "clinic0": {"clinic1": 2},
+        "clinic1": {"clinic0": 2},
+    }
+    groups = "clinic0, heart included", "clinic1, heart excluded"
+    assert [report["summary"][group]["diffseg"]["n"] for group in groups] == [4, 3]  # of both splits
+    assert all(report["framings"][group]["15 % down"]["n"] == 1 for group in groups)
+
+
+def test_a_definition_that_does_not_exist_is_refused(scored, script):
+    with pytest.raises(SettingsError):
+        run(script, scored, heart="maybe")
