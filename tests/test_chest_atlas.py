@@ -70,6 +70,12 @@ def test_the_atlas_is_symmetric_and_its_lungs_are_dark(atlas):
     assert atlas.chest[atlas.lung > 0.9].mean() < atlas.chest[atlas.lung < 0.1].mean() - 0.5
 
 
+def test_masks_that_do_not_count_only_say_how_their_images_lie():
+    images, masks = zip(*(phantom(seed) for seed in range(2)), strict=True)
+    one, both = make_atlas(images, masks, [True, False]), make_atlas(images, masks)
+    assert one.lungs == make_atlas(images[:1], masks[:1]).lungs != both.lungs and one.picture == both.picture
+
+
 def test_borders_are_left_out_but_not_an_image_without_any():
     image, _ = phantom(20)
     framed = np.ones((150, 160), np.float32)

@@ -23,7 +23,7 @@ BLACK, WHITE, BLANK_SHARE = 0.06, 0.96, 0.9  # a line of which so much is black 
 MIN_CONTENT = 0.25  # of the rows, and of the columns, that a border has to leave
 HEIGHTS, ASPECTS = (0.45, 0.52, 0.6, 0.68, 0.78, 0.9, 1.0), (1.0, 1.2, 1.4)  # the first search, shares of the rows
 MIN_OVERLAP = 0.45  # of the atlas that has to lie in the image
-DEVIATION = 0.005  # weight of a pose's squared distance from the usual one, beside a correlation
+DEVIATION = 0.02  # weight of a pose's squared distance from the usual one, beside a correlation
 OUTSIDE = 0.5  # weight of the share of the lungs' extent that lies outside the image
 SIMPLEX = (0.05, 0.04, 0.08, 0.08, 0.05)  # of the second search: first steps in the units of a pose
 
@@ -121,13 +121,19 @@ class ChestAtlas:
         return _from_hex(self.lungs) / 255
 
 
-def make_atlas(images: Sequence[Array], masks: Sequence[NDArray[np.bool_]]) -> ChestAtlas:
-    """The atlas of images [H, W] in [0, 1] and their lungs [H, W]; some ten make it smooth."""
+def make_atlas(
+    images: Sequence[Array], masks: Sequence[NDArray[np.bool_]], counted: Sequence[bool] | None = None
+) -> ChestAtlas:
+    """The atlas of images [H, W] in [0, 1] and their lungs [H, W]; some ten make it smooth.
+
+    All masks say how their images lie; what is lung is the mean of those that are `counted`, by default all.
+    """
     chests, lungs = [], []
-    for image, mask in zip(images, masks, strict=True):
+    for image, mask, counts in zip(images, masks, counted or [True] * len(masks), strict=True):
         pose, picture = pose_of_mask(mask), evened(image)
         chests.append(ndimage.map_coordinates(picture, pose.places(_size(picture)), order=1, mode="nearest"))
-        lungs.append(ndimage.map_coordinates(mask.astype(np.float64), pose.places(_size(mask)), order=1))
+        if counts:
+            lungs.append(ndimage.map_coordinates(mask.astype(np.float64), pose.places(_size(mask)), order=1))
     chest, lung = (np.mean(found, axis=0) for found in (chests, lungs))
     chest, lung = ((part + part[:, ::-1]) / 2 for part in (chest, lung))
     chest = 128 + 16 * (chest - chest.mean()) / max(float(chest.std()), 1e-6)

@@ -127,12 +127,13 @@ class LungStudy:
         """
         chosen = balanced(cases, num_images, self.seed)
         pixels = [read_radiograph(case.image).pixels for case in chosen]
-        whole = [index for index, case in enumerate(chosen) if case.heart == INCLUDED] or range(len(chosen))
-        atlas = make_atlas([pixels[i][0].numpy() for i in whole], [chosen[i].truth() for i in whole])
+        counted = [case.heart == INCLUDED for case in chosen]
+        masks = [case.truth() for case in chosen]
+        atlas = make_atlas([image[0].numpy() for image in pixels], masks, counted if any(counted) else None)
         start = SegmentSettings(seed=self.seed)
         bar = ProgressBar(pixels, desc="training images", unit="image")
         encoded = [encode_chest(self.pipe, image, start, atlas) for image in bar]
-        truths = [(each.part(case.truth()), case.heart) for case, each in zip(chosen, encoded, strict=True)]
+        truths = [(e.part(mask), case.heart) for case, mask, e in zip(chosen, masks, encoded, strict=True)]
         segment_settings: dict[str, SegmentSettings] = {}
         choice: dict[str, ChoiceSettings] = {}
         train_dice = {}
