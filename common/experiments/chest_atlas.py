@@ -22,8 +22,9 @@ DETAIL = 1 / 6  # of the working side, sd of the Gaussian that brightness and co
 BLACK, WHITE, BLANK_SHARE = 0.06, 0.96, 0.9  # a line of which so much is black or white belongs to a border
 MIN_CONTENT = 0.25  # of the rows, and of the columns, that a border has to leave
 HEIGHTS, ASPECTS = (0.45, 0.52, 0.6, 0.68, 0.78, 0.9, 1.0), (1.0, 1.2, 1.4)  # the first search, shares of the rows
+NUM_STARTS = 3  # of the second search
 MIN_OVERLAP = 0.45  # of the atlas that has to lie in the image
-DEVIATION = 0.02  # weight of a pose's squared distance from the usual one, beside a correlation
+DEVIATION = 0.01  # weight of a pose's squared distance from the usual one, beside a correlation
 OUTSIDE = 0.5  # weight of the share of the lungs' extent that lies outside the image
 SIMPLEX = (0.05, 0.04, 0.08, 0.08, 0.05)  # of the second search: first steps in the units of a pose
 
@@ -160,12 +161,11 @@ def find_pose(image: Array, atlas: ChestAtlas) -> Pose:
     """Where the lungs of an image [H, W] in [0, 1] lie: the pose in which it is most like the atlas.
 
     Black and white borders are left out, brightness and contrast evened out; then a search over place, height and
-    aspect on a grid, and one over all of a pose from the best of it. What is maximised is the correlation of the
+    aspect on a grid, and one over all of a pose from the best few of it. What is maximised is the correlation of the
     picture with the atlas, less a little for unusual poses, which only decides what correlation leaves open.
     """
     box = content_box(image)
     picture = evened(image[box])
-    start = np.array(astuple(_first_pose(picture, atlas)))
 
     def loss(values: Array) -> float:
         pose = Pose(*values)
@@ -178,9 +178,12 @@ def find_pose(image: Array, atlas: ChestAtlas) -> Pose:
         found = ndimage.map_coordinates(picture, places, order=1, mode="nearest")
         return _cost(pose, _size(picture)) - float(np.corrcoef(found[inside], atlas.chest[inside])[0, 1])
 
-    simplex = np.vstack([start, start + np.diag(SIMPLEX)])
-    options = {"initial_simplex": simplex, "maxiter": 200, "xatol": 1e-3, "fatol": 1e-4}
-    best = minimize(loss, start, method="Nelder-Mead", options=options).x
+    found = []
+    for start in np.array([astuple(pose) for pose in _first_poses(picture, atlas)]):
+        simplex = np.vstack([start, start + np.diag(SIMPLEX)])
+        options = {"initial_simplex": simplex, "maxiter": 200, "xatol": 1e-3, "fatol": 1e-4}
+        found.append(minimize(loss, start, method="Nelder-Mead", options=options))
+    best = min(found, key=lambda each: float(each.fun)).x
     return Pose(*(float(value) for value in best)).within(box, _size(image))
 
 
@@ -199,32 +202,28 @@ def evened(image: Array) -> NDArray[np.float32]:
     return (small / (spread + 0.3 * small.std() + 1e-3)).astype(np.float32)
 
 
-def _first_pose(picture: NDArray[np.float32], atlas: ChestAtlas) -> Pose:
-    """The best on a grid: one normalised cross-correlation for each height and aspect."""
+def _first_poses(picture: NDArray[np.float32], atlas: ChestAtlas) -> list[Pose]:
+    """The best few on a grid, each of another height or aspect: one normalised cross-correlation for each of these."""
     size, side = _size(picture), COARSE_SIDE
     template = torch.from_numpy(resized(atlas.chest, (side, side)))[None, None]
-    ones = torch.ones(1, 1, side, side)
     tensor = torch.from_numpy(picture)[None, None]
-    best, best_score = Pose(0.48, 0.5, 0.72, 0.88), -math.inf
+    best = []
     for height, aspect in itertools.product(HEIGHTS, ASPECTS):
         width = height * aspect * size[0] / size[1]
         lengths = [max(1, round(side / (extent * (1 + 2 * MARGIN)))) for extent in (height, width)]
         small = F.interpolate(tensor, size=lengths, mode="bilinear", antialias=True)
         small, inside = (F.pad(part, (side // 2,) * 4) for part in (small, torch.ones_like(small)))
-        found = _correlation(small, inside, template, ones)[0, 0].numpy()
-        for row, column in np.argwhere(found > max(0.1, best_score)):
-            centre = (row / lengths[0], column / lengths[1])
-            pose = Pose(*centre, height, width)
-            score = found[row, column] - _cost(pose, size)
-            if score > best_score:
-                best, best_score = pose, score
-    return best
+        scores = _correlation(small, inside, template)[0, 0].numpy()
+        places = itertools.product(*(np.arange(n) / length for n, length in zip(scores.shape, lengths, strict=True)))
+        poses = [Pose(row, column, height, width) for row, column in places]
+        scores = scores.ravel() - [_cost(pose, size) for pose in poses]
+        best.append((float(scores.max()), poses[int(scores.argmax())]))
+    return [pose for _, pose in sorted(best, key=lambda each: -each[0])[:NUM_STARTS]]
 
 
-def _correlation(
-    picture: torch.Tensor, inside: torch.Tensor, template: torch.Tensor, ones: torch.Tensor
-) -> torch.Tensor:
+def _correlation(picture: torch.Tensor, inside: torch.Tensor, template: torch.Tensor) -> torch.Tensor:
     """Of a template with each part of a picture, 0 outside, over what is inside; -1 where that is too little."""
+    ones = torch.ones_like(template)
     count = F.conv2d(inside, ones).clamp_min(1)
     means = F.conv2d(inside, template) / count, F.conv2d(picture, ones) / count
     squares = F.conv2d(inside, template**2) / count, F.conv2d(picture**2, ones) / count
