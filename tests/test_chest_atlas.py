@@ -1,14 +1,27 @@
 """The mean chest: poses there and back, borders, and the framing drill: the same lungs found in whatever frame."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from common.data.phantom import draw_chest_phantom, draw_lung_mask
-from common.experiments.chest_atlas import SIDE, Pose, content_box, evened, find_pose, make_atlas, pose_of_mask, resized
+from common.experiments.chest_atlas import (
+    SIDE,
+    ChestAtlas,
+    Pose,
+    content_box,
+    evened,
+    find_pose,
+    make_atlas,
+    pose_of_mask,
+    resized,
+)
 from common.experiments.framings import FRAMINGS, Framing
+from common.experiments.lung_study import lung_cases
 from common.experiments.position_prior import dice
+from common.io import read_radiograph
 
 SIZE = (96, 120)
 LARGEST_LOSS = 0.03  # of Dice, by a framing
@@ -100,6 +113,22 @@ def test_the_framing_drill(atlas, seed):
     for name, framing in FRAMINGS.items():
         after = dice(found(framing.of_image(image), atlas), framing.of_mask(truth))
         assert after > before - LARGEST_LOSS, (name, before, after)
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "least"), [("kermany", 0.85), ("montgomery", 0.78)])  # a mask without the heart
+def test_the_framing_drill_of_the_atlas_that_ships(shared_data, repository, source, least):
+    tuned = repository / "bundles/cxr_dino_latent_diffusion/docs/zero_shot_lungs/tuned.json"
+    atlas = ChestAtlas(**{name: tuple(rows) for name, rows in json.loads(tuned.read_text())["atlas"].items()})
+    scores = {name: [] for name in FRAMINGS}
+    cases = [case for case in lung_cases(shared_data / "cxr", "lung_masks.csv", None) if case.source == source]
+    for case in cases[:10]:
+        image, truth = read_radiograph(case.image).pixels[0].numpy(), case.truth()
+        for name, framing in FRAMINGS.items():
+            scores[name].append(dice(found(framing.of_image(image), atlas), framing.of_mask(truth)))
+    means = {name: np.mean(values) for name, values in scores.items()}
+    assert means["as it is"] > least and min(means.values()) > means["as it is"] - LARGEST_LOSS, means
 
 
 def test_framings_do_what_they_say():
