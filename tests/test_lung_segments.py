@@ -19,6 +19,7 @@ from common.experiments.lung_segments import (
     fitted_size,
     kmeans_labels,
     membership_affinity,
+    otsu_lungs,
     otsu_threshold,
 )
 from common.experiments.lung_study import find_lungs
@@ -116,6 +117,16 @@ def test_otsu_is_the_exhaustive_search():
 
     assert between(otsu_threshold(image, bins=64)) > 0.999 * max(between(edge) for edge in edges)
     assert np.isfinite(otsu_threshold(np.full((4, 4), 0.5)))
+
+
+def test_otsu_alone_takes_the_two_largest_dark_parts_off_the_border():
+    image = np.full((40, 60), 0.8)
+    image[:, :4] = image[10:30, 8:25] = image[12:30, 35:52] = image[2:5, 28:31] = 0.2
+    image[20, 15] = 0.9
+    expected = np.zeros(image.shape, bool)
+    expected[10:30, 8:25] = expected[12:30, 35:52] = True
+    assert np.array_equal(otsu_lungs(image), expected)
+    assert not otsu_lungs(np.full((8, 8), 0.5)).any()
 
 
 def test_the_affinity_of_segments_is_within_them():

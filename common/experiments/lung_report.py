@@ -28,6 +28,7 @@ LABELS = {
     "atlas": "mean chest laid over the image, no segments",
     "kmeans": "k-means on DINO patch tokens, same choice",
     "otsu": "Otsu threshold, same choice",
+    "otsu_alone": "Otsu threshold, the two largest dark parts off the border",
     "ellipses": "two ellipses, fitted to these very masks (sees the truth)",
 }
 

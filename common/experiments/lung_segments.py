@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.cluster.vq import kmeans2, whiten
 from torch import Tensor
 from torch.nn import functional as F
@@ -195,6 +196,15 @@ def otsu_threshold(image: NDArray[np.floating], bins: int = 256) -> float:
     moment = np.cumsum(counts * centres)
     difference = moment[:-1] / np.maximum(below, 1) - (moment[-1] - moment[:-1]) / np.maximum(above, 1)
     return float(edges[1:-1][np.argmax(below * above * difference**2)])
+
+
+def otsu_lungs(image: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """What needs neither model nor mask: of an image [H, W] the two largest dark parts that leave its border free."""
+    numbered, _ = ndimage.label(image < otsu_threshold(image))
+    areas = np.bincount(numbered.ravel())
+    areas[[0, *numbered[[0, -1]].ravel(), *numbered[:, [0, -1]].ravel()]] = 0
+    kept = [part for part in np.argsort(areas)[-2:] if areas[part]]
+    return ndimage.binary_fill_holes(np.isin(numbered, kept))
 
 
 def membership_affinity(labels: NDArray[np.integer], grid: tuple[int, int]) -> NDArray[np.float32]:

@@ -26,7 +26,7 @@ from ..seeding import derive_seed
 from .chest_atlas import make_atlas
 from .framings import FRAMINGS
 from .lung_choice import EXCLUDED, INCLUDED, ChoiceSettings, choose_lungs, laid_lungs, pick_by_dice
-from .lung_segments import DIFFSEG, METHODS, SegmentSettings, at_size, encode_chest, evidence
+from .lung_segments import DIFFSEG, METHODS, SegmentSettings, at_size, encode_chest, evidence, otsu_lungs
 from .lung_tuning import Tuned, tune_method
 from .position_prior import dice, fit_ellipses
 
@@ -162,8 +162,8 @@ class LungStudy:
         return self.work_dir / "masks" / f"{case.name}.png"
 
     def _score_one(self, case: LungCase, tuned: Tuned) -> Row:
-        truth = case.truth()
-        encoded = encode_chest(self.pipe, read_radiograph(case.image).pixels, tuned.segments[DIFFSEG], tuned.atlas)
+        truth, pixels = case.truth(), read_radiograph(case.image).pixels
+        encoded = encode_chest(self.pipe, pixels, tuned.segments[DIFFSEG], tuned.atlas)
         masks, counts = {}, {}
         for method in METHODS:
             found, labels = evidence(encoded, method, tuned.segments[method], tuned.atlas)
@@ -173,6 +173,7 @@ class LungStudy:
                 masks["diffseg_picked_by_dice"] = pick_by_dice(labels, encoded.part(truth))
                 masks["atlas"] = laid_lungs(found, tuned.choice[method], case.heart)
         masks = {method: at_size(encoded.whole_mask(mask), truth.shape) for method, mask in masks.items()}
+        masks["otsu_alone"] = at_size(otsu_lungs(pixels[0].numpy()), truth.shape)
         write_mask(masks[DIFFSEG], self.mask_path(case))
         scores = {name: dice(mask, truth) for name, mask in masks.items()}
         return {"name": case.name, "group": case.group, "dice": scores, "segments": counts}
