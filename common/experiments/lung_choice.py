@@ -167,7 +167,7 @@ def _air(grey: Array, lung: Array, pose: Pose) -> Array:
     strip = np.zeros((SIDE, SIDE))
     strip[BETWEEN] = 1
     parts = lung > CORE, pose.laid(strip, (grey.shape[0], grey.shape[1])) > 0.5
-    core, between = (float(np.median(grey[part])) if part.any() else 0.0 for part in parts)
+    core, between = (np.median(grey[part]) if part.any() else np.nan for part in parts)
     return (core + between) / 2 - grey if between > core else np.ones(grey.shape)
 
 

@@ -136,7 +136,7 @@ class LungStudy:
         truths = [(e.part(mask), case.heart) for case, mask, e in zip(chosen, masks, encoded, strict=True)]
         segment_settings: dict[str, SegmentSettings] = {}
         choice: dict[str, ChoiceSettings] = {}
-        train_dice = {}
+        train_dice: dict[str, float] = {}
         for method in METHODS:
             found = tune_method(method, encoded, truths, atlas, (start, ChoiceSettings()), rounds)
             segment_settings[method], choice[method], train_dice[method] = found
@@ -164,7 +164,8 @@ class LungStudy:
     def _score_one(self, case: LungCase, tuned: Tuned) -> Row:
         truth, pixels = case.truth(), read_radiograph(case.image).pixels
         encoded = encode_chest(self.pipe, pixels, tuned.segments[DIFFSEG], tuned.atlas)
-        masks, counts = {}, {}
+        masks: dict[str, Mask] = {}
+        counts: dict[str, int] = {}
         for method in METHODS:
             found, labels = evidence(encoded, method, tuned.segments[method], tuned.atlas)
             masks[method] = choose_lungs(found, tuned.choice[method], case.heart)
