@@ -19,9 +19,9 @@ from .position_prior import dice
 SEGMENT_GRID: dict[str, dict[str, Sequence[float]]] = {KMEANS: {"clusters": (16, 40)}}
 CHOICE_GRID: dict[str, Sequence[float]] = {
     "appearance": (0.0, 0.4, 0.7, 1.0),
-    "attention": (0.0, 0.3, 0.6),
+    "attention": (0.0, 0.3, 0.6, 1.0),
     "segments": (0.25, 0.5, 1.0),
-    "bias": (-0.4, 0.0, 0.4),
+    "bias": (-0.4, 0.0, 0.4, 0.8),
 }
 
 Settings = TypeVar("Settings", SegmentSettings, ChoiceSettings)
