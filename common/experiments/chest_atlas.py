@@ -238,7 +238,7 @@ def _cost(pose: Pose, size: Size) -> float:
 
 def _inside(places: Array, size: Size) -> NDArray[np.bool_]:
     limits = np.reshape(size, (2, 1, 1)) - 0.5
-    return ((places > -0.5) & (places < limits)).all(axis=0)
+    return np.logical_and.reduce((places > -0.5) & (places < limits))
 
 
 def _lit(image: Array, axis: int) -> slice:

@@ -76,10 +76,9 @@ def gather(
     lung = np.clip(pose.laid(atlas.lung, size), 0, 1)
     shown = pose.laid(np.ones((SIDE, SIDE)), size) > 0.5
     grey = ndimage.gaussian_filter(image, GREY_BLUR * max(size))
-    spread = resized(lung, grid).ravel()
-    spread = affinity @ (affinity @ spread)  # what a place looks at, and what that looks at
-    spread = (spread - spread.mean()) / max(float(spread.std()), 1e-6)
-    spread = resized(spread.reshape(grid), size)
+    looked_at = affinity @ (affinity @ resized(lung, grid).ravel())  # what a place looks at, and what that looks at
+    looked_at = (looked_at - looked_at.mean()) / max(float(looked_at.std()), 1e-6)
+    spread = resized(looked_at.reshape(grid), size)
     return Evidence(connected_parts(labels), lung, spread, likelihood_ratio(grey, lung, shown), _air(grey, lung, pose))
 
 
