@@ -48,7 +48,7 @@ def image_quality(
         real: folder of radiographs, folder with manifest.csv, or text file with one path a line (relative to it).
         fake: the same, for the generated ones.
         output_dir: folder for the files, made when missing; those of an earlier run are replaced.
-        extractors: inception, dino, xrv; several with commas.
+        extractors: inception, dino, xrv, rad_dino (by dino_source); several with commas.
         inception_weights: FID Inception weights; a path that is wrong brings up where to get them.
         dino_source: Hugging Face folder of a DINO encoder, or an id such as facebook/dinov2-small.
         num_resamples: of the bootstrap for the Frechet distance.

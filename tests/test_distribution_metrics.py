@@ -14,7 +14,8 @@ from common.evaluation.distribution_metrics import (
     bootstrap_interval,
     frechet_distance,
     frechet_distance_extrapolated,
-    kernel_distance,
+    frechet_leverages,
+    gaussian_mmd,
     precision_recall_density_coverage,
 )
 
@@ -96,35 +97,78 @@ class TestFrechetDistance:
         assert frechet_distance_extrapolated(a, b, seed=1) == frechet_distance_extrapolated(a, b, seed=1)
 
 
-class TestKernelDistance:
+class TestLeverages:
+    @pytest.mark.parametrize("count", [400, 20])  # more and fewer rows than columns
+    def test_rank_images_as_leaving_each_out_does(self, count):
+        a, b = normal(count, 30, 0), normal(count, 30, 1, np.linspace(0.8, 1.2, 30), 0.2)
+        a[3] *= 3
+        left_out = [frechet_distance(a, b) - frechet_distance(np.delete(a, i, 0), b) for i in range(20)]
+        found = frechet_leverages(a, b)[0][:20]
+        assert found.argmax() == np.argmax(left_out) == 3
+        others = np.delete(np.array([found, left_out]), 3, 1)
+        assert np.corrcoef(others)[0, 1] > 0.95
+        if count == 400:
+            assert others[0] == pytest.approx(others[1], abs=0.005)  # the outlier's own is not small: 0.10 for 0.04
+
+    def test_are_those_of_both_sides_and_vanish_for_a_set_and_itself(self):
+        a, b = normal(60, 5, 0), normal(50, 5, 1, 1.5)
+        for mine, swapped in zip(frechet_leverages(a, b), frechet_leverages(b, a)[::-1], strict=True):
+            np.testing.assert_allclose(mine, swapped, atol=1e-10)
+        assert np.abs(frechet_leverages(a, a)).max() < 1e-10
+
+
+class TestMmd:
     def test_is_unbiased(self):
         """Its mean over draws from one distribution is 0 within three standard errors, and those are small."""
-        values = [kernel_distance(normal(40, 10, 2 * i), normal(40, 10, 2 * i + 1), 1, 40)[0] for i in range(300)]
+        values = [gaussian_mmd(normal(40, 10, 2 * i), normal(40, 10, 2 * i + 1)) for i in range(300)]
         error = np.std(values) / math.sqrt(len(values))
-        biased = 2 * (2**3 - 1) / 40  # what leaving the diagonal in would add: (k(x, x) - k(x, y)) / N, twice
-        assert abs(np.mean(values)) < 3 * error < 0.1 * biased
+        assert abs(np.mean(values)) < 3 * error < 0.1 * 2 / 40  # 2 / N is what leaving the diagonal in would add
 
     def test_equals_the_sums_written_out(self):
-        a, b = normal(5, 3, 0), normal(5, 3, 1, shift=1)
+        a, b = normal(5, 3, 0), normal(4, 3, 1, shift=1)
+        scale = np.median([np.square(a[i] - a[j]).sum() for i in range(5) for j in range(i)])
 
         def kernel(x, y):
-            return (sum(p * q for p, q in zip(x, y, strict=True)) / 3 + 1) ** 3
+            return math.exp(-np.square(x - y).sum() / scale)
 
-        within = [kernel(s[i], s[j]) for s in (a, b) for i in range(5) for j in range(5) if i != j]
-        across = [kernel(x, y) for x in a for y in b]
-        mean, sd = kernel_distance(a, b, num_subsets=4, subset_size=5)
-        assert mean == pytest.approx(sum(within) / 20 - 2 * sum(across) / 25)
-        assert sd == pytest.approx(0, abs=1e-12)
+        within = [
+            sum(kernel(s[i], s[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+            for s, n in ((a, 5), (b, 4))
+        ]
+        expected = sum(within) - 2 * sum(kernel(x, y) for x in a for y in b) / 20
+        assert gaussian_mmd(a, b) == pytest.approx(expected)
+        assert gaussian_mmd(1000 * a + 7, 1000 * b + 7) == pytest.approx(expected)  # the scale does not matter
 
-    def test_subsets_vary_by_default_and_follow_the_seed(self):
-        a, b = normal(60, 6, 0), normal(80, 6, 1, shift=0.5)
-        found = kernel_distance(a, b, num_subsets=50)
-        assert found == kernel_distance(a, b, num_subsets=50) != kernel_distance(a, b, num_subsets=50, seed=1)
-        mean, sd = found
-        whole, _ = kernel_distance(a[:60], b[:60], 1, 60)
-        assert sd > 0 and mean == pytest.approx(whole, abs=3 * sd)
-        with pytest.raises(ValueError, match="subset_size 61; expected 2 to 60"):
-            kernel_distance(a, b, subset_size=61)
+    def test_is_bounded_and_of_constant_features_finite(self):
+        assert gaussian_mmd(normal(50, 3, 0), normal(50, 3, 1, shift=1e4)) < 2
+        assert gaussian_mmd(np.ones((5, 3)), np.ones((5, 3))) == 0
+
+
+def test_values_of_other_implementations():
+    """Reference values, made in an environment of their own; without a torchvision that fits, stub its modules.
+
+    python -m venv ref && ref/bin/pip install torch-fidelity==0.4.0 prdc==0.2 scipy && ref/bin/python - <<END
+    import numpy as np, torch
+    from prdc import compute_prdc
+    from scipy.spatial.distance import pdist
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    rng = np.random.RandomState(0)
+    a, b = rng.standard_normal((150, 16)), 1.2 * rng.standard_normal((150, 16)) + 0.3
+    x, y = torch.from_numpy(a), torch.from_numpy(b)
+    print(fid_statistics_to_metric(fid_features_to_statistics(x), fid_features_to_statistics(y), False))
+    rbf = {"kid_kernel": "rbf", "kid_kernel_rbf_sigma": (np.median(pdist(a, "sqeuclidean")) / 2) ** 0.5}
+    print(kid_features_to_metric(x, y, kid_subsets=1, kid_subset_size=150, verbose=False, **rbf))
+    print(compute_prdc(a, b, nearest_k=5))
+    END
+    """
+    rng = np.random.RandomState(0)
+    a, b = rng.standard_normal((150, 16)), 1.2 * rng.standard_normal((150, 16)) + 0.3
+    assert frechet_distance(a, b) == pytest.approx(3.7648933579844623, rel=1e-9)
+    assert gaussian_mmd(a, b) == pytest.approx(0.04426202876170837, rel=1e-9)
+    found = precision_recall_density_coverage(a, b, k=5)
+    expected = {"precision": 82 / 150, "recall": 147 / 150, "density": 0.28, "coverage": 94 / 150}
+    assert found == pytest.approx(expected)
 
 
 def cluster(centre, count, seed):
@@ -229,4 +273,4 @@ def test_wrong_features_are_named():
     with pytest.raises(ValueError, match="k = 0"):
         precision_recall_density_coverage(normal(5, 2, 0), normal(9, 2, 0), k=0)
     with pytest.raises(ValueError, match="not finite"):
-        kernel_distance(np.full((4, 2), np.nan), normal(4, 2, 0))
+        gaussian_mmd(np.full((4, 2), np.nan), normal(4, 2, 0))

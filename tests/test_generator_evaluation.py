@@ -27,7 +27,7 @@ from common.pipelines.source_table import SourceTable
 CPU = torch.device("cpu")
 SIZE = 176  # the least that MS-SSIM takes
 COUNT = 16
-FIGURES = {"fd", "kid", "precision", "recall", "density", "coverage"}
+FIGURES = {"fd", "fd_without", "fd_infinity", "mmd", "precision", "recall", "density", "coverage"}
 
 
 class ExactCodec(LatentCodec):
@@ -85,7 +85,7 @@ def make_evaluator(table, tiny_dino, folder, sampler=None, num_diverse_sources=3
         sampler=sampler or make_sampler(),
         token_sampler=make_token_sampler(),
         extractors=[None, extractor],
-        quality=ImageQuality(num_resamples=3, nearest_k=3, kid_subsets=2, progress=False),
+        quality=ImageQuality(num_resamples=3, nearest_k=3, num_left_out=2, progress=False),
         output_dir=str(folder),
         num_diverse_sources=num_diverse_sources,
         num_diverse=num_diverse,
@@ -121,8 +121,7 @@ def test_the_report_has_the_rows_that_it_says(evaluated):
         assert row["halves"].keys() >= FIGURES
         if name != "real":
             assert row["all"].keys() >= FIGURES
-            low, high = row["fd_ci"]
-            assert low <= high
+            assert all(row["all"][name][0] <= row["all"][name][1] for name in ("fd_ci", "mmd_ci"))
             assert row["fd_over_floor"] == pytest.approx(row["halves"]["fd"] / rows["real"]["halves"]["fd"])
     assert len(report["weights_sha256"]) == len(report["prior_sha256"]) == 64
     assert report["provenance"]["device"] == "cpu"
@@ -181,11 +180,14 @@ def test_tables_and_sheet_are_there(evaluated):
     folder, report, _ = evaluated
     text = (folder / "table.md").read_text()
     assert text == markdown(report)
-    first, second = (part.splitlines() for part in text.strip().split("\n\n"))
-    assert {line.count("|") for line in first} == {10} and {line.count("|") for line in second} == {3}
-    assert [line.split("|")[2].strip() for line in first[2:]] == ["real", "reconstruction", "variation", "prior"]
-    assert first[2].split("|")[3].strip() == "" and first[2].split("|")[5].strip() == "1"
-    assert first[3].split("|")[5].strip() == "1.00"
+    said, first, second = (part.splitlines() for part in text.strip().split("\n\n"))
+    assert len(said) == 1 and "by dino" in said[0].lower()
+    assert {line.count("|") for line in first} == {13} and {line.count("|") for line in second} == {3}
+    assert [line.split("|")[2].strip() for line in first[2:]] == [
+        *("real (8)", "reconstruction (16)", "variation (16)", "prior (16)")
+    ]
+    assert [cell.strip() for cell in first[2].split("|")[3:5]] == ["1", "1"]
+    assert [cell.strip() for cell in first[3].split("|")[3:5]] == ["1.00", "1.00"]
     assert "| reconstruction to its source | 1.000 ± 0.000 |" in second
     width, height = Image.open(folder / "contact_sheet.png").size
     assert width == 4 + 4 * (SIZE + 4) and height == 24 + 8 * (SIZE + 24)

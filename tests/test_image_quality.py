@@ -12,12 +12,12 @@ from common.evaluation.distribution_metrics import (
     bootstrap_interval,
     frechet_distance,
     frechet_distance_extrapolated,
-    kernel_distance,
+    gaussian_mmd,
     precision_recall_density_coverage,
 )
 from common.evaluation.image_quality import ImageQuality, markdown, split_halves
 
-QUALITY = ImageQuality(num_resamples=12, kid_subsets=5, nearest_k=3, seed=4, progress=False)
+QUALITY = ImageQuality(num_resamples=12, num_left_out=3, nearest_k=3, seed=4, progress=False)
 
 
 def normal(count, seed, shift=0.0):
@@ -30,7 +30,8 @@ def test_figures_are_those_of_the_metrics():
     assert found["fd"] == frechet_distance(real, fake)
     assert tuple(found["fd_ci"]) == bootstrap_interval(frechet_distance, real, fake, 12, 4, 0.95)
     assert found["fd_infinity"] == frechet_distance_extrapolated(real, fake, 4)
-    assert (found["kid"], found["kid_sd"]) == kernel_distance(real, fake, 5, seed=4)
+    assert found["mmd"] == gaussian_mmd(real, fake)
+    assert tuple(found["mmd_ci"]) == bootstrap_interval(gaussian_mmd, real, fake, 12, 4, 0.95)
     shares = precision_recall_density_coverage(real, fake, 3)
     assert {name: found[name] for name in shares} == shares
     assert (found["num_real"], found["num_fake"]) == (50, 40)
@@ -84,7 +85,7 @@ def test_without_enough_patients_there_is_no_floor():
 def test_table_holds_every_comparison_and_is_plain_json():
     report = QUALITY.report({"a": (normal(40, 0), normal(40, 1)), "b": (normal(40, 2), normal(40, 3))})
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert report["settings"] == {"num_resamples": 12, "level": 0.95, "nearest_k": 3, "kid_subsets": 5, "seed": 4}
+    assert report["settings"] == {"num_resamples": 12, "level": 0.95, "nearest_k": 3, "num_left_out": 3, "seed": 4}
     table = markdown(report)
     lines = [line for line in table.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 2 * 3 and len({line.count("|") for line in lines}) == 1
@@ -99,12 +100,17 @@ def test_same_seed_same_report():
     assert QUALITY.compare(*pair) == QUALITY.compare(*pair)
 
 
-def test_kid_is_tabulated_for_the_features_that_it_was_made_for():
-    pair = normal(40, 0), normal(40, 1)
-    report = QUALITY.report({"dino": pair, "inception": pair})
-    kid = [line.split("|")[6].strip() for line in markdown(report).splitlines() if line.startswith("| ")][1:]
-    assert kid[:3] == ["", "", ""] and all("±" in cell for cell in kid[3:]) and len(kid) == 6
-    assert "KID ×" not in markdown(QUALITY.report({"dino": pair}))
+def test_planted_outliers_are_found_and_the_distance_without_them_is_stable():
+    """Three strange images among 300 make most of FD; what it is told without, and MMD, hardly notice them."""
+    real, fake = normal(300, 0), normal(300, 1, 0.3)
+    planted = fake.copy()
+    planted[[7, 90, 211]] += 40 * np.eye(6)[[0, 3, 5]]
+    clean, found = QUALITY.metrics(real, fake), QUALITY.metrics(real, planted)
+    assert sorted(found["left_out"]) == [["fake", 7], ["fake", 90], ["fake", 211]]
+    assert found["fd"] > 5 * clean["fd"]
+    assert found["fd_without"] == pytest.approx(clean["fd"], rel=0.05)
+    assert found["mmd"] == pytest.approx(clean["mmd"], rel=0.1)
+    assert QUALITY.metrics(planted, real)["left_out"] == [["real", i] for _, i in found["left_out"]]
 
 
 def test_impossible_requests_are_refused():
@@ -112,6 +118,6 @@ def test_impossible_requests_are_refused():
         QUALITY.compare(normal(5, 0), normal(30, 1))
     with pytest.raises(SettingsError, match="29 patient ids"):
         QUALITY.compare(normal(30, 0), normal(30, 1), ["p"] * 29)
-    for options in ({"num_resamples": 1}, {"level": 95}, {"nearest_k": 0}, {"kid_subsets": 0}, {"seed": -1}):
+    for options in ({"num_resamples": 1}, {"level": 95}, {"nearest_k": 0}, {"num_left_out": 0}, {"seed": -1}):
         with pytest.raises(SettingsError, match=next(iter(options))):
             ImageQuality(**options)

@@ -22,6 +22,7 @@ from privacy_folders import (
 
 from common.errors import DatasetError
 from common.evaluation.nearest_patients import SPACES
+from common.evaluation.patient_link import link_markdown
 from common.evaluation.privacy_report import altered_copy, markdown, summary
 
 
@@ -200,6 +201,21 @@ def test_the_summary_has_the_figures_and_names_nobody(tmp_path, real_phantoms, p
     assert f"{sensitivity['found']} of {sensitivity['copies']} altered copies" in table
     for private in (str(tmp_path), train[3]["image"], "generated_dir", ".png"):
         assert private not in text.replace(json.dumps(found["provenance"]["command"]), "") and private not in table
+
+
+def test_patients_with_several_images_are_looked_for_in_samples(tmp_path, real_phantoms, privacy_check):
+    generate(tmp_path / "generated", fresh(4))
+    assert privacy_check(real_phantoms).run()["link"] is None
+    assert not (tmp_path / "report" / "links.png").exists()
+    several = [
+        [{**item, "patient_id": f"{side}{n // 2}"} for n, item in enumerate(items)]
+        for side, items in zip("ab", real_phantoms, strict=True)
+    ]
+    report = privacy_check(several).run()
+    assert report["link"]["head"] == {"num_patients": NUM_TRAIN // 2, "num_images": NUM_TRAIN - NUM_TRAIN % 2}
+    assert report["link"]["samples"]["num_samples"] == 4
+    assert (tmp_path / "report" / "links.png").is_file()
+    assert link_markdown(report["link"]) in (tmp_path / "report" / "privacy_summary.md").read_text()
 
 
 def test_what_may_be_shared_can_go_to_a_folder_of_its_own(tmp_path, real_phantoms, privacy_check):

@@ -153,8 +153,9 @@ def test_the_figures_of_the_front_page_are_those_of_the_evaluations_that_ship():
 
     psnr, lpips = (float(cell(AUTOENCODER_DOCS, "| overall |", column)) for column in (3, 6))
     assert f"PSNR {psnr:.1f} dB, LPIPS {lpips:.3f}" in page
-    dino, inception = (cell(CHEST_DOCS, f"| {name} | variation", 4) for name in ("dino", "inception"))
-    assert f"FD-DINOv2[^fd] {dino}, FD-Inception {inception}" in page
+    made, real = (float(cell(CHEST_DOCS, f"| dino | {name}", 11)) for name in ("variation", "real"))
+    inception = cell(CHEST_DOCS, "| inception | variation", 2)
+    assert f"DINOv2 coverage {made:.2f} (real {real:.2f}), FD-Inception[^fd] {inception}" in page
     assert f"pooled mIoU {cell(DENTAL_DOCS, '| mean |', 4)}" in page
 
 

@@ -29,12 +29,13 @@ from ..pipelines.strategies import Prior, Variation
 from ..progress import ProgressBar, stopwatch
 from ..provenance import provenance
 from .image_features import FeatureExtractor, ImageFeatures
-from .image_quality import KID_FEATURES, SHARES, ImageQuality, split_halves
+from .image_quality import NUM_LEFT_OUT, SHARES, ImageQuality, cells, headings, split_halves
 from .report import Row, cell, markdown_table, mean_sd, write_report
 
 _logger = logging.getLogger(__name__)
 
 SHEET_ROWS = 8
+HANGS = 0.1  # of a ratio: that a distance may change by without the images that it hangs on most
 
 
 @dataclass
@@ -46,9 +47,10 @@ class GeneratorEvaluator:
     - `reconstruction`: through the codec alone, the best that latents allow;
     - `variation`: one image per source;
     - `prior`: as many images without source;
-    - `real`: one half of the real images against the other, the floor. FD depends on the number of images, so next to
-      every FD stands the one of the first half of the real images against as many fakes, of the second half's sources:
-      that one compares with the floor.
+    - `real`: one half of the real images against the other, the floor. FD depends on the number of images, so beside
+      every row stands how many times the floor is the FD of the first half of the real images to as many fakes, of the
+      second half's sources; and the same without the images that either distance hangs on. Precision to coverage are
+      of these halves, too.
 
     Diversity is MS-SSIM between variations of one source (lower is more diverse), beside MS-SSIM between sources and
     their reconstructions, and between pairs of different real images.
@@ -112,6 +114,7 @@ class GeneratorEvaluator:
         diverse = self._generate("diversity", Variation(chosen, self.num_diverse, self.seed))
         report = {
             "num_real": len(table),
+            "num_left_out": self.quality.num_left_out,
             "sampler": {
                 "method": self.sampler.sampler.method,
                 "num_inference_steps": len(self.sampler.sampler.timesteps),
@@ -165,15 +168,14 @@ class GeneratorEvaluator:
         real = _features(encode, table.paths)
         first, second = halves
         found: Row = {"real": {"halves": self.quality.metrics(real[first], real[second])}}
-        floor = found["real"]["halves"]["fd"]
+        floor = found["real"]["halves"]
         for name, paths in folders.items():
             fake = _features(encode, paths)
             by_halves = self.quality.metrics(real[first], fake[second])
             found[name] = {
-                "all": self.quality.metrics(real, fake),
-                "fd_ci": list(self.quality.interval(real, fake)),
+                "all": {**self.quality.metrics(real, fake), **self.quality.intervals(real, fake)},
                 "halves": by_halves,
-                "fd_over_floor": by_halves["fd"] / floor,
+                **{f"{figure}_over_floor": by_halves[figure] / floor[figure] for figure in ("fd", "fd_without")},
             }
         return found
 
@@ -204,21 +206,31 @@ class GeneratorEvaluator:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The tables of metrics.json."""
-    kid = ["KID × 1000"] if KID_FEATURES in report["features"] else []
-    lines = []
+    """The tables of metrics.json, and before them what they say."""
+    ratios, lines, left_out = ("fd_over_floor", "fd_without_over_floor"), [], report.get("num_left_out", NUM_LEFT_OUT)
     for features, rows in report["features"].items():
         for name, row in rows.items():
-            values = row.get("all", row["halves"])
-            whole = "" if "all" not in row else f"{row['all']['fd']:.1f} [{row['fd_ci'][0]:.1f}, {row['fd_ci'][1]:.1f}]"
-            ratio = f"{row['fd_over_floor']:.2f}" if "fd_over_floor" in row else "1"
-            shown = [f"{1000 * values['kid']:.2f}" if features == KID_FEATURES else ""] if kid else []
-            shares = (cell(values[key], 3) for key in SHARES)
-            lines.append([features, name, whole, f"{row['halves']['fd']:.1f}", ratio, *shown, *shares])
-    headings = ["features", "images", "FD (n all)", "FD (halves)", "× floor", *kid, *SHARES]
+            over = [cell(row.get(ratio, 1 if name == "real" else None), 2, missing="–") for ratio in ratios]
+            shares = {share: row["halves"][share] for share in SHARES}  # they hang on n, as the ratios do
+            figures = {"fd_ci": row.get("fd_ci", ()), **row.get("all", row["halves"]), **shares}  # fd_ci: of 0.1
+            lines.append([features, f"{name} ({figures['num_fake']})", *over, *cells(figures)])
+    titles = ["features", "images", "× floor", f"× floor without {left_out}", *headings(left_out)]
     similarity = {name: value for name, value in report["ms_ssim"].items() if isinstance(value, dict)}
     pairs = [[name.replace("_", " "), cell(value, 3)] for name, value in similarity.items()]
-    return markdown_table(headings, lines, "llr") + "\n" + markdown_table(["MS-SSIM", "mean ± sd"], pairs)
+    measured = {name: rows for name, rows in report["features"].items() if ratios[1] in rows["variation"]}
+    said = "".join(conclusion(name, rows, left_out) for name, rows in measured.items())
+    tables = markdown_table(titles, lines, "llr"), markdown_table(["MS-SSIM", "mean ± sd"], pairs)
+    return said + "\n" * bool(said) + "\n".join(tables)
+
+
+def conclusion(features: str, rows: Mapping[str, Row], num_left_out: int) -> str:
+    """One sentence: how far variations are, by FD, and whether that hangs on a few images."""
+    whole, without = (rows["variation"][f"{name}_over_floor"] for name in ("fd", "fd_without"))
+    advice = "so go by the second and by MMD" if abs(whole / without - 1) > HANGS else "so it does not hang on them"
+    return (
+        f"By {features}, variations are {whole:.2f} times as far from real images as those from each other, and "
+        f"{without:.2f} times without the {num_left_out} images of largest leverage on each distance, {advice}.\n"
+    )
 
 
 def _spread(count: int, wanted: int) -> range:

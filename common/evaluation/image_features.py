@@ -27,7 +27,7 @@ from ..progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-EXTRACTORS = ("inception", "dino", "xrv")
+EXTRACTORS = ("inception", "dino", "rad_dino", "xrv")
 PREPARATION = "read_radiograph, ResizeCenterCropd; 1"  # changes with what happens to a file before the network
 READING_THREADS = 4
 TOLERANCE = 1e-3  # how far outside [0, 1] a value may lie
@@ -205,10 +205,10 @@ def build_extractor(
     """The extractor of this name.
 
     Args:
-        name: "inception" (FID's pool3, 2,048 values), "dino" (cls_token: 384 of a ViT-S) or "xrv" (TorchXRayVision
-            densenet121-res224-all, 1,024).
+        name: "inception" (FID's pool3, 2,048 values), "dino" (cls_token: 384 of a ViT-S), "rad_dino" (the same of an
+            encoder of radiographs, 768) or "xrv" (TorchXRayVision densenet121-res224-all, 1,024).
         inception_weights: file for "inception".
-        dino_source: Hugging Face folder or hub id for "dino".
+        dino_source: Hugging Face folder or hub id for "dino" and "rad_dino".
 
     Raises:
         SettingsError: an unknown name, or the package of "xrv" is missing.
@@ -218,16 +218,16 @@ def build_extractor(
         if inception_weights is None:
             raise WeightsError(f"extractor inception: found no inception_weights. {EXPECTED_WEIGHTS}")
         return FeatureExtractor(name, FidInception(inception_weights), "pool3, bilinear 299 without antialias")
-    if name == "dino":
+    if name in ("dino", "rad_dino"):
         if dino_source is None:
             raise WeightsError(
-                "extractor dino: no weights given; pass a Hugging Face folder, or an id such as facebook/dinov2-small, "
-                "as dino_source"
+                f"extractor {name}: no weights given; pass a Hugging Face folder, or an id such as "
+                "facebook/dinov2-small, as dino_source"
             )
         try:
             encoder = DinoEncoder(dino_source)
         except (OSError, ValueError, RuntimeError) as error:  # its messages say what to do
-            raise WeightsError(f"extractor dino: {error}") from error
+            raise WeightsError(f"extractor {name}: {error}") from error
         return FeatureExtractor(name, ClsToken(encoder), f"cls_token, {encoder.model.config.model_type}, 224")
     if name == "xrv":
         return FeatureExtractor(name, _xrv_network(), XRV_WEIGHTS)

@@ -14,7 +14,8 @@ from .distribution_metrics import (
     bootstrap_interval,
     frechet_distance,
     frechet_distance_extrapolated,
-    kernel_distance,
+    frechet_leverages,
+    gaussian_mmd,
     precision_recall_density_coverage,
 )
 from .report import Row, cell, markdown_table
@@ -22,7 +23,7 @@ from .report import Row, cell, markdown_table
 Array = NDArray[np.floating]
 
 LEAST_IMAGES = 8  # on each side, for the extrapolated distance
-KID_FEATURES = "inception"  # whose KID tables show: the kernel was made for features of that size
+NUM_LEFT_OUT = 5
 SHARES = ("precision", "recall", "density", "coverage")
 FLOOR_NOTE = (
     "Real against real: two halves that share no {unit}. FD, precision and recall depend on n, so compare this row "
@@ -38,8 +39,8 @@ class ImageQuality:
         num_resamples: of the bootstrap for the Fréchet distance.
         level: of its interval.
         nearest_k: neighbour of precision, recall, density and coverage.
-        kid_subsets: subsets of the kernel distance.
-        seed: of the bootstrap, the subsets and the halves.
+        num_left_out: images of both sets together that the Fréchet distance is told without, too.
+        seed: of the bootstrap, the extrapolation and the halves.
         progress: show progress bars.
 
     Raises:
@@ -49,12 +50,12 @@ class ImageQuality:
     num_resamples: int = 100
     level: float = 0.95
     nearest_k: int = 5
-    kid_subsets: int = 100
+    num_left_out: int = NUM_LEFT_OUT
     seed: int = 0
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in {"num_resamples": 2, "nearest_k": 1, "kid_subsets": 1, "seed": 0}.items():
+        for name, least in {"num_resamples": 2, "nearest_k": 1, "num_left_out": 1, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise SettingsError(f"found {name} = {getattr(self, name)}; expected at least {least}")
         if not 0 < self.level < 1:
@@ -63,7 +64,7 @@ class ImageQuality:
     @property
     def least(self) -> int:
         """Images that each of two sets must have to be compared."""
-        return max(LEAST_IMAGES, self.nearest_k + 1)
+        return max(LEAST_IMAGES, self.nearest_k + 1, self.num_left_out + 2)
 
     def check_counts(self, num_real: int, num_fake: int) -> None:
         """Refuse sets that are too small, before anything is made of them.
@@ -99,8 +100,8 @@ class ImageQuality:
             patient_ids: of the N real images; None counts every image as a patient of its own.
 
         Returns:
-            What `metrics` gives, and fd_ci (low, high); real_real_floor: the same without fd_ci for one half of the
-            real images against the other, with a note; fake_at_floor_n: the same for the first half against as many
+            What `metrics` and `intervals` give; real_real_floor: `metrics` for one half of the real images against the
+            other, with a note; fake_at_floor_n: the same for the first half against as many
             fakes as the second half has images. Both are None where the halves are too small.
 
         Raises:
@@ -109,7 +110,7 @@ class ImageQuality:
         self.check_counts(len(real), len(fake))
         if patient_ids is not None and len(patient_ids) != len(real):
             raise SettingsError(f"found {len(patient_ids)} patient ids for {len(real)} real images; expected one each")
-        found = {**self.metrics(real, fake), "fd_ci": list(self.interval(real, fake))}
+        found = {**self.metrics(real, fake), **self.intervals(real, fake)}
         first, second = split_halves(patient_ids or [str(i) for i in range(len(real))], self.seed)
         floor = same_n = None
         if min(len(first), len(second)) >= self.least:
@@ -120,26 +121,33 @@ class ImageQuality:
         return {**found, "real_real_floor": floor, "fake_at_floor_n": same_n}
 
     def metrics(self, real: Array, fake: Array) -> dict[str, Any]:
-        """The figures of one pair of sets [N, D], [M, D]: fd, fd_infinity, kid, kid_sd, `SHARES`, num_real, num_fake.
+        """The figures of one pair of sets [N, D], [M, D]: fd, fd_infinity, mmd, `SHARES`, num_real, num_fake.
+
+        Beside them left_out, the images of largest leverage on fd as ("real" or "fake", place), and fd_without them.
 
         Raises:
             ValueError: too few images for one of the metrics.
         """
-        kid, kid_sd = kernel_distance(real, fake, self.kid_subsets, seed=self.seed)
+        leverages = frechet_leverages(real, fake)
+        largest = np.argsort(-np.abs(np.concatenate(leverages)), kind="stable")[: self.num_left_out].tolist()
+        left_out = [("real", i) if i < len(real) else ("fake", i - len(real)) for i in largest]
+        kept = [np.delete(x, [i for s, i in left_out if s == side], 0) for side, x in (("real", real), ("fake", fake))]
         return {
             "fd": frechet_distance(real, fake),
+            "fd_without": frechet_distance(*kept),
+            "left_out": [list(each) for each in left_out],
             "fd_infinity": frechet_distance_extrapolated(real, fake, self.seed),
-            "kid": kid,
-            "kid_sd": kid_sd,
+            "mmd": gaussian_mmd(real, fake),
             **precision_recall_density_coverage(real, fake, self.nearest_k),
             "num_real": len(real),
             "num_fake": len(fake),
         }
 
-    def interval(self, real: Array, fake: Array) -> tuple[float, float]:
-        """Bootstrap interval of the Fréchet distance; see `bootstrap_interval` for what it covers."""
+    def intervals(self, real: Array, fake: Array) -> dict[str, list[float]]:
+        """Bootstrap intervals fd_ci and mmd_ci; see `bootstrap_interval` for what they cover."""
         options = self.num_resamples, self.seed, self.level, self.progress
-        return bootstrap_interval(frechet_distance, real, fake, *options)
+        metrics = {"fd_ci": frechet_distance, "mmd_ci": gaussian_mmd}
+        return {name: list(bootstrap_interval(metric, real, fake, *options)) for name, metric in metrics.items()}
 
 
 def split_halves(patient_ids: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
@@ -165,32 +173,43 @@ def split_halves(patient_ids: Sequence[str], seed: int) -> tuple[list[int], list
 def markdown(report: Mapping[str, Any]) -> str:
     """The tables of what `ImageQuality.report` gives: extractor × comparison, with the notes below."""
     settings = report["settings"]
-    kid = ["KID × 10³ ↓"] if KID_FEATURES in report["extractors"] else []
     lines, notes = [], []
     for name, found in report["extractors"].items():
         rows = {"real, fake": found, "real half, fake": found["fake_at_floor_n"]}
         rows["real half, real half"] = found["real_real_floor"]
-        lines += [_line(name, label, row, bool(kid)) for label, row in rows.items() if row is not None]
+        lines += [_line(name, label, row) for label, row in rows.items() if row is not None]
         if found["real_real_floor"] is None:
             notes.append(f"{name}: too few real images or patients for two halves of real ones.")
         elif found["real_real_floor"]["note"] not in notes:
             notes.append(found["real_real_floor"]["note"])
     notes.append(
         f"FD: Fréchet distance with a {settings['level']:.0%} bootstrap interval ({settings['num_resamples']} "
-        "resamples) for other sets of this size; biased upwards at small n, FD∞ less so. KID: mean ± sd over "
-        f"{settings['kid_subsets']} subsets, of Inception's features only. Precision to coverage: k = "
-        f"{settings['nearest_k']}. Seed {settings['seed']}."
+        "resamples) for other sets of this size; biased upwards at small n, FD∞ less so. Without "
+        f"{settings['num_left_out']}: without the images that it hangs on most. MMD: of a bounded Gaussian kernel, "
+        f"unbiased. Precision to coverage: k = {settings['nearest_k']}. Seed {settings['seed']}."
     )
-    headings = ["features", "compared", "n", "FD ↓", "FD∞ ↓", *kid, *(f"{name} ↑" for name in SHARES)]
-    return markdown_table(headings, lines, "lllr") + "\n" + "\n".join(notes) + "\n"
+    return markdown_table(["features", "compared", "n", *headings(settings["num_left_out"])], lines, "lllr") + (
+        "\n" + "\n".join(notes) + "\n"
+    )
 
 
-def _line(name: str, label: str, row: Row, with_kid: bool) -> list[str]:
-    distance = f"{row['fd']:.4g}"
-    if "fd_ci" in row:
-        distance += f" [{row['fd_ci'][0]:.4g}, {row['fd_ci'][1]:.4g}]"
-    cells = [name, label, f"{row['num_real']}, {row['num_fake']}", distance, f"{row['fd_infinity']:.4g}"]
-    if with_kid:
-        shown = name == KID_FEATURES
-        cells.append(f"{row['kid'] * 1e3:.3g} ± {row['kid_sd'] * 1e3:.2g}" if shown else "")
-    return [*cells, *(cell(row[key], 3) for key in SHARES)]
+def headings(num_left_out: int) -> list[str]:
+    """Of the columns of `cells`."""
+    return ["FD ↓", f"without {num_left_out}", "FD∞", "MMD × 1000 ↓", *(f"{name} ↑" for name in SHARES)]
+
+
+def cells(row: Row) -> list[str]:
+    """A table's cells of what `ImageQuality.metrics` and `intervals` give; – for what an older report lacks."""
+    measured = [
+        _with_interval(row, *each) for each in (("fd", 1), ("fd_without", 1), ("fd_infinity", 1), ("mmd", 1000))
+    ]
+    return [*measured, *(cell(row[key], 3) for key in SHARES)]
+
+
+def _with_interval(row: Row, name: str, factor: float) -> str:
+    numbers = [f"{factor * value:.4g}" for value in (row.get(name), *row.get(f"{name}_ci", ())) if value is not None]
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else "".join(numbers) or "–"
+
+
+def _line(name: str, label: str, row: Row) -> list[str]:
+    return [name, label, f"{row['num_real']}, {row['num_fake']}", *cells(row)]

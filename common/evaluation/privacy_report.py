@@ -31,12 +31,13 @@ from ..seeding import derive_seed
 from .copy_detection import CopyCheck, CopyReference
 from .image_features import FeatureExtractor, ImageFeatures
 from .nearest_patients import SPACES, CopyFeatureNetwork, CopyFeatures
+from .patient_link import LinkCheck, PatientImages, draw_links, link_markdown
 from .report import COLOURS, Row, markdown_table, plot_file, write_report, write_rows
 
 logger = logging.getLogger(__name__)
 
 REPORT_NAME, TABLE_NAME, FLAGGED_NAME = "privacy.json", "privacy_per_image.csv", "flagged.csv"
-SHEET_NAME, PLOT_NAME, CACHE_NAME = "flagged.png", "distances.png", "features"
+SHEET_NAME, PLOT_NAME, LINK_NAME, CACHE_NAME = "flagged.png", "distances.png", "links.png", "features"
 SUMMARY_NAMES = ("privacy_summary.json", "privacy_summary.md")
 SETTINGS = ("image_size", "picture_size", "max_shift", "num_neighbours", "false_flag_rate", "significance")
 PRIVATE_SETTINGS = ("generated_dir",)  # a path of one machine
@@ -56,7 +57,8 @@ class PrivacyCheck:
     which shows samples beside their nearest training images. Features are kept, so that a second run, or
     one that was killed, encodes only what is new. The sheet, the tables and the features are data of real patients:
     output_dir must not be shared with the generated images. What may be, because it names and shows nobody, are
-    privacy_summary.json, privacy_summary.md and distances.png; these go to summary_dir.
+    privacy_summary.json, privacy_summary.md, distances.png and links.png; these go to summary_dir. The last one, and
+    whether samples can be linked to patients by other pictures of them, needs some patients with several images.
 
     Attributes:
         generated_dir: folder with the manifest.csv of a generation run (columns image, strategy, sources).
@@ -152,6 +154,7 @@ class PrivacyCheck:
                 },
                 "copies_source": int(check.copies_source.sum()),
             },
+            "link": self._link((train, train_features), (held_out, held_out_features), sample_features, own, groups),
             "images": {"generated": len(samples), "training": len(train), "held_out": len(held_out)},
             "held_out_copies_of_training": [[real[len(train) + i], real[j]] for i, j in self.reference.leaks],
             "unreadable": unreadable,
@@ -186,6 +189,26 @@ class PrivacyCheck:
         found = self.features.of_files([str(item["image"]) for item in items])
         unreadable[name] = found.problems
         return [items[i] for i in found.indices], self.network.unpack(found.features)
+
+    def _link(
+        self,
+        train: tuple[Sequence[Mapping[str, Any]], CopyFeatures],
+        held_out: tuple[Sequence[Mapping[str, Any]], CopyFeatures],
+        samples: CopyFeatures,
+        own: Sequence[Sequence[int]],
+        groups: Sequence[str],
+    ) -> Row | None:
+        """What `LinkCheck` finds, and its plot; None where too few patients have several images."""
+        known, new = (
+            PatientImages(features, [item["patient_id"] for item in items], [item.get("source", "") for item in items])
+            for items, features in (train, held_out)
+        )
+        if not LinkCheck.can(known, new):
+            return None
+        check = LinkCheck(known, new, self.num_neighbours, self.false_flag_rate)
+        found = check.run(samples, [tuple(indices) for indices in own], groups)
+        draw_links(self.shared_folder / LINK_NAME, check)
+        return found
 
     def _sensitivity(self, train: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
         """How many altered copies of training images are flagged and traced to the right image."""
@@ -248,6 +271,7 @@ class PrivacyCheck:
                 "compared",
                 own,
             )
+        logger.info("%s", _link_text(report).partition("\n")[0])
         logger.info("%s shows real patients: do not share %s with the generated images", SHEET_NAME, self.folder)
 
 
@@ -291,7 +315,7 @@ def summary(report: Row) -> Row:
     return {
         "settings": {key: value for key, value in report["settings"].items() if key not in PRIVATE_SETTINGS},
         "provenance": report["provenance"],
-        **{key: report[key] for key in ("verdict", "sensitivity", "images", "spaces", "own_sources")},
+        **{key: report[key] for key in ("verdict", "sensitivity", "images", "spaces", "own_sources", "link")},
         "num_held_out_copies_of_training": len(report["held_out_copies_of_training"]),
         "num_unreadable": {name: len(problems) for name, problems in report["unreadable"].items()},
     }
@@ -315,8 +339,17 @@ def markdown(report: Row) -> str:
         f"{images['generated']} generated images against {images['training']} training images, calibrated on "
         f"{images['held_out']} held-out ones; 50 % is what new patients have.\n"
         f"{found % sensitivity if sensitivity else ''}"
-        f"Held-out images that are training images: {report['num_held_out_copies_of_training']}.\n"
+        f"Held-out images that are training images: {report['num_held_out_copies_of_training']}.\n\n"
+        f"{_link_text(report)}"
     )
+
+
+def _link_text(report: Row) -> str:
+    if "link" not in report:  # as 0.1 wrote it
+        return ""
+    if report["link"] is None:
+        return "Whether samples can be linked to patients was not looked at: too few have several images.\n"
+    return link_markdown(report["link"])
 
 
 def _line(i: int, row: Mapping[str, str], check: CopyCheck, real: Sequence[str]) -> Row:
