@@ -7,7 +7,9 @@ from PIL import Image
 
 from common.evaluation.report import (
     best_median_worst,
+    by_group,
     cell,
+    group_table,
     markdown_table,
     mean_sd,
     plot_file,
@@ -43,6 +45,21 @@ def test_a_table_has_a_rule_of_its_alignment():
     text = markdown_table(["a", "b", "c"], [["x", "1", "2"], ["y", "3", "4"]], "lr")
     assert text == "| a | b | c |\n|---|---:|---:|\n| x | 1 | 2 |\n| y | 3 | 4 |\n"
     assert markdown_table(["a", "b", "c"], [], "rlr").splitlines()[1] == "|---:|---|---:|"
+
+
+def test_groups_are_those_of_columns_with_several_values_and_the_lowest_is_named():
+    rows = [{"source": "a", "view": "AP" if i % 2 else "", "set": "one", "score": i} for i in range(10)]
+    rows += [{"source": "b", "view": "AP", "set": "one", "score": score} for score in (-5.0, None)]
+    groups = by_group(rows, "score")
+    assert {name: (found["mean"], found["n"]) for name, found in groups.items()} == {
+        "source a": (4.5, 10),
+        "source b": (-5.0, 1),
+        "view AP": (pytest.approx(20 / 6), 6),
+        "view unknown": (4.0, 5),
+    }
+    text = group_table(groups, "score", 1)
+    assert "| source b | 1 | -5.0 |" in text and text.endswith("Lowest: view AP.\n")  # one image is no group
+    assert group_table({}, "score", 1) == group_table(None, "score", 1) == ""
 
 
 def test_examples_are_best_median_and_worst_and_none_twice():

@@ -22,7 +22,17 @@ from ..networks.lpips import LPIPS
 from ..progress import ProgressBar, stopwatch
 from ..provenance import provenance
 from .codec_baselines import bicubic_down_up, jpeg_at_bytes
-from .report import Row, best_median_worst, cell, markdown_table, mean_sd, write_report, write_rows
+from .report import (
+    Row,
+    best_median_worst,
+    by_group,
+    cell,
+    group_table,
+    markdown_table,
+    mean_sd,
+    write_report,
+    write_rows,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +203,7 @@ class ReconstructionEvaluator:
             "group_by": self.group_by,
             "headline": self._section([row for row in rows if row["headline"]]),
             "outside_headline": self._section(outside) if outside else None,
+            "by_group": by_group((row for row in rows if row["method"] == "autoencoder"), "psnr"),
             "bicubic": {"factor": self.factor},
             "jpeg": {
                 "budget_bytes": {"min": min(budgets), "max": max(budgets)},
@@ -243,7 +254,8 @@ def markdown(report: Mapping[str, Any]) -> str:
                 lines.append([group + suffix, str(summary["n"]), label, *cells])
     headings = ["group", "n", "method", *(METRICS[name][0] for name in names)]
     note = f" Rows without a remark: images with {condition} only." if condition else ""
-    return markdown_table(headings, lines, "lrlr") + f"\nMean ± sd over images.{note}\n"
+    groups = group_table(report.get("by_group"), "PSNR (dB) ↑ of all images", 2)
+    return markdown_table(headings, lines, "lrlr") + f"\nMean ± sd over images.{note}\n{groups}"
 
 
 def _cell(value: Row | None, decimals: int) -> str:

@@ -21,6 +21,8 @@ Point = tuple[float, float, float | None]  # x, mean, sd
 
 # Okabe & Ito 2008, whose colours stay apart in colour-blind vision; grey for their yellow, too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#808080")
+GROUPS = ("source", "set", "kind", "age_group", "view", "quality")  # columns of a manifest that tables are divided by
+LEAST_IN_GROUP = 5  # images of a group that is called the worst
 MARKERS = "os^Dvos^"  # shapes differ, too, for print in grey
 DODGE = 0.05  # of the distance between ticks, by which series stand apart
 
@@ -58,6 +60,26 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], align
     rule = "".join("---|" if letter == "l" else "---:|" for letter in letters[: len(headings)])
     lines = [f"| {' | '.join(headings)} |", f"|{rule}", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines) + "\n"
+
+
+def by_group(rows: Iterable[Mapping[str, Any]], figure: str) -> dict[str, Row]:
+    """`mean_sd` of a figure of each image by "column value", for those of `GROUPS` that have several values."""
+    values: dict[str, dict[str, list[float | None]]] = {column: {} for column in GROUPS}
+    for row in rows:
+        for column in (column for column in GROUPS if column in row):
+            values[column].setdefault(str(row[column]) or "unknown", []).append(row[figure])
+    several = {column: found for column, found in values.items() if len(found) > 1}
+    return {f"{column} {value}": mean_sd(found[value]) for column, found in several.items() for value in sorted(found)}
+
+
+def group_table(groups: Mapping[str, Row] | None, heading: str, decimals: int) -> str:
+    """What `by_group` gives as a table and the group with the lowest mean; empty where there are no groups."""
+    if not groups:
+        return ""
+    lines = [[name, str(found["n"]), cell(found, decimals, missing="–")] for name, found in groups.items()]
+    large = {name: found["mean"] for name, found in groups.items() if found["n"] >= LEAST_IN_GROUP}
+    worst = f"\nLowest: {min(large, key=large.__getitem__)}.\n" if large else ""
+    return "\n" + markdown_table(["images", "n", heading], lines) + worst
 
 
 def best_median_worst(scores: Sequence[float], count: int) -> list[tuple[str, int]]:

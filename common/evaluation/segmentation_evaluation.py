@@ -25,7 +25,17 @@ from ..pipelines.folder_segmentation import mask_tiles
 from ..pipelines.segmenter import DISPLAYED
 from ..progress import ProgressBar, stopwatch
 from ..provenance import provenance
-from .report import Row, best_median_worst, cell, markdown_table, write_report, write_rows
+from .report import (
+    GROUPS,
+    Row,
+    best_median_worst,
+    by_group,
+    cell,
+    group_table,
+    markdown_table,
+    write_report,
+    write_rows,
+)
 from .segmentation_metrics import SegmentationScore, score_mask, summarise_scores
 
 logger = logging.getLogger(__name__)
@@ -122,7 +132,7 @@ class SegmentationEvaluator:
     output_dir: str
     postprocessing: Transform | None = None
     num_examples: int = 3
-    columns: Sequence[str] = ("patient_id", "group", "set")
+    columns: Sequence[str] = ("patient_id", "group", *GROUPS)
 
     def run(self) -> Row:
         """Evaluate all images, write the files, log the table; returns what evaluation.json holds.
@@ -139,6 +149,7 @@ class SegmentationEvaluator:
         source = {**provenance(self.device), "weights_sha256": network_sha256(self.network)}
         report = {
             **summarise_scores(scores, self.classes),
+            "by_group": by_group(rows, "mean_dice"),
             "class_table": self.classes.name,
             "provenance": source,
         }
@@ -184,10 +195,11 @@ def markdown(report: Mapping[str, Any]) -> str:
     means = (cell(report[name], 3, missing="–") for name in ("mean_dice", "mean_iou", "mean_pooled_iou"))
     lines.append(["mean", str(report["n"]), *means, *("" for _ in units)])
     headings = ["class", "images", "Dice ↑", "IoU ↑", "pooled IoU ↑", *(f"HD95 ({unit}) ↓" for unit in units)]
-    return markdown_table(headings, lines) + (
+    note = (
         "\nMean ± sd over the images where the class is in prediction or reference, at their own size; pooled: over "
         "all pixels of all images. HD95 only where the class is in both.\n"
     )
+    return markdown_table(headings, lines) + note + group_table(report.get("by_group"), "mean Dice ↑", 3)
 
 
 def _scored(
