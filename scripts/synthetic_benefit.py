@@ -11,15 +11,15 @@ from typing import Any
 
 from common.command_line import run_command
 from common.experiments.benefit_report import STEM, write_report
-from common.experiments.benefit_study import CLASSIFIERS, BenefitStudy
-from common.experiments.benefit_trials import REGIMES, STRATEGIES, grid, labelled_split
+from common.experiments.benefit_study import BenefitStudy
+from common.experiments.benefit_trials import ALL_REGIMES, CLASSIFIERS, REGIMES, STRATEGIES, grid, labelled_split
 from common.experiments.densenet import TrainingSettings
 from common.experiments.trials import Experiment, choose_trials
 from common.pipelines.diffusion import DinoDiffusion
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
 ALLOWED: dict[str, Sequence[str] | int] = {
-    **{"strategies": STRATEGIES, "regimes": REGIMES, "classifiers": CLASSIFIERS},
+    **{"strategies": STRATEGIES, "regimes": ALL_REGIMES, "classifiers": CLASSIFIERS},
     **{"sizes": 1, "ratios": 1, "seeds": 0},
 }
 QUICK_LISTS = {"sizes": (6,), "ratios": (1,), "seeds": (0,)}
@@ -68,7 +68,8 @@ def synthetic_benefit(
         sizes: real images with labels, of all classes together.
         ratios: synthetic images per real one.
         strategies: variation, interpolation, prior, unlabelled.
-        regimes: real_unaugmented, real, mixed, synthetic, pretrained.
+        regimes: real_unaugmented, real, mixed, synthetic, pretrained; on request the paper's equal epochs (mixed_epochs,
+            real_longer) and a rare class (rare, rare_repeated, rare_mixed).
         classifiers: probe, densenet.
         seeds: of subset and training.
         grids: YAML file that lists several grids, each a mapping of the six lists above, or of some of them.

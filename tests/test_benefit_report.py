@@ -36,6 +36,27 @@ def test_differences_are_paired_by_seed_with_the_baseline_of_classifier_and_size
     assert pseudo == pytest.approx([0.9] * 6)
 
 
+def test_the_gain_at_equal_epochs_is_told_apart_into_steps_and_images(tmp_path):
+    values = {"real": 0.7, "real_longer": 0.76, "mixed_epochs": 0.78, "mixed": 0.69}
+    trials = grid(["densenet"], list(values), ["variation"], [1, 10], [50], [0, 1])
+    found = rows([(trial, {"auc": values[trial.regime] + 0.01 * trial.seed}) for trial in trials])
+    assert all(row["gain_of_images"]["mean"] == pytest.approx(0.02) for row in found if row["regime"] == "mixed_epochs")
+    text = markdown({"settings": SETTINGS, "rows": found})
+    assert "| real + variation 1:10, equal epochs | 50 | +0.080 ± 0.000 | +0.060 ± 0.000 | +0.020 ± 0.000 |" in text
+    Experiment(tmp_path, STEM, SETTINGS, lambda trial: {"auc": values[trial.regime]}).run(trials)
+    write_report(tmp_path, torch.device("cpu"))
+    assert (tmp_path / "synthetic_benefit_protocols.png").stat().st_size > 1000
+
+
+def test_the_rare_class_is_compared_with_itself():
+    values = {"rare": 0.6, "rare_repeated": 0.62, "rare_mixed": 0.65}
+    trials = grid(["densenet"], list(values), ["variation", "prior"], [10], [50], [0])
+    found = {row["regime"]: row for row in rows([(trial, {"auc": values[trial.regime]}) for trial in trials])}
+    assert "gain" not in found["rare"]
+    assert found["rare_mixed"]["gain"]["mean"] == pytest.approx(0.05)
+    assert found["rare_repeated"]["gain"]["mean"] == pytest.approx(0.02)
+
+
 def test_a_seed_without_baseline_is_left_out_of_the_difference():
     trials = [(trial, result) for trial, result in results() if not (trial.regime == "real" and trial.seed == 2)]
     row = next(r for r in rows(trials) if r["regime"] == "mixed")

@@ -38,6 +38,34 @@ def test_every_strategy_gives_the_ratio_in_balanced_classes(study, strategy):
         assert len(each.sources) == {"variation": 1, "interpolation": 2}.get(strategy, 0)
 
 
+def test_equal_epochs_train_longer_on_the_same_images(study):
+    longer, mixed = (
+        Trial("densenet", name, kind, 2, 6, 0)
+        for name, kind in (("real_longer", "none"), ("mixed_epochs", "variation"))
+    )
+    assert study.synthetic(longer) == [] and study.real(longer) == study.real(trial("none", 0))
+    assert study.synthetic(mixed) == study.synthetic(trial("variation"))
+    usual, more = study(Trial("densenet", "real", "none", 0, 6, 0)), study(longer)
+    assert more["training_loss"] != usual["training_loss"] and more["num_images"] == usual["num_images"] == 6
+    assert study(mixed)["num_images"] == 18
+
+
+def test_a_rare_class_is_repeated_or_varied_and_scored_alone(tmp_path, tiny_dino):
+    study = tiny_study(tmp_path, tiny_dino, 10, 2, num_views=1)
+    plain, repeated, mixed = (
+        Trial("densenet", *kind, 8, 0)
+        for kind in (("rare", "none", 0), ("rare_repeated", "none", 2), ("rare_mixed", "variation", 2))
+    )
+    rare = study.real(plain)[:10]
+    assert [each.label for each in rare] == [0] * 10 and len(study.real(plain)) == 18
+    assert study.synthetic(plain) == [] and study.synthetic(repeated) == rare * 2
+    made = study.synthetic(mixed)
+    assert len(made) == 20 and {each.label for each in made} == {0}
+    assert {each.sources[0] for each in made} == {each.path for each in rare}
+    found = study(mixed)
+    assert found["auc"] == found["auc_by_class"][0] and found["num_images"] == 38
+
+
 def test_subsets_of_a_seed_are_nested_and_what_there_are_too_few_of_refused(study):
     small, large = (study.real(trial("none", 0, size)) for size in (6, 12))
     assert large[:6] == small

@@ -8,6 +8,9 @@ from tiny_benefit import labelled_folder
 from common.errors import DatasetError, SettingsError
 from common.evaluation.report import read_rows, write_rows
 from common.experiments.benefit_trials import (
+    ALL_REGIMES,
+    EPOCH_REGIMES,
+    NUM_RARE,
     REGIMES,
     STRATEGIES,
     Trial,
@@ -15,6 +18,7 @@ from common.experiments.benefit_trials import (
     draw_order,
     grid,
     labelled_split,
+    rare_subset,
     stages,
     subset,
 )
@@ -24,7 +28,7 @@ CLASSES = ["a", "b", "c"]
 
 @pytest.mark.parametrize("num_steps", [1, 7, 300])
 def test_all_regimes_take_the_same_number_of_steps(num_steps):
-    for regime in REGIMES:
+    for regime in ALL_REGIMES:
         assert sum(steps for _, steps in stages(regime, num_steps)) == num_steps
     assert [kind for kind, _ in stages("pretrained", num_steps)] == ["synthetic", "real"]
 
@@ -35,6 +39,30 @@ def test_the_grid_has_every_trial_once_with_baselines_first():
     assert [trial.size for trial in trials] == sorted(trial.size for trial in trials)
     assert trials[0] == Trial("probe", "real_unaugmented", "none", 0, 50, 0) and trials[1].regime == "real"
     assert trials[2] == Trial("probe", "mixed", "variation", 1, 50, 0)
+
+
+def test_equal_epochs_are_of_the_network_alone_and_take_one_more_round_per_ratio():
+    trials = grid(["probe", "densenet"], EPOCH_REGIMES, ["variation", "prior"], [1, 10], [50], [0])
+    assert {(each.regime, each.strategy, each.ratio) for each in trials} == {
+        (regime, strategy, ratio)
+        for regime, strategies in (("real_longer", ["none"]), ("mixed_epochs", ["variation", "prior"]))
+        for strategy in strategies
+        for ratio in (1, 10)
+    }
+    assert {each.classifier for each in trials} == {"densenet"}
+    assert {each.times_steps for each in trials} == {2, 11}
+    assert {each.times_steps for each in grid(["densenet"], REGIMES, STRATEGIES, [10], [50], [0])} == {1}
+
+
+def test_a_rare_class_has_few_and_the_others_share_the_rest():
+    order = draw_order(people(), CLASSES, seed=0)
+    chosen = rare_subset(order, "b", 20)
+    counts = Counter(item["label"] for item in chosen)
+    assert counts["b"] == NUM_RARE and counts["a"] + counts["c"] == 20 and abs(counts["a"] - counts["c"]) <= 1
+    assert [item["label"] for item in chosen[:NUM_RARE]] == ["b"] * NUM_RARE
+    for name, size in (("b", 1000), ("nothing", 2)):
+        with pytest.raises(SettingsError):
+            rare_subset(order, name, size)
 
 
 def people(per_class=20, films=3):

@@ -11,12 +11,19 @@ import torch
 
 from ..evaluation.report import Point, Row, cell, markdown_table, mean_sd, write_error_bar_plot
 from .benefit_trials import (
+    ALL_REGIMES,
+    BASELINES,
     MIXED,
+    MIXED_EPOCHS,
     NO_STRATEGY,
+    NUM_RARE,
     PRETRAINED,
+    RARE,
+    RARE_MIXED,
+    RARE_REPEATED,
     REAL,
+    REAL_LONGER,
     REAL_REGIMES,
-    REGIMES,
     STRATEGIES,
     SYNTHETIC,
     UNAUGMENTED,
@@ -37,6 +44,11 @@ REGIME_NAMES = {
     MIXED: "real + {}",
     SYNTHETIC: "{} only",
     PRETRAINED: "{} first, then real",
+    REAL_LONGER: "real only, steps as with 1:{ratio} at equal epochs",
+    MIXED_EPOCHS: "real + {}, equal epochs",
+    RARE: f"rare class: {NUM_RARE} images (baseline of the next)",
+    RARE_REPEATED: f"rare class: {NUM_RARE} images repeated 1:{{ratio}}",
+    RARE_MIXED: f"rare class: {NUM_RARE} images + {{}}",
 }
 STRATEGY_NAMES = {UNLABELLED: "unlabelled real images (no generator)"}
 KEYS = ("classifier", "regime", "strategy", "ratio", "size")
@@ -53,6 +65,9 @@ def write_report(output_dir: str | Path, device: torch.device) -> dict[str, Any]
     for classifier in sorted({row["classifier"] for row in found}):
         path = Path(output_dir) / f"{STEM}_{classifier}.png"
         write_error_bar_plot(path, plot_series(found, classifier), ("labelled radiographs", "AUC on held-out patients"))
+    if series := protocol_series(found):
+        titles = "synthetic images per real one", "AUC on held-out patients"
+        write_error_bar_plot(Path(output_dir) / f"{STEM}_protocols.png", series, titles)
     return report
 
 
@@ -68,10 +83,15 @@ def rows(trials: Trials[Trial]) -> list[Row]:
     for key in sorted(aucs, key=_order):
         row: Row = dict(zip(KEYS, key, strict=True))
         row |= {**mean_sd(aucs[key].values()), "by_seed": by_seed(aucs[key])}
-        if row["regime"] != REAL:
-            baseline = aucs.get((row["classifier"], REAL, NO_STRATEGY, 0, row["size"]), {})
+        if row["regime"] not in (REAL, RARE):
+            baseline = aucs.get(
+                (row["classifier"], BASELINES.get(row["regime"], REAL), NO_STRATEGY, 0, row["size"]), {}
+            )
             row["gain"] = {**paired_difference(aucs[key], baseline), "p_holm": None}
             families[row["classifier"], row["size"]] += [row["gain"]] if row["gain"]["p"] is not None else []
+        if row["regime"] == MIXED_EPOCHS:
+            longer = aucs.get((row["classifier"], REAL_LONGER, NO_STRATEGY, row["ratio"], row["size"]), {})
+            row["gain_of_images"] = paired_difference(aucs[key], longer)
         if key in pseudo:
             row["pseudo_label_accuracy"] = mean_sd(pseudo[key].values())
         found.append(row)
@@ -83,13 +103,13 @@ def rows(trials: Trials[Trial]) -> list[Row]:
 
 def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
     classifier, regime, strategy, ratio, size = key
-    return classifier, REGIMES.index(regime), (NO_STRATEGY, *STRATEGIES).index(strategy), ratio, size
+    return classifier, ALL_REGIMES.index(regime), (NO_STRATEGY, *STRATEGIES).index(strategy), ratio, size
 
 
 def row_name(row: Row) -> str:
     """What a row was trained on, in words."""
     strategy = STRATEGY_NAMES.get(row["strategy"], row["strategy"])
-    return REGIME_NAMES[row["regime"]].format(f"{strategy} 1:{row['ratio']}")
+    return REGIME_NAMES[row["regime"]].format(f"{strategy} 1:{row['ratio']}", ratio=row["ratio"])
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -111,7 +131,22 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines = [[name, *(_cell(by_size.get(size), usual) for size in sizes)] for name, by_size in by_name.items()]
         text += f"\n{TITLES.get(classifier, classifier)}, labelled images:\n\n"
         text += markdown_table(["trained on", *map(str, sizes)], lines)
-    return text
+    return text + _shares(report["rows"])
+
+
+def _shares(report_rows: Sequence[Row]) -> str:
+    """Of the gain at equal epochs, what steps are worth and what images are."""
+    found = {tuple(row[key] for key in KEYS): row for row in report_rows}
+    lines = []
+    for row in report_rows:
+        if row["regime"] == MIXED_EPOCHS:
+            steps = found.get((row["classifier"], REAL_LONGER, NO_STRATEGY, row["ratio"], row["size"]), {})
+            gains = row["gain"], steps.get("gain"), row["gain_of_images"]
+            lines.append([row_name(row), str(row["size"]), *(cell(gain, 3, "+", missing="–") for gain in gains)])
+    if not lines:
+        return ""
+    headings = ["at equal epochs", "labelled", "gain over real only", "of steps alone", "of images"]
+    return "\nThe gain at equal epochs, and what it is made of:\n\n" + markdown_table(headings, lines, "lr")
 
 
 def _cell(row: Row | None, usual: int) -> str:
@@ -124,6 +159,23 @@ def _cell(row: Row | None, usual: int) -> str:
     star = "*" if gain["p_holm"] is not None and gain["p_holm"] < SIGNIFICANT else ""
     p = "" if gain["p"] is None else f", p {gain['p']:.2f}" if gain["p"] >= 0.01 else f", p {gain['p']:.1g}"
     return f"{text} ({gain['mean']:+.3f}{star}{p})"
+
+
+def protocol_series(report_rows: Sequence[Row]) -> dict[str, list[Point]]:
+    """AUC over ratio at the smallest size with equal epochs: both protocols, with images of a generator and without."""
+    kinds = {
+        "real only, as many steps": (REAL_LONGER, NO_STRATEGY),
+        "real + variation, equal epochs": (MIXED_EPOCHS, STRATEGIES[0]),
+        "real + variation, equal steps": (MIXED, STRATEGIES[0]),
+    }
+    rows_of = [row for row in report_rows if (row["regime"], row["strategy"]) in kinds.values()]
+    keys = [(row["size"], row["classifier"]) for row in rows_of if row["regime"] == MIXED_EPOCHS]
+    series: dict[str, list[Point]] = {}
+    for name, kind in kinds.items() if keys else ():
+        own = [row for row in rows_of if ((row["regime"], row["strategy"]) == kind)]
+        shown = [row for row in own if (row["size"], row["classifier"]) == min(keys)]
+        series |= {name: [(row["ratio"], row["mean"], row["sd"]) for row in shown]} if shown else {}
+    return series
 
 
 def plot_series(report_rows: Sequence[Row], classifier: str) -> dict[str, list[Point]]:

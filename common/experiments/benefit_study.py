@@ -23,6 +23,12 @@ Choices of the protocol, after DiNO-Diffusion (arXiv 2407.11594, section 2.4), a
   real images; synthetic images are views already, and are not changed again.
 - **Equal steps.** The network takes the same number of steps of the same batch size in every regime, with one
   schedule; pre-training takes half of them. Nothing is selected by validation, nothing was tuned on the test images.
+- **Equal epochs**, the paper's protocol, only where a regime says so: "mixed_epochs" takes 1 + ratio times the steps, so
+  that every image is seen as often as in "real"; "real_longer" takes as many steps on real images alone. The first
+  minus the second is what images are worth, the second minus "real" what steps are.
+- **A rare class**: 10 labelled images of the first class, `size` of the others together. Variations of the 10 are added
+  to it ("rare_mixed"), against the same 10 repeated as often ("rare_repeated") and as they are ("rare", the baseline);
+  the score is the AUC of that class. Batches take images as they come, so that the class is as rare there.
 - **Baseline** of every difference is "real", which is with plain augmentation, paired by seed (same subset, same
   weights to start from).
 - **Pre-training a probe** is L2 towards the coefficients that were fitted on synthetic images instead of towards zero.
@@ -45,17 +51,31 @@ from ..fingerprint import json_sha256
 from ..pipelines.diffusion import DinoDiffusion
 from ..seeding import Purpose, derive_seed
 from .benefit_pool import Block, SyntheticPool, first_recipes, prior_blocks, source_blocks, token_features
-from .benefit_trials import PRIOR, REAL, UNLABELLED, Example, Item, Trial, draw_order, subset
+from .benefit_trials import (
+    NO_STRATEGY,
+    NUM_RARE,
+    PRIOR,
+    PROBE,
+    RARE_REGIMES,
+    RARE_REPEATED,
+    REAL,
+    UNLABELLED,
+    Example,
+    Item,
+    Trial,
+    draw_order,
+    rare_subset,
+    subset,
+)
 from .densenet import DenseNetClassifier, TrainingSettings
 from .probe_classifier import ProbeClassifier, ProbeFeatures, choose_confident
 
-PROBE, DENSENET = "probe", "densenet"
-CLASSIFIERS = (PROBE, DENSENET)
 OVERSAMPLING = 3  # candidates per pseudo-labelled image that is taken
 
-# Trained on real and synthetic images in a regime with a seed: probabilities [N, C] of the test images, and what else
-# is worth keeping.
-Classifier = Callable[[Sequence[Example], Sequence[Example], str, int], tuple[NDArray[np.float64], dict[str, object]]]
+# Trained on real and synthetic images in a regime with a seed, for so many times the usual steps: probabilities [N, C]
+# of the test images, and what else is worth keeping.
+Scored = tuple[NDArray[np.float64], dict[str, object]]
+Classifier = Callable[[Sequence[Example], Sequence[Example], str, int, int], Scored]
 
 
 class BenefitStudy:
@@ -96,8 +116,11 @@ class BenefitStudy:
         real, synthetic = self.real(trial), self.synthetic(trial)
         if trial.classifier not in self._classifiers:
             self._classifiers[trial.classifier] = self.new_classifier(trial.classifier, self.test_paths)
-        probabilities, about = self._classifiers[trial.classifier](real, synthetic, trial.regime, trial.seed)
+        train = self._classifiers[trial.classifier]
+        probabilities, about = train(real, synthetic, trial.regime, trial.seed, trial.times_steps)
         result = {**scores_of(probabilities, self.test_labels), **about}
+        if trial.regime in RARE_REGIMES:
+            result["auc"] = auc_by_class(probabilities, self.test_labels)[0]
         if trial.strategy == UNLABELLED:  # the true labels are known: how good the pseudo-labels are
             true = {item["image"]: self.classes.index(item["label"]) for item in self.train}
             result["pseudo_label_accuracy"] = float(np.mean([true[each.path] == each.label for each in synthetic]))
@@ -146,8 +169,10 @@ class BenefitStudy:
         ]
 
     def synthetic(self, trial: Trial) -> list[Example]:
-        """`ratio` synthetic images per real one, made where they are not there yet."""
-        if trial.ratio == 0:
+        """`ratio` synthetic images per real one, made where they are not there yet; or the rare ones, repeated."""
+        if trial.regime == RARE_REPEATED:
+            return self.real(trial)[:NUM_RARE] * trial.ratio
+        if trial.strategy == NO_STRATEGY:
             return []
         candidates = OVERSAMPLING * trial.size * trial.ratio
         if trial.strategy == UNLABELLED:
@@ -163,12 +188,16 @@ class BenefitStudy:
     def _subset(self, trial: Trial) -> list[Item]:
         if trial.seed not in self._orders:
             self._orders[trial.seed] = draw_order(self.train, self.classes, trial.seed)
+        if trial.regime in RARE_REGIMES:
+            return rare_subset(self._orders[trial.seed], self.classes[0], trial.size)
         return subset(self._orders[trial.seed], trial.size)
 
     def _blocks(self, trial: Trial) -> list[list[Block]]:
         """What has to be in the pool for it: lists of blocks by source; one list for the prior, which has none."""
-        if trial.ratio == 0 or trial.strategy == UNLABELLED:
+        if trial.strategy in (NO_STRATEGY, UNLABELLED):
             return []
+        if trial.regime in RARE_REGIMES:
+            return source_blocks(self._subset(trial)[:NUM_RARE], trial.seed, trial.strategy, NUM_RARE, trial.ratio)
         if trial.strategy == PRIOR:
             return [prior_blocks(OVERSAMPLING * trial.size * trial.ratio)]
         return source_blocks(self._subset(trial), trial.seed, trial.strategy, trial.size, trial.ratio)

@@ -20,11 +20,23 @@ UNAUGMENTED, REAL, MIXED, SYNTHETIC, PRETRAINED = "real_unaugmented", "real", "m
 REAL_REGIMES = (UNAUGMENTED, REAL)
 SYNTHETIC_REGIMES = (MIXED, SYNTHETIC, PRETRAINED)
 REGIMES = (*REAL_REGIMES, *SYNTHETIC_REGIMES)
-STAGES = {MIXED: ("both",), SYNTHETIC: ("synthetic",), PRETRAINED: ("synthetic", "real")}  # of the others: real
+# The paper's protocol: as many epochs as "real", so 1 + ratio times its steps; and real images for as many steps.
+REAL_LONGER, MIXED_EPOCHS = "real_longer", "mixed_epochs"
+EPOCH_REGIMES = (REAL_LONGER, MIXED_EPOCHS)
+# One class with `NUM_RARE` images among `size` of the others: as it is, its images repeated, variations added to it.
+RARE, RARE_REPEATED, RARE_MIXED = "rare", "rare_repeated", "rare_mixed"
+RARE_REGIMES = (RARE, RARE_REPEATED, RARE_MIXED)
+NUM_RARE = 10
+ALL_REGIMES = (*REGIMES, *EPOCH_REGIMES, *RARE_REGIMES)
+BASELINES = {RARE_REPEATED: RARE, RARE_MIXED: RARE}  # of the others: real
+STAGES = {SYNTHETIC: ("synthetic",), PRETRAINED: ("synthetic", "real")}
+STAGES |= dict.fromkeys((MIXED, MIXED_EPOCHS, RARE_REPEATED, RARE_MIXED), ("both",))  # of the others: real
 VARIATION, INTERPOLATION, PRIOR = "variation", "interpolation", "prior"
 UNLABELLED = "unlabelled"  # real images of the training split without their labels: what samples compete with
 STRATEGIES = (VARIATION, INTERPOLATION, PRIOR, UNLABELLED)
 NO_STRATEGY = "none"
+PROBE, DENSENET = "probe", "densenet"
+CLASSIFIERS = (PROBE, DENSENET)
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,11 @@ class Trial:
     ratio: int
     size: int
     seed: int
+
+    @property
+    def times_steps(self) -> int:
+        """How many times the steps of "real" it is trained for."""
+        return 1 + self.ratio if self.regime in EPOCH_REGIMES else 1
 
 
 @dataclass(frozen=True)
@@ -71,23 +88,29 @@ def grid(
     sizes: Sequence[int],
     seeds: Sequence[int],
 ) -> list[Trial]:
-    """All trials, small ones first and seed by seed, so that what a stopped experiment leaves compares all regimes."""
-    real = [(regime, NO_STRATEGY, 0) for regime in regimes if regime in REAL_REGIMES]
-    added = [regime for regime in regimes if regime in SYNTHETIC_REGIMES]
-    kinds = real + [(regime, strategy, ratio) for strategy in strategies for ratio in ratios for regime in added]
+    """All trials, small ones first and seed by seed, so that what a stopped experiment leaves compares all regimes.
+
+    Those of `EPOCH_REGIMES` are of the network alone: a probe has no epochs.
+    """
+    kinds = [(regime, NO_STRATEGY, 0) for regime in regimes if regime in (*REAL_REGIMES, RARE)]
+    kinds += [(regime, NO_STRATEGY, n) for n in ratios for regime in regimes if regime in (REAL_LONGER, RARE_REPEATED)]
+    added = [regime for regime in regimes if regime in (*SYNTHETIC_REGIMES, MIXED_EPOCHS)]
+    kinds += [(regime, strategy, ratio) for strategy in strategies for ratio in ratios for regime in added]
+    kinds += [(RARE_MIXED, VARIATION, ratio) for ratio in ratios if RARE_MIXED in regimes and VARIATION in strategies]
     return [
         Trial(name, *kind, size, seed)
         for size in sorted(sizes)
         for seed in seeds
         for name in classifiers
         for kind in kinds
+        if name != PROBE or kind[0] not in EPOCH_REGIMES
     ]
 
 
 def stages(regime: str, num_steps: int) -> list[tuple[str, int]]:
     """What a network is trained on, one after the other: pairs of "real", "synthetic" or "both", and steps.
 
-    The steps are `num_steps` together in every regime.
+    The steps are `num_steps` together in every regime; those of `EPOCH_REGIMES` are told more of them.
     """
     kinds = STAGES.get(regime, ("real",))
     first = num_steps // len(kinds)
@@ -177,6 +200,21 @@ def _patients_in_order(items: Sequence[Item], name: str, seed: int) -> Iterator[
     patients = sorted(by_patient)
     chosen = [by_patient[patients[place]] for place in generator.permutation(len(patients))]
     return iter([films[int(generator.integers(len(films)))] for films in chosen])
+
+
+def rare_subset(order: Sequence[Item], rare: str, size: int) -> list[Item]:
+    """The first `NUM_RARE` of a class in `draw_order`, and the first `size` of the others together.
+
+    Raises:
+        SettingsError: there are fewer.
+    """
+    own = [item for item in order if item["label"] == rare][:NUM_RARE]
+    others = [item for item in order if item["label"] != rare][:size]
+    if len(own) < NUM_RARE or len(others) < size:
+        raise SettingsError(
+            f"sizes: found {len(own)} images of {rare} and {len(others)} of others; expected {NUM_RARE} and {size}"
+        )
+    return own + others
 
 
 def subset(order: Sequence[Item], size: int) -> list[Item]:

@@ -88,13 +88,13 @@ class DenseNetClassifier:
         self.test_images = load_images(test_paths, settings.image_size)
 
     def __call__(
-        self, real: Sequence[Example], synthetic: Sequence[Example], regime: str, seed: int
+        self, real: Sequence[Example], synthetic: Sequence[Example], regime: str, seed: int, times_steps: int = 1
     ) -> tuple[NDArray[np.float64], dict[str, object]]:
         """Probabilities [N, C] of the test images, and the last training loss of every stage."""
         network = self._new_network(seed)
         chosen = {"real": list(real), "synthetic": list(synthetic), "both": [*real, *synthetic]}
         losses = []
-        for number, (kind, steps) in enumerate(stages(regime, self.settings.num_steps)):
+        for number, (kind, steps) in enumerate(stages(regime, times_steps * self.settings.num_steps)):
             examples = chosen[kind]
             images = load_images([each.path for each in examples], self.settings.image_size)
             labels = torch.tensor([each.label for each in examples])

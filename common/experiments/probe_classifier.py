@@ -17,7 +17,7 @@ from ..files import atomic_path
 from ..fingerprint import file_sha256
 from ..progress import ProgressBar
 from ..seeding import Purpose, derive_seed
-from .benefit_trials import MIXED, PRETRAINED, REAL, REAL_REGIMES, SYNTHETIC, UNAUGMENTED, Example
+from .benefit_trials import PRETRAINED, RARE, REAL, REAL_REGIMES, SYNTHETIC, UNAUGMENTED, Example
 from .probe import L2_STRENGTHS, Array, Probe, choose_strength, fit_path
 
 FOLDS = 4
@@ -108,7 +108,7 @@ class ProbeClassifier:
         self.features, self.num_classes, self.test_paths = features, num_classes, list(test_paths)
 
     def __call__(
-        self, real: Sequence[Example], synthetic: Sequence[Example], regime: str, seed: int
+        self, real: Sequence[Example], synthetic: Sequence[Example], regime: str, seed: int, times_steps: int = 1
     ) -> tuple[Array, dict[str, object]]:
         """Probabilities [N, C] of the test images, and the strengths that were chosen; nothing in it is random."""
         probe, about = self.fit(real, synthetic, regime)
@@ -159,14 +159,14 @@ class ProbeClassifier:
     ) -> tuple[Array, NDArray[np.int64], Array]:
         """Features, labels and weights of what a regime trains on."""
         parts: list[tuple[Array, NDArray[np.int64], float]] = []
-        if regime in (*REAL_REGIMES, MIXED):
+        if regime != SYNTHETIC:
             views = 0 if regime == UNAUGMENTED else self.features.num_views
             paths, labels = [each.path for each in real], _labels(real)
             parts.append((self.features.of(paths), labels, 1 / (1 + views)))
             if views:
                 changed = self.features.of_views(paths).reshape(len(real) * views, -1)
                 parts.append((changed, labels.repeat(views), 1 / (1 + views)))
-        if regime in (SYNTHETIC, MIXED):
+        if regime not in (*REAL_REGIMES, RARE):
             parts.append((self.features.of([each.path for each in synthetic]), _labels(synthetic), 1.0))
         features = np.concatenate([part for part, _, _ in parts])
         weights = np.concatenate([np.full(len(part), weight) for part, _, weight in parts])
