@@ -68,8 +68,8 @@ def synthetic_benefit(
         sizes: real images with labels, of all classes together.
         ratios: synthetic images per real one.
         strategies: variation, interpolation, prior, unlabelled.
-        regimes: real_unaugmented, real, mixed, synthetic, pretrained; on request the paper's equal epochs (mixed_epochs,
-            real_longer) and a rare class (rare, rare_repeated, rare_mixed).
+        regimes: real_unaugmented, real, mixed, synthetic, pretrained; on request equal epochs as in the paper
+            (mixed_epochs, real_longer) and a rare class (rare, rare_repeated, rare_mixed).
         classifiers: probe, densenet.
         seeds: of subset and training.
         grids: YAML file that lists several grids, each a mapping of the six lists above, or of some of them.

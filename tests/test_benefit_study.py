@@ -64,6 +64,8 @@ def test_a_rare_class_is_repeated_or_varied_and_scored_alone(tmp_path, tiny_dino
     assert {each.sources[0] for each in made} == {each.path for each in rare}
     found = study(mixed)
     assert found["auc"] == found["auc_by_class"][0] and found["num_images"] == 38
+    by_probe = study(Trial("probe", "rare_mixed", "variation", 2, 8, 0))
+    assert by_probe["num_synthetic"] == 20 and 0 <= by_probe["auc"] <= 1
 
 
 def test_subsets_of_a_seed_are_nested_and_what_there_are_too_few_of_refused(study):

@@ -23,8 +23,8 @@ Choices of the protocol, after DiNO-Diffusion (arXiv 2407.11594, section 2.4), a
   real images; synthetic images are views already, and are not changed again.
 - **Equal steps.** The network takes the same number of steps of the same batch size in every regime, with one
   schedule; pre-training takes half of them. Nothing is selected by validation, nothing was tuned on the test images.
-- **Equal epochs**, the paper's protocol, only where a regime says so: "mixed_epochs" takes 1 + ratio times the steps, so
-  that every image is seen as often as in "real"; "real_longer" takes as many steps on real images alone. The first
+- **Equal epochs**, the paper's protocol, where a regime says so: "mixed_epochs" takes 1 + ratio times the steps: every
+  image is seen as often as in "real"; "real_longer" takes as many steps on real images alone. The first
   minus the second is what images are worth, the second minus "real" what steps are.
 - **A rare class**: 10 labelled images of the first class, `size` of the others together. Variations of the 10 are added
   to it ("rare_mixed"), against the same 10 repeated as often ("rare_repeated") and as they are ("rare", the baseline);
