@@ -116,11 +116,13 @@ class LinkCheck:
 
     @classmethod
     def can(cls, train: PatientImages, held_out: PatientImages) -> bool:
-        """Whether enough patients have several images."""
-        repeated = (
-            {str(p) for p, many in zip(x.patients, x.is_repeated, strict=True) if many} for x in (train, held_out)
+        """Whether enough patients have several images, those held out within one source."""
+        known, new = (
+            {(source, who) for source, who, many in zip(x.sources, x.patients, x.is_repeated, strict=True) if many}
+            for x in (train, held_out)
         )
-        return min(map(len, repeated)) >= LEAST_PATIENTS
+        largest = max(Counter(source for source, _ in new).values(), default=0)
+        return min(len(known), largest) >= LEAST_PATIENTS
 
     def run(self, samples: CopyFeatures, own: Sequence[tuple[int, ...]], groups: Sequence[Hashable]) -> Row:
         """All figures as plain numbers.
@@ -182,9 +184,11 @@ class LinkCheck:
         for row, patient in enumerate(self.held_out.patients):
             rows.setdefault(patient, []).append(row)
         several = [found for found in rows.values() if len(found) > 1]
+        several = several[:: 1 if 2 * len(several) < len(rows) else 2]  # some stay to calibrate on
+        new_rows = [found[0] for found in rows.values() if found not in several]
         known, shown = self.held_out[[found[0] for found in several]], self.held_out[[found[1] for found in several]]
         gallery = _joined(self.train, known)
-        new = self._nearest(gallery, self.held_out[[found[0] for found in rows.values() if len(found) == 1]].features)
+        new = self._nearest(gallery, self.held_out[new_rows].features)
         nearest, ratio = self._nearest(gallery, shown.features)
         self.ratios["planted"] = ratio
         is_right = np.array([gallery.patients[i] == p for i, p in zip(nearest, shown.patients, strict=True)])

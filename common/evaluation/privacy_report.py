@@ -200,7 +200,11 @@ class PrivacyCheck:
     ) -> Row | None:
         """What `LinkCheck` finds, and its plot; None where too few patients have several images."""
         known, new = (
-            PatientImages(features, [item["patient_id"] for item in items], [item.get("source", "") for item in items])
+            PatientImages(
+                features,
+                [(item.get("source"), item["patient_id"]) for item in items],
+                [item.get("source") or "unknown" for item in items],
+            )
             for items, features in (train, held_out)
         )
         if not LinkCheck.can(known, new):
