@@ -186,7 +186,7 @@ def test_tables_and_sheet_are_there(evaluated):
     assert [line.split("|")[2].strip() for line in first[2:]] == [
         *("real (8)", "reconstruction (16)", "variation (16)", "prior (16)")
     ]
-    assert [cell.strip() for cell in first[2].split("|")[3:5]] == ["1", "1"]
+    assert [cell.strip() for cell in first[2].split("|")[3:5]] == ["1.00", "1.00"]
     assert [cell.strip() for cell in first[3].split("|")[3:5]] == ["1.00", "1.00"]
     assert "| reconstruction to its source | 1.000 ± 0.000 |" in second
     width, height = Image.open(folder / "contact_sheet.png").size

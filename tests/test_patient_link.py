@@ -48,7 +48,7 @@ def test_the_head_tells_held_out_patients_apart_where_the_tokens_do_not(check):
     mapped = check.head(HELD_OUT.features).embeddings
     for tokens, is_good in ((raw, False), (mapped, True)):
         similarity = torch.nn.functional.cosine_similarity(tokens[:60:2], tokens[1:60:2])
-        others = torch.nn.functional.cosine_similarity(tokens[:60:2], tokens[3:60:2].roll(5, 0)[:1].expand(30, -1))
+        others = torch.nn.functional.cosine_similarity(tokens[:60:2], tokens[:60:2].roll(1, 0))
         assert (similarity.median() > others.max()) == is_good
     found = look_at(check, pictures_of([3000], 3))["pairs"]
     assert found.keys() == {"all", "odd", "even"}

@@ -37,6 +37,7 @@ class LiteSegmenter(nn.Module):
 
     def __init__(self, num_classes: int, source: str = "imagenet") -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.unet = FlexibleUNet(in_channels=3, out_channels=num_classes, backbone="efficientnet-b0")
         encoder = self.unet.encoder
         for block in (module for module in encoder.modules() if isinstance(module, MBConvBlock)):
@@ -67,6 +68,7 @@ class FrozenDinoSegmenter(nn.Module):
 
     def __init__(self, num_classes: int, source: str, channels: int = 64) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.encoder = DinoEncoder(source)
         self.decoder = nn.Sequential(
             nn.Conv2d(self.encoder.hidden_size, channels, 1),
