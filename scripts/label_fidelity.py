@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import run_command
-from common.experiments.benefit_study import CLASSIFIERS, BenefitStudy
-from common.experiments.benefit_trials import labelled_split
+from common.experiments.benefit_study import BenefitStudy
+from common.experiments.benefit_trials import CLASSIFIERS, labelled_split
 from common.experiments.densenet import TrainingSettings
 from common.experiments.label_fidelity import STEM, LabelFidelity, grid, write_report
 from common.experiments.trials import Experiment, choose_trials

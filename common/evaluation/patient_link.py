@@ -63,7 +63,7 @@ class PatientHead:
     def __init__(self, train: PatientImages) -> None:
         tokens = train.features.embeddings.double().numpy()
         rows = np.flatnonzero(train.is_repeated)
-        _, codes = np.unique([str(train.patients[row]) for row in rows], return_inverse=True)
+        codes = _codes([train.patients[row] for row in rows.tolist()])
         sums = np.zeros((codes.max() + 1, tokens.shape[1]))
         np.add.at(sums, codes, tokens[rows])
         within = tokens[rows] - (sums / np.bincount(codes)[:, None])[codes]
@@ -104,10 +104,7 @@ class LinkCheck:
         self.ratios: dict[str, Floats] = {}
         vectors = torch.nn.functional.normalize(self.head(held_out.features).embeddings, dim=1)
         first, second = np.triu_indices(len(vectors), 1)
-        codes, sources = (
-            np.unique([str(value) for value in values], return_inverse=True)[1]
-            for values in (held_out.patients, held_out.sources)
-        )
+        codes, sources = _codes(held_out.patients), _codes(held_out.sources)
         is_alike = sources[first] == sources[second]
         self._pairs = np.stack([codes[first], codes[second]], axis=1)[is_alike]
         self._pair_sources = np.array([str(source) for source in held_out.sources])[first[is_alike]]
@@ -137,7 +134,7 @@ class LinkCheck:
         shown = [source for source in sorted(sources) if sources[source] >= LEAST_PATIENTS]
         by_source = {source: self._verify(self._pair_sources == source) for source in shown}
         planted = self._planted()
-        _, first = np.unique([str(patient) for patient in self.held_out.patients], return_index=True)
+        _, first = np.unique(_codes(self.held_out.patients), return_index=True)
         new = self._nearest(self.train, self.held_out[first.tolist()].features)
         made = self._nearest(self.train, samples, own)
         self.ratios |= {"held out": new[1], "samples": made[1]}
@@ -208,6 +205,12 @@ class LinkCheck:
         patients = NearestPatients(known, asked, gallery.patients, self.num_neighbours, 0)
         index, distance, typical = patients.nearest("embedding", asked, own or [()] * len(queries))
         return index, distance / typical
+
+
+def _codes(values: Sequence[Hashable]) -> NDArray[np.int64]:
+    """A number for each different value, in the order of their first places."""
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return np.array([numbers[value] for value in values], dtype=np.int64)
 
 
 def _auc_and_power(is_same: NDArray[np.bool_], weights: Floats) -> tuple[float, float]:

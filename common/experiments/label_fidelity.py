@@ -69,7 +69,7 @@ class LabelFidelity:
         paths = {ORIGINAL: study.test_paths, RECONSTRUCTION: self._reconstructions(), VARIATION: self._variations()}
         shown = [path for kind in KINDS for path in paths[kind]]
         real = [Example(item["image"], study.classes.index(item["label"]), (item["image"],)) for item in study.train]
-        probabilities, about = study.new_classifier(judge.classifier, shown)(real, [], REAL, judge.seed)
+        probabilities, about = study.new_classifier(judge.classifier, shown)(real, [], REAL, judge.seed, 1)
         parts = dict(zip(KINDS, probabilities.reshape(len(KINDS), len(study.test), -1), strict=True))
         verdicts = {kind: part.argmax(1) for kind, part in parts.items()}
         kinds = {
