@@ -6,6 +6,8 @@ import json
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from test_bundles_run import run as run_alone
+from test_bundles_run import torchrun
 
 from common.data.datalists import radiograph_items
 from common.io import read_radiograph
@@ -54,6 +56,21 @@ def test_strategies(run, tmp_path, strategy, overrides, num_sources):
     assert len(radiograph_items(tmp_path, "all", 0.0, 0)) == len(rows), "the folder is a dataset_dir"
     if strategy == "prior":
         assert {row["label"] for row in rows} == {"tuberculosis"}
+
+
+@pytest.mark.slow
+def test_two_processes_generate_the_files_of_one(repository, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as of each of the two
+    files = [f"{BUNDLE}/configs/{name}.yaml" for name in ("inference", "multi_gpu_inference")]
+    settings = {"bundle_root": BUNDLE, "strategy": "prior", "num_samples": 5, "batch_size": 2}
+    settings |= {"num_inference_steps": 2, "prior_steps": 4}
+    torchrun("run", files, tmp_path, output_dir=tmp_path / "two", **settings)
+    run_alone(repository, "run", files[0], output_dir=tmp_path / "one", **settings)
+    made = [
+        {path.name: path.read_bytes() for path in (tmp_path / name / "images").iterdir()} for name in ("one", "two")
+    ]
+    assert len(made[0]) == 5 and made[0] == made[1]
+    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two")
 
 
 @pytest.mark.slow
