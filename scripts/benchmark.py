@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,7 @@ from common.experiments.benchmark import Row, draw, hardware, markdown, measure
 from common.files import atomic_path, write_json
 from common.io.synthetic_dicom import write_synthetic_dicom
 from common.networks.conditioning import named_tokens
-from common.networks.latent_codec import VariationalPass
+from common.networks.latent_codec import LatentCodec, VariationalPass
 from common.networks.latent_denoiser import DenoisingPass
 from common.pipelines import DentalSegmenter, DinoDiffusion
 from common.provenance import provenance
@@ -248,8 +249,10 @@ def autoencoder(setting: Setting) -> Iterator[Row]:
 
 @torch.inference_mode()
 def one_pass(network: nn.Module, verb: str, content: Tensor) -> None:
-    """Encode or decode."""
-    getattr(network, verb)(content)
+    """Encode, decode or segment; we decode as samples are decoded."""
+    is_quick = verb == "decode" and isinstance(network, LatentCodec)
+    with quick_inference(network, content.device, amp=False) if is_quick else nullcontext():
+        getattr(network, verb)(content)
 
 
 def read(setting: Setting) -> Iterator[Row]:
