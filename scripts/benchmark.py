@@ -385,7 +385,7 @@ def bundles(setting: Setting) -> Iterator[Row]:
 def startup(setting: Setting) -> Iterator[Row]:
     """Imports of a command that generates images."""
     python = [sys.executable, "-W", "ignore", "-c"]
-    codes = {"ours": "import common.pipelines", "torch and MONAI": "import torch, monai.bundle"}
+    codes = {"ours": "from common.pipelines import DinoDiffusion", "torch and MONAI": "import torch, monai.bundle"}
     calls = {name: partial(subprocess.run, [*python, code], check=True) for name, code in codes.items()}
     yield Row("startup", "process", calls, is_wall=True)
 
