@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .errors import RunError
+from .errors import DatasetError, RunError
 
 JOB_RECORD = "job.json"
 PRODUCT_MARKS = (
@@ -173,3 +173,33 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[
 
 def _no_formula(path: object) -> object:
     return f"./{path}" if isinstance(path, str) and path[:1] in ("=", "+", "-", "@", "\t") else path
+
+
+def write_parts(content: bytes, path: Path, part_bytes: int) -> dict[str, str]:
+    """Write `path`.part00, .part01, ... of at most so many bytes; return their names and SHA-256, in order."""
+    digests = {}
+    for number, start in enumerate(range(0, len(content), part_bytes)):
+        part = path.with_name(f"{path.name}.part{number:02d}")
+        with atomic_path(part) as temporary:
+            temporary.write_bytes(content[start : start + part_bytes])
+        digests[part.name] = hashlib.sha256(content[start : start + part_bytes]).hexdigest()
+    return digests
+
+
+def join_parts(folder: Path, digests: Mapping[str, str], path: Path) -> None:
+    """Write what `write_parts` cut, atomically.
+
+    Raises:
+        DatasetError: a part is missing, or not what was written; nothing is then.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        for name, expected in digests.items():
+            if not (folder / name).is_file():
+                raise DatasetError(f"{folder / name}: no such part; fetch all of {', '.join(digests)}")
+            content = (folder / name).read_bytes()
+            found = hashlib.sha256(content).hexdigest()
+            if found != expected:
+                raise DatasetError(
+                    f"{folder / name}: found SHA-256 {found}, expected {expected}; fetch this part again"
+                )
+            stream.write(content)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from common.data.dataset import RadiographDataset, StepBatchSampler
+from common.data.dataset import RadiographDataset, StepBatchSampler, TensorBatches
 
 
 def batches(sampler, count):
@@ -65,3 +65,13 @@ def test_items_in_memory_are_transformed_once_and_have_the_number_of_their_draw(
     drawn = [dataset[key] for key in [(0, 0), (1, 1), (0, 2), (0, 3)]]
     assert calls == ["a", "b"] and [item["draw"] for item in drawn] == [0, 1, 2, 3]
     assert [item["image"] for item in drawn] == ["a", "b", "a", "a"]
+
+
+def test_batches_of_what_is_in_memory_are_those_of_a_loader():
+    dataset = RadiographDataset([{"image": torch.tensor([float(number)])} for number in range(5)], transform=dict)
+    tensors = {"image": torch.arange(5.0)[:, None]}
+    loader = DataLoader(dataset, batch_sampler=StepBatchSampler(5, 3, seed=0))
+    batches = TensorBatches(tensors, StepBatchSampler(5, 3, seed=0))
+    for expected, found in islice(zip(loader, batches, strict=False), 4):
+        assert torch.equal(found["image"], expected["image"]) and torch.equal(found["draw"], expected["draw"])
+        assert torch.equal(found["index"], found["image"][:, 0].long())

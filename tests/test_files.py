@@ -3,15 +3,17 @@ import os
 
 import pytest
 
-from common.errors import RunError
+from common.errors import DatasetError, RunError
 from common.files import (
     NAME_BYTES,
     atomic_path,
+    join_parts,
     locked_folder,
     read_json,
     result_names,
     write_csv,
     write_json,
+    write_parts,
 )
 
 
@@ -79,6 +81,24 @@ def test_json_comes_back_and_a_failure_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert read_json(path) == {"a": [1, None]} and list(path.parent.iterdir()) == [path]
+
+
+def test_parts_are_small_and_join_to_what_they_were(tmp_path):
+    content = bytes(range(250)) * 3
+    digests = write_parts(content, tmp_path / "file", 300)
+    assert list(digests) == ["file.part00", "file.part01", "file.part02"]
+    assert [(tmp_path / name).stat().st_size for name in digests] == [300, 300, 150]
+    join_parts(tmp_path, digests, tmp_path / "new" / "joined")
+    assert (tmp_path / "new" / "joined").read_bytes() == content
+
+
+def test_a_part_that_is_damaged_leaves_the_old_file(tmp_path):
+    digests = write_parts(b"0123456789", tmp_path / "file", 5)
+    (tmp_path / "file.part01").write_bytes(b"56x89")
+    (tmp_path / "joined").write_text("old")
+    with pytest.raises(DatasetError, match="part01"):
+        join_parts(tmp_path, digests, tmp_path / "joined")
+    assert (tmp_path / "joined").read_text() == "old"
 
 
 def test_no_source_of_a_table_is_a_formula_and_all_are_the_same_files(tmp_path):

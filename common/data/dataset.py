@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..distributed import rank, world_size
@@ -74,3 +76,23 @@ class StepBatchSampler(Sampler):
                 batch.append((int(order[draw % self.num_items]), draw))
             yield batch
             step += 1
+
+
+class TensorBatches:
+    """Batches of what is in memory already, on whatever device: picked there, without a loading process.
+
+    Args:
+        tensors: [n, ...] each.
+        sampler: gives batches of (index, number of the draw), as `StepBatchSampler` does.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], sampler: Iterable[list[tuple[int, int]]]) -> None:
+        self.tensors = tensors
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Yield the tensors' rows, with "draw" and "index" [B] on the CPU."""
+        for batch in self.sampler:
+            index, draw = torch.tensor(batch).T
+            picked = {name: tensor[index.to(tensor.device)] for name, tensor in self.tensors.items()}
+            yield {**picked, "draw": draw, "index": index}

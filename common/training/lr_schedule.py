@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
 
+from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -68,3 +72,45 @@ class WarmupConstantDecay(LambdaLR):
         self._last_lr = [base * self.factor(done) for base in self.base_lrs]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
+
+
+@dataclass(eq=False)
+class TimedLength:
+    """Handler of a trainer: as many steps as the time allows, by the seconds per step so far; it moves the rate, too.
+
+    The length is settled when the decay begins. A run that slows down after that is ended in time all the same.
+
+    Args:
+        schedule: of the run.
+        end: reading of the clock at which the last step is to be done.
+        max_steps: more are never done.
+        ignored_steps: first ones, slow while the hardware settles.
+        clock: to read.
+    """
+
+    schedule: WarmupConstantDecay
+    end: float
+    max_steps: int
+    ignored_steps: int = 20
+    clock: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self) -> None:
+        self.since, self.seconds_per_step = 0.0, cast("float | None", None)
+        self.schedule.set_length(self.max_steps)
+
+    def attach(self, engine: Engine) -> None:
+        """Follow this trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Plan, move the rate, and end the run after its last step."""
+        step, now = engine.state.iteration, self.clock()
+        if step <= self.ignored_steps:
+            self.since = now
+        elif step < self.schedule.decay_start:
+            self.seconds_per_step = (now - self.since) / (step - self.ignored_steps)
+            left = int((self.end - now) / self.seconds_per_step)
+            self.schedule.set_length(max(step, min(self.max_steps, step + left)))
+        self.schedule.step()
+        if step >= self.schedule.total_steps or now >= self.end:
+            engine.terminate()
