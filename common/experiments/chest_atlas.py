@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 from torch.nn import functional as F
 
 SIDE, COARSE_SIDE = 32, 16  # px of the atlas, and of what the first search compares
@@ -22,7 +22,7 @@ DETAIL = 1 / 6  # of the working side, sd of the Gaussian that brightness and co
 BLACK, WHITE, BLANK_SHARE = 0.06, 0.96, 0.9  # a line of which so much is black or white belongs to a border
 MIN_CONTENT = 0.25  # of the rows, and of the columns, that a border has to leave
 HEIGHTS, ASPECTS = (0.45, 0.52, 0.6, 0.68, 0.78, 0.9, 1.0), (1.0, 1.2, 1.4)  # the first search, shares of the rows
-NUM_STARTS = 3  # of the second search
+TRIED_STEPS, NUM_KEPT, STEPS = 50, 2, 150  # of the second search: from each height of the first, from the best, these
 MIN_OVERLAP = 0.45  # of the atlas that has to lie in the image
 DEVIATION = 0.01  # weight of a pose's squared distance from the usual one, beside a correlation
 OUTSIDE = 0.5  # weight of the share of the lungs' extent that lies outside the image
@@ -161,8 +161,8 @@ def find_pose(image: Array, atlas: ChestAtlas) -> Pose:
     """Where the lungs of an image [H, W] in [0, 1] lie: the pose in which it is most like the atlas.
 
     Black and white borders are left out, brightness and contrast evened out; then a search over place, height and
-    aspect on a grid, and one over all of a pose from the best few of it. What is maximised is the correlation of the
-    picture with the atlas, less a little for unusual poses, which only decides what correlation leaves open.
+    aspect on a grid, and one over all of a pose from the best of each height. What is maximised is the correlation of
+    the picture with the atlas, less a little for unusual poses, which only decides what correlation leaves open.
     """
     box = content_box(image)
     picture = evened(image[box])
@@ -178,12 +178,14 @@ def find_pose(image: Array, atlas: ChestAtlas) -> Pose:
         found = ndimage.map_coordinates(picture, places, order=1, mode="nearest")
         return _cost(pose, _size(picture)) - float(np.corrcoef(found[inside], atlas.chest[inside])[0, 1])
 
-    found = []
-    for start in np.array([astuple(pose) for pose in _first_poses(picture, atlas)]):
+    def searched(start: Array, num_steps: int) -> OptimizeResult:
         simplex = np.vstack([start, start + np.diag(SIMPLEX)])
-        options = {"initial_simplex": simplex, "maxiter": 200, "xatol": 1e-3, "fatol": 1e-4}
-        found.append(minimize(loss, start, method="Nelder-Mead", options=options))
-    best = min(found, key=lambda each: float(each.fun)).x
+        options = {"initial_simplex": simplex, "maxiter": num_steps, "xatol": 1e-3, "fatol": 1e-4}
+        return minimize(loss, start, method="Nelder-Mead", options=options)
+
+    tried = [searched(np.array(astuple(pose)), TRIED_STEPS) for pose in _first_poses(picture, atlas)]
+    tried.sort(key=lambda each: float(each.fun))
+    best = min((searched(each.x, STEPS) for each in tried[:NUM_KEPT]), key=lambda each: float(each.fun)).x
     return Pose(*(float(value) for value in best)).within(box, _size(image))
 
 
@@ -203,11 +205,11 @@ def evened(image: Array) -> NDArray[np.float32]:
 
 
 def _first_poses(picture: NDArray[np.float32], atlas: ChestAtlas) -> list[Pose]:
-    """The best few on a grid, each of another height or aspect: one normalised cross-correlation for each of these."""
+    """The best on a grid for each height: one normalised cross-correlation for each height and aspect."""
     size, side = _size(picture), COARSE_SIDE
     template = torch.from_numpy(resized(atlas.chest, (side, side)))[None, None]
     tensor = torch.from_numpy(picture)[None, None]
-    best = []
+    best: dict[float, tuple[float, Pose]] = {}
     for height, aspect in itertools.product(HEIGHTS, ASPECTS):
         width = height * aspect * size[0] / size[1]
         lengths = [max(1, round(side / (extent * (1 + 2 * MARGIN)))) for extent in (height, width)]
@@ -217,8 +219,9 @@ def _first_poses(picture: NDArray[np.float32], atlas: ChestAtlas) -> list[Pose]:
         places = itertools.product(*(np.arange(n) / length for n, length in zip(scores.shape, lengths, strict=True)))
         poses = [Pose(row, column, height, width) for row, column in places]
         scores = scores.ravel() - [_cost(pose, size) for pose in poses]
-        best.append((float(scores.max()), poses[int(scores.argmax())]))
-    return [pose for _, pose in sorted(best, key=lambda each: -each[0])[:NUM_STARTS]]
+        if height not in best or scores.max() > best[height][0]:
+            best[height] = float(scores.max()), poses[int(scores.argmax())]
+    return [pose for _, pose in best.values()]
 
 
 def _correlation(picture: torch.Tensor, inside: torch.Tensor, template: torch.Tensor) -> torch.Tensor:
