@@ -80,8 +80,8 @@ def zero_shot_lungs(
             of each mask: included where it says "incl", else excluded; excluded with `segment`.
         tune: learn from training masks, where OUT holds no tuned.json yet; without it that of OUT or else that which
             the bundle ships is taken.
-        leave_one_out: score each source with what was learnt from the training masks of the others, at most
-            `num_tuning_images` of a source, of both splits.
+        leave_one_out: score each source, both splits, with what was learnt from the training masks of the others;
+            at most `limit` images of a source, by default `num_tuning_images`.
         framings: so many images, in turn of each source, go through the framing drill, too; 0 for none.
         segment: write OUT/<image>.png (lungs 255, at the image's own rows and columns) for every radiograph in the
             folder instead; no mask is needed.
