@@ -24,7 +24,7 @@ MIN_CONTENT = 0.25  # of the rows, and of the columns, that a border has to leav
 HEIGHTS, ASPECTS = (0.45, 0.52, 0.6, 0.68, 0.78, 0.9, 1.0), (1.0, 1.2, 1.4)  # the first search, shares of the rows
 TRIED_STEPS, NUM_KEPT, STEPS = 50, 2, 150  # of the second search: from each height of the first, from the best, these
 MIN_OVERLAP = 0.45  # of the atlas that has to lie in the image
-DEVIATION = 0.01  # weight of a pose's squared distance from the usual one, beside a correlation
+DEVIATION = 0.02  # weight of a pose's squared distance from the usual one, beside a correlation
 OUTSIDE = 0.5  # weight of the share of the lungs' extent that lies outside the image
 SIMPLEX = (0.05, 0.04, 0.08, 0.08, 0.05)  # of the second search: first steps in the units of a pose
 
