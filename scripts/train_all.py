@@ -44,6 +44,7 @@ def plan(
     chain: str = "cxr",
     from_scratch: bool | None = None,
     steps: Mapping[str, int] | None = None,
+    where: Mapping[str, Any] | None = None,
     measure: bool = True,
 ) -> None:
     """Print stages, steps, seconds per step measured here, hours to go and state.
@@ -54,16 +55,20 @@ def plan(
         chain: cxr or dental; or the path of a recipe of your own.
         from_scratch: start from nothing; None does where there are 5,000 images or more.
         steps: stage to optimiser steps, instead of the recipe's.
+        where: which labelled images to take, such as {'set': 'periapical'}, by columns of the manifest; None takes all.
         measure: run a few steps of the trainings that have no log yet; minutes, once.
     """
-    made = open_chain(dataset_dir, work_dir, chain, from_scratch, steps)
-    rows, to_go = [], []
+    made = open_chain(dataset_dir, work_dir, chain, from_scratch, steps, where)
+    rows, to_go, problems = [], [], []
     for name, stage in made.stages.items():
         if stage.steps is None:
             rows.append([name, "", "", "", made.status(name)])
             continue
         logged = read_log(made.run_folder(name))
-        seconds, hours = hours_to_go(made, name, logged or (measured(made, name) if measure else []))
+        if measure and not logged:
+            logged, problem = measured(made, name)
+            problems += [f"?: {name} failed when tried: {problem}"] if problem else []
+        seconds, hours = hours_to_go(made, name, logged)
         done = made.steps_done(name)
         to_go.append(hours)
         rows.append([name, f"{done} of {stage.steps}", _number(seconds, 2), _number(hours, 1), made.status(name)])
@@ -74,8 +79,11 @@ def plan(
     known = [hours for hours in to_go if hours is not None]
     total = ("" if len(known) == len(to_go) else "at least ") + _number(sum(known), 1) if known else "?"
     print(f"{total} hours of training to go on this machine, recipe {made.recipe.name}, in {made.work}")
-    if not measure and len(known) < len(to_go):
-        print("?: not measured; plan without --measure False runs a few steps of each, minutes once")
+    if measure:
+        print("\n".join(["measured as the machine is now; other work on it makes it longer", *problems]))
+    elif len(known) < len(to_go):
+        words = f"{made.source} --work_dir {made.work} --chain {chain}"
+        print(f"?: not measured; this does it, once and in minutes: python scripts/train_all.py plan {words}")
 
 
 def run(
@@ -85,6 +93,7 @@ def run(
     chain: str = "cxr",
     from_scratch: bool | None = None,
     steps: Mapping[str, int] | None = None,
+    where: Mapping[str, Any] | None = None,
     only: str | Sequence[str] | None = None,
     hours: float | None = None,
 ) -> None:
@@ -96,10 +105,11 @@ def run(
         chain: as of plan.
         from_scratch: as of plan.
         steps: as of plan; a training can be given more as long as its learning rate has not begun to decay.
+        where: as of plan.
         only: names of stages.
         hours: save and stop after so many.
     """
-    made = open_chain(dataset_dir, work_dir, chain, from_scratch, steps)
+    made = open_chain(dataset_dir, work_dir, chain, from_scratch, steps, where)
     wanted = [only] if isinstance(only, str) else list(only or made.stages)
     unknown = set(wanted) - set(made.stages)
     if unknown:
@@ -186,6 +196,7 @@ def training_record(made: Chain, name: str, weights: Path) -> dict[str, Any]:
     runs = read_json(made.run_folder(name) / "run_record.json")["runs"]
     resolved = yaml.safe_load((made.run_folder(name) / runs[0]["resolved_config"]).read_text(encoding="utf-8"))
     done = made.steps_done(name)
+    where = f' --where "{resolved["where"]}"' if resolved.get("where") else ""
     return {
         "stage": name,
         "recipe": made.recipe.name,
@@ -202,7 +213,7 @@ def training_record(made: Chain, name: str, weights: Path) -> dict[str, Any]:
         "data_sha256": data_digest(made.work / "data"),
         "seed": resolved["seed"],
         "resumed": len(runs) - 1,
-        "command": f"python scripts/train_all.py run DIR --chain {made.recipe.stem} --only {name}",
+        "command": f"python scripts/train_all.py run DIR --chain {made.recipe.stem} --only {name}{where}",
         "final": log[-1] if log else None,
     }
 
@@ -224,7 +235,12 @@ def data_digest(folder: Path) -> str | None:
 
 
 def open_chain(
-    dataset_dir: str, work_dir: str, chain: str, from_scratch: bool | None, steps: Mapping[str, int] | None
+    dataset_dir: str,
+    work_dir: str,
+    chain: str,
+    from_scratch: bool | None,
+    steps: Mapping[str, int] | None,
+    where: Mapping[str, Any] | None = None,
 ) -> Chain:
     """The chain of a recipe's name or path.
 
@@ -240,13 +256,14 @@ def open_chain(
     path = scratch if from_scratch else path
     if not path.is_file():
         raise RunError(f"chain: found {chain}; expected the path of a recipe, or one of {_recipes()}")
-    return Chain(path, dataset_dir, work_dir, REPOSITORY, steps)
+    return Chain(path, dataset_dir, work_dir, REPOSITORY, steps, where)
 
 
-def measured(made: Chain, name: str) -> list[dict[str, Any]]:
-    """The log of a few steps of a training, made once on a few images; empty where it cannot be run yet."""
-    folder = made.work / "measured" / name
+def measured(made: Chain, name: str) -> tuple[list[dict[str, Any]], str]:
+    """The log of a few steps of a training, made once on a few images, and "" or why it cannot be run."""
+    folder, problem = made.work / "measured" / name, ""
     if not read_log(folder):
+        print(f"{name}: measured by a few steps, once; a minute or more", flush=True)
         command = made.stages[name].commands[0]
         short = {"output_dir": folder, "cache_dir": made.work / "measured" / "store", "limit": MEASURED_IMAGES}
         short |= {"max_epochs": 1, "epoch_length": MEASURED_STEPS, "dataset_dir": made.source}
@@ -255,13 +272,19 @@ def measured(made: Chain, name: str) -> list[dict[str, Any]]:
         known |= {key: None for key, value in command.get("settings", {}).items() if "{weights:" in str(value)}
         try:
             words = made.command(name, command, REPOSITORY, **known)
-        except RunError:
-            return []
+        except RunError as error:
+            return [], str(error)
         environment = {**os.environ, **PASSIVE_THREADS, "PYTHONPATH": str(REPOSITORY)}
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "output.txt").open("w") as stream:
-            subprocess.run(words, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=REPOSITORY, check=False)
-    return read_log(folder)
+        output = folder / "output.txt"
+        with output.open("w") as stream:
+            settings: dict[str, Any] = {"stdout": stream, "stderr": subprocess.STDOUT, "env": environment}
+            done = subprocess.run(words, cwd=REPOSITORY, check=False, **settings)
+        if done.returncode != 0:
+            lines = output.read_text(encoding="utf-8", errors="replace").split("\n")
+            said = next((line for line in reversed(lines) if line.strip()), f"exit code {done.returncode}")
+            problem = f"{said.strip()} (all of it in {output})"
+    return read_log(folder), problem
 
 
 def _settings(command: Mapping[str, Any]) -> set[str]:

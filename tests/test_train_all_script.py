@@ -1,5 +1,6 @@
 """From the shipped samples to a packaged bundle by one command, in miniature."""
 
+import csv
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from conftest import REPOSITORY
 from script_module import load_script
 
 from common.errors import UserError
+from common.files import write_csv
 from common.training.stages import Chain
 from common.training.step_log import read_log
 
@@ -121,6 +123,35 @@ def test_the_plan_names_every_stage_its_steps_and_state(recipe, tmp_path, capsys
     assert {"data", "pretraining", "segmenter", "evaluation", "package"} < found.keys()
     assert "0 of 200" in found["pretraining"] and "waiting" in found["pretraining"]
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(("columns", "where"), [(("image",), None), (("image", "mask"), {"set": "periapical"})])
+def test_the_plan_says_why_a_stage_cannot_be_run(columns, where, recipe, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    with (SAMPLES / "manifest.csv").open() as file:
+        rows = [[str(SAMPLES / row[column]) for column in columns] for row in csv.DictReader(file)]
+    write_csv(tmp_path / "data" / "manifest.csv", columns, rows)
+    content = yaml.safe_load(recipe.read_text())
+    short = tmp_path / "short.yaml"
+    short.write_text(yaml.safe_dump({"stages": {"segmenter": content["stages"]["segmenter"]}}))
+    load_script("train_all").plan(
+        str(tmp_path / "data"), work_dir=str(tmp_path / "work"), chain=str(short), where=where
+    )
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("?: segmenter") and (where is None or "set" in said)
+    assert (tmp_path / "work" / "measured" / "segmenter" / "output.txt").read_text().strip()
+
+
+def test_labelled_stages_alone_take_the_rows_that_are_asked_for(tmp_path):
+    chosen = {"set": "periapical"}
+    path = REPOSITORY / "scripts" / "recipes" / "dental.yaml"
+    chain = Chain(path, SAMPLES, tmp_path / "work", REPOSITORY, where=chosen)
+    with_where = {name for name, stage in chain.stages.items() if "where" in stage.commands[0].get("settings", {})}
+    assert with_where == {"segmenter", "evaluation"}
+    words = chain.command("segmenter", chain.stages["segmenter"].commands[0], REPOSITORY, pretrained=None)
+    assert words[words.index("--where") + 1] == str(chosen)
+    with pytest.raises(UserError):
+        Chain(path.with_name("cxr.yaml"), SAMPLES, tmp_path / "work", REPOSITORY, where=chosen)
 
 
 def test_what_is_not_finished_is_not_shipped(recipe, tmp_path):

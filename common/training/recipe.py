@@ -25,6 +25,7 @@ class Stage:
             ships them.
         choose: how to choose between the averages of two lengths: settings of score_weights.py, and `by`, the column
             whose least value wins; None takes the first.
+        labelled: its workflows take labelled images alone, and of these the rows that the chain's `where` says.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Stage:
     ships: Mapping[str, str] = field(default_factory=dict)
     defaults: Sequence[str] = ()
     choose: Mapping[str, Any] | None = None
+    labelled: bool = False
 
 
 def read_recipe(path: str | Path) -> dict[str, Stage]:

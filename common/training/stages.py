@@ -47,6 +47,7 @@ class Chain:
         work_dir: of all that the chain makes; one folder is one chain.
         repository: whose code and bundles are used.
         steps: stage to optimiser steps, instead of the recipe's.
+        where: columns of the manifest to the value that labelled images must have there; None takes all.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Chain:
         work_dir: str | Path,
         repository: Path,
         steps: Mapping[str, int] | None = None,
+        where: Mapping[str, Any] | None = None,
     ) -> None:
         self.recipe = Path(recipe)
         self.source = Path(source).resolve()
@@ -67,6 +69,12 @@ class Chain:
             raise RunError(f"steps: found {sorted(unknown)}; the trainings of this chain are {self.trainings}")
         for name, number in (steps or {}).items():
             self.stages[name] = replace(self.stages[name], steps=number)
+        labelled = [stage for stage in self.stages.values() if stage.labelled] if where else []
+        if where and not labelled:
+            raise RunError(f"where: found {where}; no stage of {self.recipe.name} takes labels, so leave it out")
+        for stage in labelled:
+            commands = [{**each, "settings": {**each.get("settings", {}), "where": where}} for each in stage.commands]
+            self.stages[stage.name] = replace(stage, commands=commands)
 
     @property
     def trainings(self) -> list[str]:
