@@ -27,7 +27,7 @@ make_environment() { # arguments: the extras to install
     wanted=$(cat pyproject.toml scripts/constraints.txt <(echo "$extra") | sha256sum)
     if [ "$(cat ".venv/installed-$extra" 2>/dev/null)" != "$wanted" ]; then
       [ "$extra" = base ] && what=. || what=".[$extra]"
-      echo "installing $what and what it needs; minutes the first time"
+      echo "installing $what and what it needs (about 1.6 GB the first time; says nothing for minutes)"
       .venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e "$what"
       echo "$wanted" >".venv/installed-$extra"
     fi

@@ -14,11 +14,15 @@ run() { # arguments: bundle, then overrides
     --config_file "$bundle/configs/inference.yaml" "$@"
 }
 
+echo "1 of 4: reconstructions of chest radiographs"
 run cxr_autoencoder --output_dir $output/cxr_autoencoder
+echo "2 of 4: chest radiographs without a source"
 run cxr_dino_latent_diffusion --strategy prior --num_samples 8 --output_dir $output/cxr_prior
+echo "3 of 4: variations of one"
 run cxr_dino_latent_diffusion --strategy variation --limit 1 --num_per_source 8 --output_dir $output/cxr_variation
 .venv/bin/python scripts/contact_sheet.py $output/generated.png \
   $output/cxr_prior $output/cxr_variation --columns 9
+echo "4 of 4: masks of dental radiographs"
 run dental_radiograph_segmentation --output_dir $output/dental
 
 echo
