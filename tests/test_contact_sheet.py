@@ -61,6 +61,15 @@ def test_long_captions_are_cut_to_the_sheet():
     assert (cut[:, -GAP:] == 255).all()
 
 
+def test_several_captions_share_a_row_and_a_footer_lies_below_all():
+    rows = [[flat(1.0, 20, 100)] * 2, [flat(1.0, 20, 100)]]
+    titled = contact_sheet_array(rows, row_captions=[["a " * 99, "b"], ["c"]])
+    second = titled[GAP : GAP + TEXT_HEIGHT, 100 + 2 * GAP :]
+    assert (second[:, :30] < 100).any() and (second[:, 30:] == 255).all()  # the first does not run into it
+    footed = contact_sheet_array(rows, footer=lambda width: Image.new("RGB", (width, 7), (200, 0, 0)))
+    assert (footed[-7:] == (200, 0, 0)).all() and (footed[:-7, :, 1] == footed[:-7, :, 0]).all()
+
+
 def test_colour_and_values_out_of_range():
     image = torch.tensor([[[2.0, -1.0, torch.nan, torch.inf]]])
     assert contact_sheet_array([[image]])[GAP, GAP:-GAP].tolist() == [255, 0, 0, 255]

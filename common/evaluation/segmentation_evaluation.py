@@ -21,7 +21,7 @@ from ..io import read_radiograph
 from ..io.contact_sheet import save_contact_sheet
 from ..io.segmentation_classes import ClassTable
 from ..metrics import plain
-from ..pipelines.folder_segmentation import mask_tiles
+from ..pipelines.folder_segmentation import legend_below, mask_tiles
 from ..pipelines.segmenter import DISPLAYED
 from ..progress import ProgressBar, stopwatch
 from ..provenance import provenance
@@ -156,7 +156,7 @@ class SegmentationEvaluator:
         write_rows(Path(self.output_dir) / "per_image.csv", rows)
         write_report(self.output_dir, report, markdown(report), ("evaluation.json", "table.md"))
         self._write_examples(scores)
-        found = len(scores), elapsed(), self.output_dir, markdown(report)
+        found = len(scores), elapsed(), Path(self.output_dir).resolve(), markdown(report)
         logger.info("%d images evaluated in %s: %s\n%s", *found)
         return report
 
@@ -173,7 +173,8 @@ class SegmentationEvaluator:
             captions.append(f"{label}: mean Dice {dice[index]:.3f}, {Path(item['image_path']).name}")
         if rows:
             titles = ["image", "reference", "prediction"]
-            save_contact_sheet(rows, Path(self.output_dir) / "contact_sheet.png", titles, captions)
+            path = Path(self.output_dir) / "contact_sheet.png"
+            save_contact_sheet(rows, path, titles, captions, footer=legend_below(self.classes))
 
 
 def image_row(score: SegmentationScore, classes: ClassTable) -> Row:

@@ -15,7 +15,7 @@ from ..io import read_radiograph
 from ..io.contact_sheet import save_contact_sheet
 from ..io.mask_files import read_mask
 from ..io.segmentation_classes import ClassTable, SegmentationClass
-from ..pipelines.folder_segmentation import mask_tiles
+from ..pipelines.folder_segmentation import legend_below, mask_tiles
 from .framings import FRAMINGS
 from .lung_study import LungCase
 from .trials import write_experiment_report
@@ -117,4 +117,5 @@ def write_overlays(
         pixels = read_radiograph(cases[index].image).pixels
         rows.append(mask_tiles(pixels, [found, cases[index].truth().astype(np.int64)], table))
         captions.append(f"{label}: Dice {scores[index]:.3f}, {cases[index].name}")
-    save_contact_sheet(rows, path, ["radiograph", "zero-shot", "reference"], captions)
+    titles = ["radiograph", "zero-shot", "reference"]
+    save_contact_sheet(rows, path, titles, captions, footer=legend_below(table))

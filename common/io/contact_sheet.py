@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +27,17 @@ def reconstruction_rows(images: Tensor, reconstructions: Tensor, gain: float = 4
 def contact_sheet_array(
     rows: Sequence[Sequence[Tensor]],
     column_titles: Sequence[str] | None = None,
-    row_captions: Sequence[str] | None = None,
+    row_captions: Sequence[str | Sequence[str]] | None = None,
     scale: float = 1,
+    footer: Callable[[int], Image.Image] | None = None,
 ) -> np.ndarray:
     """Draw the sheet: uint8, [H, W] if all images are grey, [H, W, 3] if any has colour (TensorBoard: "HW", "HWC").
 
     Rows of [1, H, W] or [3, H, W] in [0, 1] may have different lengths. Images of different sizes keep their shape and
-    lie at the top left of cells of the largest one's size, so that an overlay with its legend below lies as its image
-    does. Values are clipped to [0, 1]; NaN is drawn black. Titles are one for each column of the longest row; captions,
-    one for each row, stand above it and are shortened to the sheet's width. A `scale` above 1 enlarges (nearest
-    neighbour), below it reduces (area average).
+    lie at the top left of cells of the largest one's size. Values are clipped to [0, 1]; NaN is drawn black. Titles are
+    one for each column of the longest row; captions, one for each row or several side by side, stand above it and are
+    shortened to their width. A `scale` above 1 enlarges (nearest neighbour), below it reduces (area average). The
+    `footer`, a picture made for a width in px, lies below all rows.
     """
     columns = max(len(row) for row in rows)
     tiles = [[_tile(image, scale) for image in row] for row in rows]
@@ -47,29 +48,41 @@ def contact_sheet_array(
     pitch = height + GAP + (TEXT_HEIGHT if row_captions else 0)
     sheet = Image.new(mode, (GAP + columns * (width + GAP), top + len(rows) * pitch), _colour(mode, BACKGROUND))
     draw = ImageDraw.Draw(sheet)
+    captions = [[each] if isinstance(each, str) else each for each in row_captions or ()]
+    room = (sheet.width - GAP) // max((len(each) for each in captions), default=1)
     for column, title in enumerate(column_titles or ()):
         _text(draw, (GAP + column * (width + GAP), GAP), title, width)
     for r, row in enumerate(tiles):
         y = top + r * pitch
         if row_captions:
-            _text(draw, (GAP, y), row_captions[r], sheet.width - 2 * GAP)
+            for number, caption in enumerate(captions[r]):
+                _text(draw, (GAP + number * room, y), caption, room - GAP)
             y += TEXT_HEIGHT
         for column, tile in enumerate(row):
             x = GAP + column * (width + GAP)
             sheet.paste(_colour(mode, PADDING), (x, y, x + width, y + height))
             sheet.paste(tile.convert(mode), (x, y))
-    return np.asarray(sheet)
+    return np.asarray(sheet if footer is None else _with_footer(sheet, footer(sheet.width)))
+
+
+def _with_footer(sheet: Image.Image, below: Image.Image) -> Image.Image:
+    size = max(sheet.width, below.width), sheet.height + below.height
+    whole = Image.new("RGB", size, _colour("RGB", BACKGROUND))
+    whole.paste(sheet.convert("RGB"), (0, 0))
+    whole.paste(below.convert("RGB"), (0, sheet.height))
+    return whole
 
 
 def save_contact_sheet(
     rows: Sequence[Sequence[Tensor]],
     path: str | Path,
     column_titles: Sequence[str] | None,
-    row_captions: Sequence[str] | None = None,
+    row_captions: Sequence[str | Sequence[str]] | None = None,
     scale: float = 1,
+    footer: Callable[[int], Image.Image] | None = None,
 ) -> Path:
     """Write the sheet of `contact_sheet_array` as a PNG, atomically; returns the path."""
-    sheet = Image.fromarray(contact_sheet_array(rows, column_titles, row_captions, scale))
+    sheet = Image.fromarray(contact_sheet_array(rows, column_titles, row_captions, scale, footer))
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
     return Path(path)

@@ -102,17 +102,22 @@ def overlay_image(pixels: Tensor, mask: NDArray[np.integer], classes: ClassTable
     Raises:
         ValueError: sizes that differ, or labels that the table does not have.
     """
+    picture = drawn_over(pixels, mask, classes)
+    legend = draw_legend(classes, picture.width)
+    sheet = Image.new("RGB", (max(picture.width, legend.width), picture.height + legend.height), _PAPER)
+    sheet.paste(picture, (0, 0))
+    sheet.paste(legend, (0, picture.height))
+    return sheet
+
+
+def drawn_over(pixels: Tensor, mask: NDArray[np.integer], classes: ClassTable) -> Image.Image:
+    """The picture of `overlay_image`, of exactly the image's size, without the legend."""
     labels = as_uint8(mask)
     classes.map_mask(labels, None)
     grey = pixels.detach().as_subclass(torch.Tensor).float().clamp(0, 1)[0].cpu().numpy() * 255
     colours = np.array(classes.palette(), np.float32).reshape(-1, 3)[labels]
     drawn = np.where(labels == 0, 0.0, np.where(_outlines(labels), 1.0, OPACITY)).astype(np.float32)[..., None]
-    picture = Image.fromarray((grey[..., None] * (1 - drawn) + colours * drawn).round().astype(np.uint8))
-    legend = _legend(classes, picture.width)
-    sheet = Image.new("RGB", (max(picture.width, legend.width), picture.height + legend.height), _PAPER)
-    sheet.paste(picture, (0, 0))
-    sheet.paste(legend, (0, picture.height))
-    return sheet
+    return Image.fromarray((grey[..., None] * (1 - drawn) + colours * drawn).round().astype(np.uint8))
 
 
 def class_layers(mask: NDArray[np.integer], classes: ClassTable) -> list[Image.Image]:
@@ -137,9 +142,9 @@ def _outlines(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return outlines
 
 
-def _legend(classes: ClassTable, width: int) -> Image.Image:
-    """A swatch and a name for each class, in as many lines as the width needs."""
-    size = max(LEAST_TEXT_SIZE, round(width / 60))
+def draw_legend(classes: ClassTable, width: int, size: int | None = None) -> Image.Image:
+    """A swatch and a name for each class, in as many lines as the width needs, in text of `size` px."""
+    size = size or max(LEAST_TEXT_SIZE, round(width / 60))
     font = ImageFont.load_default(size=size)
     gap, line = size // 2, size + size // 2
     places, x, y = [], gap, gap

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .. import __version__
 from ..checks import check_apart, check_numbers
+from ..data.datalist_sources import name_in
 from ..data.dataset import RadiographDataset
 from ..data.readability import fail_if_skipped
 from ..distributed import is_rank_zero, of_all, rank, wait_for_all, world_size
@@ -39,6 +41,7 @@ from ..provenance import command_line, git_state
 LOG_NAME, SHEET_NAME = "job_items.jsonl", "contact_sheet.png"
 SHARES_NAME = "job_items_*.jsonl"  # of the other processes of a torchrun job
 TABLE_SECONDS = 60.0  # between two writings of the tables
+FEW_ON_SHEET = 4  # items
 NAMED_FAILURES = 5  # in the message at the end; job.json has all
 
 Row = dict[str, Any]  # of a table, in plain JSON types
@@ -227,6 +230,8 @@ class FileJob(FolderJob):
     """
 
     sheet_titles: Sequence[str] = ()
+    sheet_footer: Callable[[int], Image.Image] | None = None
+    items_per_row = 1  # of the sheet, where there are more than `FEW_ON_SHEET`
 
     def __init__(
         self,
@@ -259,13 +264,19 @@ class FileJob(FolderJob):
 
     def finish(self, items: Sequence[Item], rows: Sequence[Row]) -> str:
         """Warn of images that are unlike those of the training, and draw the contact sheet of the first."""
-        warn_of_unlike({item.name: row.get("unlikeness") for item, row in zip(items, rows, strict=True)})
-        pairs = list(zip(items, rows, strict=True))[: self.sheet_images]
+        pairs = list(zip(items, rows, strict=True))
+        root = Path(os.path.abspath(self.dataset_dir))
+        warn_of_unlike({name_in(root, os.path.abspath(item.source)): row.get("unlikeness") for item, row in pairs})
+        pairs = pairs[: self.sheet_images]
         shown = [self.pictures(item, row) for item, row in pairs]
         if not shown:
             return ""
-        pictures, captions = zip(*shown, strict=True)
-        save_contact_sheet(pictures, self.output_dir / SHEET_NAME, self.sheet_titles, captions)
+        width = self.items_per_row if len(shown) > FEW_ON_SHEET else 1
+        groups = [shown[start : start + width] for start in range(0, len(shown), width)]
+        pictures = [[picture for some, _ in group for picture in some] for group in groups]
+        captions = [[caption for _, caption in group] for group in groups]
+        titles, path = [*self.sheet_titles] * width, self.output_dir / SHEET_NAME
+        save_contact_sheet(pictures, path, titles, captions, footer=self.sheet_footer)
         return f"; {SHEET_NAME} shows the first {len(shown)}"
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ..data.dataset import RadiographDataset
 from ..data.mask_transforms import PadResized
 from ..errors import DatasetError
 from ..io import read_radiograph
+from ..io.contact_sheet import TEXT_SIZE
 from ..io.dicom_seg import require_highdicom
 from ..io.mask_files import read_mask
-from ..io.mask_writer import AREAS_NAME, area_row, overlay_image, write_area_table
+from ..io.mask_writer import AREAS_NAME, area_row, draw_legend, drawn_over, write_area_table
 from ..io.read import detect_format
 from ..io.segmentation_classes import ClassTable
 from .folder_job import FileJob, Item, Row
@@ -41,6 +44,7 @@ class FolderSegmentation(FileJob):
 
     verb = "segmented"
     sheet_titles = ("image", "segmentation")
+    items_per_row = 3
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class FolderSegmentation(FileJob):
         self.formats = {"overlay": overlay, "nifti": nifti, "dicom_seg": dicom_seg}
         made = {**settings, **self.formats, "model": pipeline.model}
         super().__init__(pipeline, dataset, dataset_dir, output_dir, made, batch_size, sheet_rows)
+        self.sheet_footer = legend_below(pipeline.classes)
         if dicom_seg:
             require_highdicom()  # before hours of work, not after
 
@@ -106,11 +111,10 @@ class FolderSegmentation(FileJob):
 def mask_tiles(
     pixels: Tensor, masks: list[NDArray[np.integer]], classes: ClassTable, longer_side: int = TILE
 ) -> list[Tensor]:
-    """An image [1, H, W] in [0, 1], then each mask [H, W] over it, with a legend that can be read after resizing.
+    """An image [1, H, W] in [0, 1], then each mask [H, W] over it; `legend_below` goes with the sheet.
 
     Returns:
-        The image [1, h, w], the longer side of these px, and for each mask its overlay [3, h + legend, w or more],
-        float32 in [0, 1].
+        The image [1, h, w], the longer side of these px, and for each mask its overlay [3, h, w], float32 in [0, 1].
 
     Raises:
         ValueError: sizes that differ, or labels that the table does not have.
@@ -118,5 +122,10 @@ def mask_tiles(
     labels = {f"mask {number}": torch.from_numpy(mask.astype(np.int64))[None] for number, mask in enumerate(masks)}
     resize = PadResized(["image", *labels], longer_side, pad=False)
     item = resize({"image": pixels.as_subclass(torch.Tensor).float(), **labels})
-    overlays = [np.array(overlay_image(item["image"], item[key][0].numpy(), classes)) for key in labels]
+    overlays = [np.array(drawn_over(item["image"], item[key][0].numpy(), classes)) for key in labels]
     return [item["image"], *(torch.from_numpy(overlay).permute(2, 0, 1) / 255 for overlay in overlays)]
+
+
+def legend_below(classes: ClassTable) -> Callable[[int], Image.Image]:
+    """The footer of a contact sheet of `mask_tiles`."""
+    return partial(draw_legend, classes, size=TEXT_SIZE)
