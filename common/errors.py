@@ -38,6 +38,11 @@ class RunError(UserError, RuntimeError):
     """A command or a stage cannot do its work, or did not come to its end."""
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `2 files`: for messages."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def root_user_error(error: BaseException | None) -> UserError | None:
     """Return the first UserError in the chain of causes, or None: MONAI wraps what its components raise."""
     while error is not None and not isinstance(error, UserError):

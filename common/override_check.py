@@ -38,6 +38,11 @@ PATHS = ("_dir", "_path", "_root", "init_weights", "dino_source")
 MONAI_COMMAND = "monai.bundle.__main__"
 BASE = re.compile(r"^# base: (\w+)", re.MULTILINE)  # how an override file says whose it is
 SAMPLES = "$@bundle_root + '/samples'"  # how configs name the images that ship
+WITHOUT_DATA = {
+    "train": "this trains on the few synthetic images that ship, good for a trial",
+    "evaluate": "this measures on the few synthetic images that ship, which the models of the bundles drew, masks "
+    "included; the figures say nothing, so give a folder of your own",
+}
 
 _logger = logging.getLogger(__name__)
 
@@ -76,8 +81,10 @@ def check_overrides(config_name: str) -> None:
     evaluated = reachable_ids(config, [workflow.init_id, workflow.run_id, workflow.final_id])
     if unused := unused_ids(config, evaluated, declared=known):
         raise SettingsError(_message(unused, known, folder, config_name))
-    if "train" in config and config.get("dataset_dir") == SAMPLES:
-        _logger.warning("no --dataset_dir: this trains on the few synthetic images that ship, good for a trial")
+    if config.get("dataset_dir") == SAMPLES and (
+        warning := WITHOUT_DATA.get("train" if "train" in config else config_name)
+    ):
+        _logger.warning("no --dataset_dir: %s", warning)
 
 
 def _check_bundle_root(root: Any, folder: Path) -> None:

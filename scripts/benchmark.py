@@ -430,7 +430,9 @@ def benchmark(
     if unknown := set(rows) - ROWS.keys():
         raise SettingsError(f"found rows {sorted(unknown)}; expected some of {', '.join(ROWS)}")
     if not HAS_DIFFUSERS:
-        _logger.warning("diffusers is not installed (pip install '.[bench]'): its columns are missing")
+        _logger.warning(
+            "diffusers is not installed (pip install -e '.[bench]' -c scripts/constraints.txt): its columns are missing"
+        )
     where, folder = check_device(device), Path(output_dir)
     figures: list[dict[str, Any]] = []
     about = {"hardware": hardware(where), **provenance(where), "repetitions": repetitions, "diffusers": HAS_DIFFUSERS}

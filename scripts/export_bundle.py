@@ -26,14 +26,14 @@ def export_bundle(
     Args:
         bundle: folder of a bundle with weights, of the repository or packaged.
         output_dir: folder to write to; outputs/export in the bundle by default.
-        onnx: write ONNX; needs pip install '.[export]'.
+        onnx: write ONNX; needs pip install -e '.[export]' -c scripts/constraints.txt.
         torchscript: write TorchScript, which monai.bundle.load reads.
         opset: version of ONNX's operators.
     """
     folder = Path(output_dir) if output_dir else Path(bundle) / "outputs" / "export"
     for row in exports.export_bundle(Bundle(Path(bundle)), folder, onnx, torchscript, opset):
         print(exports.as_line(row), flush=True)
-    print(f"{folder / exports.TABLE}: the table")
+    print(f"all of it in {folder.resolve()}; the table is {exports.TABLE}")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ def gallery(folder: str, *, output: str | None = None, longest: int = 1024, limi
         limit: pictures at most.
     """
     root = Path(str(folder)).expanduser()
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder; expected one of results")
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise DatasetError(f"{root}: found no PNG or JPEG below it; expected a folder of results")

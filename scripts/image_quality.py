@@ -1,6 +1,6 @@
 """Measure how close generated radiographs come to real ones.
 
-python scripts/image_quality.py REAL FAKE --output_dir OUT --inception_weights default_1.pt --dino_source dinov2_vits14
+python scripts/image_quality.py REAL FAKE --output_dir OUT --inception_weights default_1.pt
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import torch
 
 from common.command_line import run_command
 from common.data.datalists import radiograph_items
-from common.errors import DatasetError
+from common.errors import DatasetError, counted
 from common.evaluation.image_features import ImageFeatures, build_extractor
 from common.evaluation.image_quality import ImageQuality, markdown
 from common.evaluation.report import COLOURS, plot_file, write_report
 from common.provenance import provenance
 
 QUICK_IMAGES, QUICK_RESAMPLES = 100, 10
+SHIPPED_DINO = (
+    Path(__file__).resolve().parents[1] / "bundles" / "cxr_dino_latent_diffusion" / "models" / "dinov2_vits14"
+)
 
 
 def image_quality(
@@ -28,7 +31,7 @@ def image_quality(
     fake: str,
     *,
     output_dir: str,
-    extractors: str | Sequence[str] = ("inception", "dino"),
+    extractors: str | Sequence[str] | None = None,
     inception_weights: str | None = None,
     dino_source: str | None = None,
     num_resamples: int = 100,
@@ -48,9 +51,11 @@ def image_quality(
         real: folder of radiographs, folder with manifest.csv, or text file with one path a line (relative to it).
         fake: the same, for the generated ones.
         output_dir: folder for the files, made when missing; those of an earlier run are replaced.
-        extractors: inception, dino, xrv, rad_dino (by dino_source); several with commas.
+        extractors: inception, dino, xrv, rad_dino (by dino_source); several with commas. None takes dino, and inception
+            where its file is given.
         inception_weights: FID Inception weights; a path that is wrong brings up where to get them.
-        dino_source: Hugging Face folder of a DINO encoder, or an id such as facebook/dinov2-small.
+        dino_source: Hugging Face folder of a DINO encoder, or an id such as facebook/dinov2-small; None takes the one
+            that ships with the repository.
         num_resamples: of the bootstrap for the Frechet distance.
         seed: of all that is drawn.
         real_split: train, val or test of the real set's manifest; "all" takes every image.
@@ -60,6 +65,12 @@ def image_quality(
         quick: at most 100 images of each set and 10 resamples, to see whether everything works.
     """
     quality = ImageQuality(QUICK_RESAMPLES if quick else num_resamples, seed=seed)
+    if extractors is None:
+        extractors = ("inception", "dino") if inception_weights else ("dino",)
+        if not inception_weights:
+            print("without inception: give --inception_weights FILE to have its distances, too")
+    if dino_source is None and SHIPPED_DINO.is_dir():
+        dino_source = str(SHIPPED_DINO)
     names = extractors.split(",") if isinstance(extractors, str) else list(extractors)
     built = [build_extractor(name.strip(), inception_weights, dino_source) for name in names]
     items = {"real": list_images(real, real_split), "fake": list_images(fake, "all")}
@@ -88,7 +99,7 @@ def image_quality(
     print(f"{markdown(report)}\n{folder / 'quality.json'}, quality.md, quality.png")
     if skipped:
         raise DatasetError(
-            f"{len(skipped)} files could not be read and are listed in {folder / 'quality.json'}; all others are done"
+            f"{counted(len(skipped), 'file')} could not be read, see {folder / 'quality.json'}; all others are done"
         )
 
 

@@ -25,7 +25,7 @@ from common.data.duplicates import SIMILAR, Pair, find_duplicates
 from common.data.inspection import Look, likely_chain, look_at, oddities
 from common.data.one_side import DUPLICATES_NAME, SHEET_NAME, one_side, thumbnail, write_duplicates
 from common.data.typical_images import load_typical
-from common.errors import SettingsError, UserError
+from common.errors import SettingsError, UserError, counted
 from common.files import write_json
 from common.io.contact_sheet import save_contact_sheet
 from common.networks.weights import described
@@ -167,7 +167,7 @@ def draw(root: Path, items: Sequence[Item], findings: Sequence[Item], path: Path
     """The sheet: some of the readable files, evenly spaced, then some of each kind of finding."""
     readable = [item["image"] for item in items]
     spaced = np.unique(np.linspace(0, len(items) - 1, NUM_SHOWN).round().astype(int))
-    known, images = set(readable), {f"{len(spaced)} of {len(items)}": [readable[number] for number in spaced]}
+    known, images = set(readable), {f"{len(spaced)} of {len(items)} images": [readable[number] for number in spaced]}
     for kind in SUGGESTIONS:
         named = [each["image"] for each in findings if each["kind"] == kind and each["image"] in known][:NUM_SHOWN]
         if named:
@@ -178,9 +178,9 @@ def draw(root: Path, items: Sequence[Item], findings: Sequence[Item], path: Path
 def text(report: dict[str, Any]) -> str:
     """The report for a terminal."""
     sizes = ", ".join(f"{name} {rows} × {columns}" for name, (rows, columns) in report["rows_and_columns"].items())
+    found = f"{counted(report['images'], 'image')} of {counted(report['patients'], 'patient')}"
     lines = [
-        f"{report['images']} images of {report['patients']} patients, {report['masks']} with a mask; "
-        f"most like those of the chain {report['chain']}",
+        f"{found}, {report['masks']} with a mask; most like those of the chain {report['chain']}",
         f"formats: {_counts(report['formats'])}",
         f"rows × columns: {sizes}",
         f"splits: {_counts(report['splits'])}",

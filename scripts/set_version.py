@@ -46,7 +46,7 @@ def set_version(version: str, *, note: str, dry_run: bool = False, repository: s
     environment = {**os.environ, "NOTE": quoted, "COLUMNS": "160"}
     done = subprocess.run([*command, *(["--dry-run"] if dry_run else [])], cwd=root, env=environment, check=False)
     if done.returncode:
-        sys.exit(f"nothing was changed; set_version needs pip install '.[dev]' and {root}/pyproject.toml")
+        sys.exit(f"nothing was changed; set_version needs pip install -e '.[dev]' and {root}/pyproject.toml")
     if not dry_run:
         print("Package the bundles again: python scripts/package_bundle.py all --output_dir dist")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -79,6 +80,13 @@ class TestKeep:
 
 
 class TestFolder:
+    @pytest.mark.parametrize(("name", "level"), [("SOURCE.md", logging.INFO), ("scan.bmp", logging.WARNING)])
+    def test_texts_beside_the_images_are_no_reason_to_warn(self, name, level, tmp_path, caplog):
+        touch(tmp_path, "a.png", name)
+        with caplog.at_level(logging.INFO):
+            listed(tmp_path)
+        assert [record.levelno for record in caplog.records if "left out" in record.message] == [level]
+
     def test_what_is_left_out_is_counted_by_kind_in_one_line(self, tmp_path, caplog):
         touch(tmp_path, "a.png", "b.bmp", "deep/c.BMP", "d.webp", "notes", ".hidden")
         (tmp_path / "e.png").symlink_to(tmp_path / "gone.png")

@@ -32,8 +32,10 @@ def test_pictures_are_inside_with_their_captions(tmp_path):
 
 
 def test_no_more_than_asked_for_and_none_is_told(tmp_path):
-    with pytest.raises(DatasetError):
-        gallery(str(tmp_path))
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(DatasetError):
+            gallery(str(folder))
+    assert not (tmp_path / "none").exists()
     for number in range(3):
         Image.new("L", (4, 4)).save(tmp_path / f"{number}.png")
     gallery(str(tmp_path), output=str(tmp_path / "out" / "g.html"), limit=2)

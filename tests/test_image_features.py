@@ -138,7 +138,7 @@ def test_unreadable_files_are_reported_and_the_others_done(tmp_path, paths, capl
     assert [path for path, _ in found.problems] == [str(paths[1]), str(tmp_path / "gone.png")]
     np.testing.assert_allclose(found.features, expected(Tiny(), [paths[i] for i in found.indices]), rtol=1e-5)
     assert caplog.text.count("skipped: ") == 2 and str(paths[1]) in caplog.text
-    with pytest.raises(DatasetError, match=r"1 files \(.*phantom_1\.png"):
+    with pytest.raises(DatasetError, match=r"phantom_1\.png"):
         encoder(tmp_path, Tiny()).of_files([paths[1]])
 
 

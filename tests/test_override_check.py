@@ -187,6 +187,17 @@ def test_a_training_says_that_it_has_only_the_images_that_ship(
     assert len([record for record in caplog.records if "--dataset_dir" in record.message]) == count
 
 
+@pytest.mark.parametrize(("name", "count"), [("evaluate", 1), ("inference", 0)])
+def test_an_evaluation_says_it_too_and_what_only_makes_images_does_not(
+    configs: Path, caplog: pytest.LogCaptureFixture, name: str, count: int
+) -> None:
+    check = f"[{{_target_: common.override_check.check_overrides, config_name: {name}}}]"
+    content = f"bundle_root: .\ndataset_dir: \"$@bundle_root + '/samples'\"\nprobe: '@dataset_dir'\nrun: {check}\n"
+    (configs / f"{name}.yaml").write_text(content)
+    run(configs, f"{name}.yaml", bundle_root=str(configs.parent))
+    assert len([record for record in caplog.records if "--dataset_dir" in record.message]) == count
+
+
 def test_a_copy_kept_elsewhere_knows_what_is_reached(configs: Path, tmp_path: Path) -> None:
     mine = tmp_path / "elsewhere" / "my_train.yaml"
     mine.parent.mkdir()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DatasetError
+from ..errors import DatasetError, counted
 from ..files import is_of_the_product, write_csv
 from ..fingerprint import file_sha256, json_sha256
 from ..io import IMAGE_SUFFIXES, is_radiograph_file
@@ -22,6 +22,9 @@ MANIFEST_NAME = "manifest.csv"
 PATH_COLUMNS = ("image", "mask")
 IMAGE_COLUMN_ALIASES = ("file", "filename", "path", "image_path")
 """What other data sets call the `image` column; taken where it is missing and just one of these is there."""
+
+TEXT_SUFFIXES = {".md", ".txt", ".csv", ".json"}
+"""Of files that belong beside images, so that leaving them out is no news."""
 
 _KNOWN_COLUMNS = ("image", "label", "patient_id", "split", "mask")
 
@@ -68,9 +71,10 @@ def folder_items(root: Path) -> list[dict[str, str]]:
                 names.append((here / name).relative_to(root).as_posix())
             elif not name.startswith("."):
                 others[kind_of_other(here / name)] += 1
-    counts = f"{others.total()} other files ({count_by_kind(others)})" if others else "no files"
+    counts = f"{counted(others.total(), 'other file')} ({count_by_kind(others)})" if others else "no files"
     if names and others:
-        logger.warning("%s: left out %s", root, counts)
+        level = logging.INFO if others.keys() <= TEXT_SUFFIXES else logging.WARNING
+        logger.log(level, "%s: left out %s", root, counts)
     if not names:
         raise DatasetError(
             f"no radiographs in {root}: found {counts}; put images there "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DatasetError
+from ..errors import DatasetError, counted
 from ..io import IMAGE_SUFFIXES
 from .datalist_sources import MANIFEST_NAME, PATH_COLUMNS, SPLITS, first_few, listed_images, name_in
 
@@ -94,7 +94,8 @@ def radiograph_items(
     chosen = by_split[split]
     if not chosen:
         raise DatasetError(_explain_empty_split(root, split, by_split, val_fraction))
-    logger.info("%s of %s: %d images of %d patients", split, root, len(chosen), len(_patients(chosen)))
+    found = counted(len(chosen), "image"), counted(len(_patients(chosen)), "patient")
+    logger.info("%s of %s: %s of %s", split, root, *found)
     return [dict(item) for item in chosen]
 
 

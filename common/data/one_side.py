@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import DatasetError
+from ..errors import DatasetError, counted
 from ..files import write_csv
 from ..io import read_radiograph
 from ..io.contact_sheet import save_contact_sheet
@@ -115,7 +115,9 @@ def write_duplicates(
     if found.pairs:
         _draw(found, items, work_dir / SHEET_NAME)
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(pair.kind for pair in found.pairs).items())
-    logger.info("%d images: %s; %d moved to train; see %s", len(items), kinds or "no duplicates", len(moves), work_dir)
+    told = f"pairs of duplicates: {kinds}" if kinds else "no duplicates"
+    moved_too = f"; {counted(len(moves), 'image')} moved to train" if moves else ""
+    logger.info("%s: %s%s; see %s", counted(len(items), "image"), told, moved_too, work_dir / DUPLICATES_NAME)
 
 
 def _draw(found: Duplicates, items: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from ..distributed import is_rank_zero, world_size
-from ..errors import DatasetError
+from ..errors import DatasetError, counted
 from ..files import file_stamp, write_csv
 from ..io import UnreadableRadiographError, read_radiograph
 from ..io.mask_files import read_mask
@@ -112,7 +112,8 @@ def fail_if_skipped(report_dir: str | os.PathLike[str]) -> None:
     report = Path(report_dir) / SKIPPED_NAME
     skipped = {row[1] for row in _read_rows(report, _SKIPPED_COLUMNS)}
     if skipped:
-        raise DatasetError(f"{len(skipped)} files could not be read and are listed in {report}; all others are done")
+        number = counted(len(skipped), "file")
+        raise DatasetError(f"{number} could not be read, as listed in {report}; all others are done")
 
 
 def _on_first_rank(scan: Callable[[], list[int]]) -> list[int]:
@@ -190,13 +191,14 @@ def _judge(total: int, problems: Sequence[Problem], report: Path, name: str, max
         return
     share = len(problems) / total
     first = "; ".join(f"{image} ({found})" for image, found, *_ in problems[:3])
+    files = counted(total, "file" if name in ("all", "data") else f"{name} file")
     message = (
-        f"{len(problems)} of {total} {name} items ({share:.1%}) cannot be read: {first}; all are listed in {report}"
+        f"{len(problems)} of {files} ({round(100 * share, 1):g} %) cannot be read: {first}; all are listed in {report}"
     )
     if len(problems) == total:
         raise DatasetError(f"{message}; none is left")
     if share > max_share:
-        raise DatasetError(f"{message}; more than max_unreadable_share {max_share:.1%}: repair or remove them")
+        raise DatasetError(f"{message}; more than max_unreadable_share {max_share:g}: repair or remove them")
     logger.warning("skipped: %s", message)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.transforms import center_square
-from ..errors import DatasetError, SettingsError, UserError, WeightsError
+from ..errors import DatasetError, SettingsError, UserError, WeightsError, counted
 from ..files import atomic_path
 from ..fingerprint import file_sha256, network_sha256
 from ..io import read_radiograph
@@ -133,7 +133,9 @@ class ImageFeatures:
             logger.warning("skipped: %s", problem if path in problem else f"{path}: {problem}")
         if not features:
             first = problems[0][1] if problems else "no file was given"
-            raise DatasetError(f"found no readable radiograph among {len(paths)} files ({first}); expected some")
+            raise DatasetError(
+                f"found no readable radiograph among {counted(len(paths), 'file')} ({first}); expected some"
+            )
         return FileFeatures(np.stack(list(features.values())), list(features), problems)
 
     def of_batches(self, batches: Iterable[Tensor]) -> FloatArray:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..data.datalist_sources import MANIFEST_NAME, manifest_items, name_in
 from ..data.datalists import assert_disjoint_patients
 from ..data.transforms import load_square
-from ..errors import DatasetError
+from ..errors import DatasetError, counted
 from ..files import write_json
 from ..io.contact_sheet import save_contact_sheet
 from ..pipelines.manifest import several
@@ -166,7 +166,9 @@ class PrivacyCheck:
         logger.info("%d images checked in %s: %s", len(samples), elapsed(), self.folder)
         if lost := sum(map(len, unreadable.values())):
             where = self.folder / REPORT_NAME
-            raise DatasetError(f"{lost} files could not be read and are listed in {where}; all others are checked")
+            raise DatasetError(
+                f"{counted(lost, 'file')} could not be read and are listed in {where}; all others are checked"
+            )
         return report
 
     def _write(self, report: Row, check: CopyCheck, table: Sequence[Row], images: Sequence[str]) -> None:

@@ -114,7 +114,7 @@ class ReconstructionEvaluator:
         write_report(self.output_dir, report, markdown(report), ("metrics.json", "table.md"))
         for entry in report["non_finite"]:
             logger.warning("non-finite %(metric)s of %(method)s, left out of the mean: %(path)s", entry)
-        found = len(rows) // len(METHODS), elapsed(), self.output_dir, markdown(report)
+        found = len(rows) // len(METHODS), elapsed(), Path(self.output_dir).resolve(), markdown(report)
         logger.info("%d images evaluated in %s: %s\n%s", *found)
         return report
 

@@ -95,7 +95,8 @@ def export_bundle(
     table = {"bundle": bundle.root.resolve().name, "version": bundle.metadata.get("version"), "files": rows}
     write_json(folder / TABLE, table)
     if failed:
-        hint = "\nONNX needs pip install '.[export]'; --onnx False goes without" if onnx else ""
+        install = "pip install -e '.[export]' -c scripts/constraints.txt"
+        hint = f"\nONNX needs {install}; --onnx False goes without" if onnx else ""
         raise RunError(f"{len(failed)} of {len(jobs)} files could not be exported:\n" + "\n".join(failed) + hint)
 
 

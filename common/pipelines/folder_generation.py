@@ -135,8 +135,8 @@ class FolderGeneration(FolderJob):
         pictures = [self._sources(group[0].content) + self._samples(group) for group in groups.values()]
         captions = [self._caption([item.content for item in group]) for group in groups.values()]
         save_contact_sheet(pictures, self.output_dir / SHEET_NAME, None, row_captions=captions)
-        warning = ", with sources, which manifest.csv names: mind if they are patients" if self.strategy.table else ""
-        return f"; {SHEET_NAME} shows the first{warning}"
+        sources = " beside their sources, and manifest.csv names the sources: take care if they are patients"
+        return f"; {SHEET_NAME} shows the first ones{sources if self.strategy.table else ''}"
 
     def _samples(self, items: Sequence[Item]) -> list[Tensor]:
         return [read_generated(self.output_dir / self.result(item)) for item in items]
