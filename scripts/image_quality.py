@@ -69,10 +69,10 @@ def image_quality(
         extractors = ("inception", "dino") if inception_weights else ("dino",)
         if not inception_weights:
             print("without inception: give --inception_weights FILE to have its distances, too")
-    if dino_source is None and SHIPPED_DINO.is_dir():
+    names = [each.strip() for each in (extractors.split(",") if isinstance(extractors, str) else extractors)]
+    if dino_source is None and "rad_dino" not in names and SHIPPED_DINO.is_dir():
         dino_source = str(SHIPPED_DINO)
-    names = extractors.split(",") if isinstance(extractors, str) else list(extractors)
-    built = [build_extractor(name.strip(), inception_weights, dino_source) for name in names]
+    built = [build_extractor(name, inception_weights, dino_source) for name in names]
     items = {"real": list_images(real, real_split), "fake": list_images(fake, "all")}
     if quick:
         items = {side: draw_some(found, QUICK_IMAGES, seed) for side, found in items.items()}
