@@ -135,7 +135,7 @@ def test_refuses_what_differs(onnx_files, function, tmp_path):
 def test_without_the_packages_there_is_torchscript_and_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     root = codec_bundle(tmp_path / "bundle")
-    with pytest.raises(RunError, match=r"(?s)onnxruntime.*pip install '\.\[export\]'.*--onnx False"):
+    with pytest.raises(RunError, match=r"(?s)onnxruntime.*\[export\].*--onnx False"):
         list(export_bundle(Bundle(root), tmp_path / "out"))
     assert (tmp_path / "out" / "model.ts").is_file()
 
@@ -153,9 +153,8 @@ def test_the_command_writes_into_the_bundle_what_any_process_writes(tmp_path):
     root = codec_bundle(tmp_path / "bundle")
     done = command(tmp_path, "bundle", "--onnx", "False")
     assert done.returncode == 0, done.stderr
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
-        *("model.ts", "bundle/outputs/export/exports.json")
-    ]
+    model, folder = done.stdout.splitlines()
+    assert model.startswith("model.ts") and str(root / "outputs" / "export") in folder
     trace_bundle(Bundle(root), tmp_path / "here.ts")
     assert (root / "outputs" / "export" / "model.ts").read_bytes() == (tmp_path / "here.ts").read_bytes()
 
