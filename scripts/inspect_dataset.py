@@ -178,9 +178,9 @@ def draw(root: Path, items: Sequence[Item], findings: Sequence[Item], path: Path
 def text(report: dict[str, Any]) -> str:
     """The report for a terminal."""
     sizes = ", ".join(f"{name} {rows} × {columns}" for name, (rows, columns) in report["rows_and_columns"].items())
-    found = f"{counted(report['images'], 'image')} of {counted(report['patients'], 'patient')}"
+    size = f"{counted(report['images'], 'image')} of {counted(report['patients'], 'patient')}"
     lines = [
-        f"{found}, {report['masks']} with a mask; most like those of the chain {report['chain']}",
+        f"{size}, {report['masks']} with a mask; most like those of the chain {report['chain']}",
         f"formats: {_counts(report['formats'])}",
         f"rows × columns: {sizes}",
         f"splits: {_counts(report['splits'])}",
