@@ -72,6 +72,10 @@ def test_coding_errors_beyond_the_bits_that_count_are_clipped(signed: bool, tmp_
     dataset = framed(values, frame, 12, WindowCenter=0 if signed else 2048, WindowWidth=4096)
     found = pixels(dataset, tmp_path, "1.2.840.10008.1.2.4.91")
     assert found[0, 0] == 1 and found[0, 1] == 0
+    dataset.WindowWidth = 16384  # shows values beyond 12 bits, too
+    low = -2048 if signed else 0
+    expected = (np.clip(values, low, low + 4095) - (dataset.WindowCenter - 0.5)) / 16383 + 0.5
+    assert np.allclose(pixels(dataset, tmp_path, "1.2.840.10008.1.2.4.91"), expected, atol=1e-5)
     dataset.LossyImageCompression = "00"  # then the bit above is an overlay
     assert pixels(dataset, tmp_path, "1.2.840.10008.1.2.4.91")[0, 0] < 0.6
 
