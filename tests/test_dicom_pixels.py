@@ -66,6 +66,14 @@ def test_palette_colour(bits: int, tmp_path: Path) -> None:
     refused(write(dataset, tmp_path / "a.dcm"), "BluePaletteColorLookupTableData")
 
 
+def test_8_bits_in_big_endian_words_are_swapped(tmp_path: Path) -> None:
+    stored = ramp(8, False)
+    dataset = make(stored)
+    dataset.PixelData = np.frombuffer(stored.tobytes(), "<u2").byteswap().tobytes()
+    dataset["PixelData"].VR = "OW"
+    assert np.allclose(pixels(dataset, tmp_path, BIG), stored / 255, atol=1e-6)
+
+
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG, DEFLATED])
 @pytest.mark.parametrize("bits", [8, 12])
 def test_uncompressed_codings(syntax: str, bits: int, tmp_path: Path) -> None:
