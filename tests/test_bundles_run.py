@@ -40,7 +40,7 @@ LIST_THREADS = """
 """
 
 
-def launch(run_id, files, folder, nodes, restarts=0, **overrides):
+def launch(run_id, files, folder, nodes, **overrides):
     """The same command in two processes, of one machine or of two that meet at a rendezvous; a torchrun for each."""
     list_threads = folder / "list_threads.yaml"
     list_threads.write_text(LIST_THREADS)
@@ -48,7 +48,7 @@ def launch(run_id, files, folder, nodes, restarts=0, **overrides):
         free.bind(("127.0.0.1", 0))
         meeting = f"127.0.0.1:{free.getsockname()[1]}"
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nnodes", str(nodes)]
-    launcher += ["--nproc_per_node", str(2 // nodes), "--max_restarts", str(restarts)]
+    launcher += ["--nproc_per_node", str(2 // nodes)]
     launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", meeting, "--rdzv_id", "test"]
     arguments = command(run_id, str([*files, str(list_threads)]), **overrides)[3:]
     said = [folder / f"node_{node}.txt" for node in range(nodes)]
