@@ -345,7 +345,7 @@ def caching(setting: Setting) -> Iterator[Row]:
 
 
 def segment(setting: Setting) -> Iterator[Row]:
-    """A panoramic."""
+    """A dental radiograph."""
     segmenter = DentalSegmenter.from_bundle(BUNDLES / "dental_radiograph_segmentation", setting.device)
     path = BUNDLES / "dental_radiograph_segmentation" / "samples" / "images" / "0000.png"
     yield Row("segment", "radiograph", {"ours": lambda: segmenter.segment(path)}, note="no peer is pre-trained for it")

