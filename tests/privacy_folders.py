@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from common.data.phantom import draw_chest_phantom
 from common.evaluation.privacy_report import PrivacyCheck
 from common.intensity import stored_values
-from common.pipelines.folder_job import Entry, JobLog
+from common.pipelines.job_log import Entry, JobLog
 from common.pipelines.manifest import ROW_COLUMNS, joined, write_generation_manifest
 
 SIZE = 64

@@ -25,7 +25,7 @@ from common.io.segmentation_classes import class_table
 from common.io.synthetic_dicom import write_synthetic_dicom
 from common.networks.diffusion_segmenter import DiffusionSegmenter
 from common.networks.weights import read_description, save_weights
-from common.pipelines.folder_job import LOG_NAME
+from common.pipelines.job_log import LOG_NAME
 
 BUNDLE = REPOSITORY / "bundles" / "dental_radiograph_segmentation"
 SIZES = {

@@ -22,8 +22,9 @@ from common.errors import CheckpointMismatchError, SettingsError
 from common.files import JOB_RECORD
 from common.io import read_radiograph
 from common.pipelines.folder_generation import FolderGeneration
-from common.pipelines.folder_job import LOG_NAME, SHEET_NAME
+from common.pipelines.folder_job import SHEET_NAME
 from common.pipelines.interpolation import Interpolation
+from common.pipelines.job_log import LOG_NAME
 from common.pipelines.manifest import revise_generation, several
 from common.pipelines.source_table import SourceTable
 from common.pipelines.strategies import Neighbourhood, Prior, Variation

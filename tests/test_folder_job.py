@@ -18,7 +18,8 @@ from common.data.dataset import RadiographDataset
 from common.data.readability import readable_radiographs
 from common.errors import CheckpointMismatchError, DatasetError, RunError, SettingsError, UserError
 from common.files import JOB_RECORD
-from common.pipelines.folder_job import LOG_NAME, FileJob, FolderJob, Item
+from common.pipelines.folder_job import FileJob, FolderJob
+from common.pipelines.job_log import LOG_NAME, Item
 
 
 class Copies(FolderJob):

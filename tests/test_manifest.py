@@ -11,7 +11,7 @@ from common.data.datalists import radiograph_items
 from common.errors import DatasetError, RunError
 from common.files import JOB_RECORD, locked_folder
 from common.io.image_writer import write_png
-from common.pipelines.folder_job import Entry, Item, JobLog
+from common.pipelines.job_log import Entry, Item, JobLog
 from common.pipelines.manifest import (
     ROW_COLUMNS,
     joined,

@@ -7,7 +7,7 @@ from common.data.datalists import radiograph_items
 from common.errors import DatasetError
 from common.evaluation.privacy_drop import drop_flagged
 from common.files import JOB_RECORD
-from common.pipelines.folder_job import Item, JobLog
+from common.pipelines.job_log import Item, JobLog
 
 
 def flagged_folder(tmp_path, real_phantoms, privacy_check):

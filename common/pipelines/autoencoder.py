@@ -18,8 +18,9 @@ from ..io.contact_sheet import reconstruction_rows
 from ..metrics import psnr
 from ..networks.latent_codec import LatentCodec
 from ..networks.weights import described, load_described
-from .folder_job import FileJob, Item, Row
+from .folder_job import FileJob
 from .inputs import Image, OpenBundle, as_list, as_radiograph, pick_device, read_generated
+from .job_log import Item, Row
 
 
 class RadiographAutoencoder:

@@ -19,8 +19,9 @@ from ..intensity import stored_values
 from ..io.contact_sheet import save_contact_sheet
 from ..io.image_writer import write_png
 from ..io.synthetic_dicom import write_synthetic_dicom
-from .folder_job import SHEET_NAME, FolderJob, Item, Row
+from .folder_job import SHEET_NAME, FolderJob
 from .inputs import read_generated
+from .job_log import Item, Row
 from .manifest import joined, provenance_texts, write_generation_manifest
 from .strategies import SampleRequest, Strategy
 

@@ -24,7 +24,8 @@ from ..io.mask_files import read_mask
 from ..io.mask_writer import AREAS_NAME, area_row, draw_legend, drawn_over, write_area_table
 from ..io.read import detect_format
 from ..io.segmentation_classes import ClassTable
-from .folder_job import FileJob, Item, Row
+from .folder_job import FileJob
+from .job_log import Item, Row
 from .segmenter import DentalSegmenter, Segmentation
 
 _logger = logging.getLogger(__name__)

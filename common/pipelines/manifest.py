@@ -23,7 +23,7 @@ from ..data.datalist_sources import MANIFEST_NAME
 from ..data.duplicates import linked_groups
 from ..errors import DatasetError
 from ..files import JOB_RECORD, locked_folder, read_json, write_csv
-from .folder_job import JobLog, Row
+from .job_log import JobLog, Row
 
 DROPPED_NAME = "dropped.csv"
 ROW_COLUMNS = (

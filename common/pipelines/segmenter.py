@@ -28,8 +28,8 @@ from ..io.mask_files import ToStoredOrderd
 from ..io.mask_writer import write_segmentation
 from ..io.segmentation_classes import ClassTable, class_table
 from ..networks.weights import described, load_described
-from .folder_job import Row
 from .inputs import Image, OpenBundle, as_radiograph, pick_device
+from .job_log import Row
 
 _logger = logging.getLogger(__name__)
 
