@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from script_module import load_script
 
 from common.errors import UserError
 from common.files import write_csv
-from common.training.stages import Chain
+from common.training.stages import Chain, frozen_files
 from common.training.step_log import read_log
 
 BUNDLE = "dental_radiograph_segmentation"
@@ -175,16 +176,21 @@ def test_many_images_or_the_wish_begin_from_nothing(tmp_path, monkeypatch):
         begun_with("dental", from_scratch=True)
 
 
-@pytest.mark.parametrize("chain", ["cxr", "cxr_from_scratch", "dental"])
-def test_every_file_and_setting_of_the_recipes_exists(chain):
-    chain = Chain(REPOSITORY / "scripts" / "recipes" / f"{chain}.yaml", SAMPLES, "work", REPOSITORY)
+@pytest.mark.parametrize("recipe", sorted((REPOSITORY / "scripts" / "recipes").iterdir()), ids=lambda path: path.stem)
+def test_every_file_and_setting_of_the_recipes_exists(recipe):
+    chain = Chain(recipe, SAMPLES, "work", REPOSITORY)
+    frozen = {str(path.relative_to(REPOSITORY)) for path in frozen_files(REPOSITORY)}
     for stage in chain.stages.values():
         for command in stage.commands:
+            settings = {name: value for name, value in command.get("settings", {}).items() if value is not None}
+            named = re.findall(r"bundles/[^'\"]*\.(?:yaml|pt)\b", str(list(settings.values())))
+            assert {name for name in named if "{" not in name} <= frozen
             if "script" in command:
-                assert (REPOSITORY / "scripts" / command["script"]).is_file()
+                text = (REPOSITORY / "scripts" / command["script"]).read_text()
+                assert all(re.search(rf"^    {name}: ", text, re.MULTILINE) for name in settings), stage.name
                 continue
             configs = REPOSITORY / "bundles" / command["bundle"] / "configs"
             keys = set(yaml.safe_load((configs / command["configs"][0]).read_text()))
             assert all((configs / name).is_file() for name in command["configs"])
-            assert {name for name, value in command["settings"].items() if value is not None} <= keys, stage.name
+            assert settings.keys() <= keys, stage.name
         assert all((REPOSITORY / "bundles" / name / path).is_file() for name, path in stage.ships.items())

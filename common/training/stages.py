@@ -32,6 +32,7 @@ WAITING, RUNNING, STOPPED, DONE = "waiting", "running", "stopped", "done"
 LOWEST_PRIORITY = 19
 PASSIVE_THREADS = {"GOMP_SPINCOUNT": "0", "OMP_WAIT_POLICY": "passive"}  # else whoever shares the machine is starved
 CODE_FOLDERS = ("common", "scripts")
+TUNED = "tuned.json"  # of lungs, beside their figures
 
 
 class Chain:
@@ -337,12 +338,13 @@ class Chain:
 
 
 def frozen_files(repository: Path) -> Iterator[Path]:
-    """Code, configs and weights that a stage may use; no docs, outputs or caches."""
+    """Code, configs, weights, grids and tuned values that a stage may use; no texts, outputs or caches."""
     for folder in CODE_FOLDERS:
         yield from sorted(path for path in (repository / folder).rglob("*") if path.suffix in {".py", ".yaml"})
     for bundle in sorted((repository / "bundles").iterdir()):
         for part in ("configs", "models", "samples"):
             yield from sorted(path for path in (bundle / part).rglob("*") if path.is_file())
+        yield from sorted(path for path in (bundle / "docs").rglob("*") if path.suffix == ".yaml" or path.name == TUNED)
 
 
 def lower_priority(pid: int) -> None:
