@@ -35,27 +35,17 @@ LEAK_P_VALUE = 0.01  # of any held-out image being taken for a copy of a trainin
 
 @dataclass(frozen=True)
 class SpaceCheck:
-    """What one space says of M samples; arrays [M].
+    """What one space says of M samples; arrays [M]."""
 
-    Attributes:
-        nearest: index of the nearest training image, those of the patients a sample was made from left out.
-        distance: to it.
-        ratio: of that distance to the mean distance to the k nearest patients.
-        p_value: conformal, (1 + held-out images with this ratio or less) / (n + 1); at least 1 / (n + 1).
-        tail_p_value: the same extrapolated below what n held-out images can resolve, see `HeldOutRatios`.
-        is_flagged: p_value within this space's half of the false flag rate.
-        source_distance: to the nearest of the sample's own sources; NaN where none is known.
-        source_p_value: conformal, of the ratio with that distance; NaN where none is known.
-    """
-
+    # index of the nearest training image, those of the patients a sample was made from left out
     nearest: NDArray[np.integer]
-    distance: Floats
-    ratio: Floats
-    p_value: Floats
-    tail_p_value: Floats
-    is_flagged: NDArray[np.bool_]
-    source_distance: Floats
-    source_p_value: Floats
+    distance: Floats  # to it
+    ratio: Floats  # of that distance to the mean distance to the k nearest patients
+    p_value: Floats  # conformal, (1 + held-out images with this ratio or less) / (n + 1); at least 1 / (n + 1)
+    tail_p_value: Floats  # the same extrapolated below what n held-out images can resolve, see `HeldOutRatios`
+    is_flagged: NDArray[np.bool_]  # p_value within this space's half of the false flag rate
+    source_distance: Floats  # to the nearest of the sample's own sources; NaN where none is known
+    source_p_value: Floats  # conformal, of the ratio with that distance; NaN where none is known
 
     @property
     def nearest_is_own_source(self) -> NDArray[np.bool_]:
@@ -65,25 +55,18 @@ class SpaceCheck:
 
 @dataclass(frozen=True)
 class CopyCheck:
-    """Everything about M samples: by space, the masks [M] over both, and the verdict.
+    """Everything about M samples: by space, the masks [M] over both, and the verdict."""
 
-    Attributes:
-        spaces: space -> SpaceCheck.
-        is_flagged: flagged in a space, or a copy.
-        is_copy: nearer than chance explains in a set of this size.
-        copies_source: as near in pixels to an own source as flagged samples are to training images. The embedding is
-            not asked: being near the source there is what a conditioned generator is for.
-        comparison: space -> "distance" or "ratio" -> (probability that a sample is nearer to the training set than a
-            held-out image, one-sided Mann-Whitney p). Above 0.5 by a little needs no copying: smooth images are nearer.
-        verdict: on the set, see `CopyReference.check`; own sources play no part in it.
-    """
-
-    spaces: dict[str, SpaceCheck]
-    is_flagged: NDArray[np.bool_]
-    is_copy: NDArray[np.bool_]
+    spaces: dict[str, SpaceCheck]  # space -> SpaceCheck
+    is_flagged: NDArray[np.bool_]  # flagged in a space, or a copy
+    is_copy: NDArray[np.bool_]  # nearer than chance explains in a set of this size
+    # as near in pixels to an own source as flagged samples are to training images. The embedding is not asked: being
+    # near the source there is what a conditioned generator is for
     copies_source: NDArray[np.bool_]
+    # space -> "distance" or "ratio" -> (probability that a sample is nearer to the training set than a held-out
+    # image, one-sided Mann-Whitney p). Above 0.5 by a little needs no copying: smooth images are nearer
     comparison: dict[str, dict[str, tuple[float, float]]]
-    verdict: Row
+    verdict: Row  # on the set, see `CopyReference.check`; own sources play no part in it
 
 
 class CopyReference:

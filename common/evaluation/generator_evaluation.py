@@ -57,34 +57,21 @@ class GeneratorEvaluator:
 
     Writes into output_dir: metrics.json, table.md, contact_sheet.png (which shows the sources), and the images.
 
-    Attributes:
-        sources: encodes the held-out images.
-        sampler: of the images.
-        token_sampler: of the prior.
-        extractors: of the features.
-        quality: which metrics, with what seed.
-        output_dir: one folder is one evaluation; a killed one goes on.
-        num_diverse_sources: sources whose variations are compared with each other.
-        num_diverse: variations of each.
-        batch_size: images at a time.
-        seed: of the samples.
-        device: of the features.
-
     Raises:
         SettingsError: images too small for MS-SSIM, or too few variations to compare.
     """
 
-    sources: Callable[[], SourceTable]
-    sampler: ImageSampler
-    token_sampler: TokenSampler
-    extractors: Sequence[FeatureExtractor | None]
-    quality: ImageQuality
-    output_dir: str
-    num_diverse_sources: int
-    num_diverse: int
-    batch_size: int
-    seed: int
-    device: torch.device
+    sources: Callable[[], SourceTable]  # encodes the held-out images
+    sampler: ImageSampler  # of the images
+    token_sampler: TokenSampler  # of the prior
+    extractors: Sequence[FeatureExtractor | None]  # of the features
+    quality: ImageQuality  # which metrics, with what seed
+    output_dir: str  # one folder is one evaluation; a killed one goes on
+    num_diverse_sources: int  # sources whose variations are compared with each other
+    num_diverse: int  # variations of each
+    batch_size: int  # images at a time
+    seed: int  # of the samples
+    device: torch.device  # of the features
 
     def __post_init__(self) -> None:
         if self.sampler.image_size < MS_SSIM_MIN_SIZE:

@@ -39,19 +39,12 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """A frozen network [B, 1, H, W] in [0, 1] -> [B, D] and what its features depend on.
+    """A frozen network [B, 1, H, W] in [0, 1] -> [B, D] and what its features depend on."""
 
-    Attributes:
-        name: short, as in file names and tables.
-        network: in evaluation mode.
-        settings: all that its weights do not show, such as the size it resizes to.
-        fingerprint: sha256 over name, settings and weights; computed.
-    """
-
-    name: str
-    network: nn.Module
-    settings: str = ""
-    fingerprint: str = field(init=False)
+    name: str  # short, as in file names and tables
+    network: nn.Module  # in evaluation mode
+    settings: str = ""  # all that its weights do not show, such as the size it resizes to
+    fingerprint: str = field(init=False)  # sha256 over name, settings and weights; computed
 
     def __post_init__(self) -> None:
         parts = "\0".join([self.name, self.settings, network_sha256(self.network)])
@@ -60,17 +53,11 @@ class FeatureExtractor:
 
 @dataclass(frozen=True)
 class FileFeatures:
-    """Features of the files that could be read.
+    """Features of the files that could be read."""
 
-    Attributes:
-        features: float32 [N, D].
-        indices: of the N files among those asked for, ascending.
-        problems: (path, reason) of the others.
-    """
-
-    features: FloatArray
-    indices: list[int]
-    problems: list[tuple[str, str]]
+    features: FloatArray  # float32 [N, D]
+    indices: list[int]  # of the N files among those asked for, ascending
+    problems: list[tuple[str, str]]  # (path, reason) of the others
 
 
 class ImageFeatures:

@@ -35,24 +35,16 @@ FLOOR_NOTE = (
 class ImageQuality:
     """Compare features of real and fake images and report it as plain numbers.
 
-    Attributes:
-        num_resamples: of the bootstrap for the Fréchet distance.
-        level: of its interval.
-        nearest_k: neighbour of precision, recall, density and coverage.
-        num_left_out: images of both sets together that the Fréchet distance is told without, too.
-        seed: of the bootstrap, the extrapolation and the halves.
-        progress: show progress bars.
-
     Raises:
         SettingsError: one of them is out of range.
     """
 
-    num_resamples: int = 100
-    level: float = 0.95
-    nearest_k: int = 5
-    num_left_out: int = NUM_LEFT_OUT
-    seed: int = 0
-    progress: bool = True
+    num_resamples: int = 100  # of the bootstrap for the Fréchet distance
+    level: float = 0.95  # of its interval
+    nearest_k: int = 5  # neighbour of precision, recall, density and coverage
+    num_left_out: int = NUM_LEFT_OUT  # images of both sets together that the Fréchet distance is told without, too
+    seed: int = 0  # of the bootstrap, the extrapolation and the halves
+    progress: bool = True  # show progress bars
 
     def __post_init__(self) -> None:
         for name, least in {"num_resamples": 2, "nearest_k": 1, "num_left_out": 1, "seed": 0}.items():

@@ -34,16 +34,11 @@ NUM_RESAMPLES = 200
 
 @dataclass(frozen=True)
 class PatientImages:
-    """N images with what is known of them.
+    """N images with what is known of them."""
 
-    Attributes:
-        features: of the images.
-        patients: of each.
-        sources: of each, such as the hospital; pairs are compared within one, as any two sources are told apart easily.
-    """
-
-    features: CopyFeatures
-    patients: Sequence[Hashable]
+    features: CopyFeatures  # of the images
+    patients: Sequence[Hashable]  # of each
+    # of each, such as the hospital; pairs are compared within one, as any two sources are told apart easily
     sources: Sequence[Hashable]
 
     @property

@@ -59,47 +59,31 @@ class PrivacyCheck:
     output_dir must not be shared with the generated images. What may be, because it names and shows nobody, are
     privacy_summary.json, privacy_summary.md, distances.png and links.png; these go to summary_dir. The last one, and
     whether samples can be linked to patients by other pictures of them, needs some patients with several images.
-
-    Attributes:
-        generated_dir: folder with the manifest.csv of a generation run (columns image, strategy, sources).
-        train_items: dicts with "image" (path) and "patient_id": all that the generator was trained on.
-        held_out_items: the same of patients who are not in training, of the same kinds of images; at least 199 with the
-            default false_flag_rate, the more the better.
-        encoder: maps [B, 1, H, W] in [0, 1] to an object with `cls_token` [B, D], such as `DinoEncoder`.
-        device: where the encoder runs.
-        output_dir: made if absent.
-        summary_dir: of what may be shared; by default output_dir.
-        cache_dir: where features are kept; None for a folder in output_dir. Several checks may share one.
-        image_size: px; every image is brought to this shorter side and its central square, as for training.
-        picture_size: px of the small pictures that are compared.
-        max_shift: px of these, see `CopyReference`, as for the next three.
-        num_neighbours: training patients that a distance is compared with.
-        false_flag_rate: share of images of new patients that is flagged at most, on average.
-        significance: of the verdict.
-        num_controls: training images of which altered copies are made, to see how many the check finds; 0 for none.
-        num_examples: rows of flagged.png at most; free ones show the nearest samples that are not flagged.
-        batch_size: images at a time.
-        seed: of the controls.
     """
 
-    generated_dir: str | Path
+    generated_dir: str | Path  # folder with the manifest.csv of a generation run (columns image, strategy, sources)
+    # dicts with "image" (path) and "patient_id": all that the generator was trained on
     train_items: Sequence[Mapping[str, Any]]
+    # the same of patients who are not in training, of the same kinds of images; at least 199 with the default
+    # false_flag_rate, the more the better
     held_out_items: Sequence[Mapping[str, Any]]
-    encoder: nn.Module
-    device: torch.device | str
-    output_dir: str | Path
-    summary_dir: str | Path | None = None
+    encoder: nn.Module  # maps [B, 1, H, W] in [0, 1] to an object with `cls_token` [B, D], such as `DinoEncoder`
+    device: torch.device | str  # where the encoder runs
+    output_dir: str | Path  # made if absent
+    summary_dir: str | Path | None = None  # of what may be shared; by default output_dir
+    # where features are kept; None for a folder in output_dir. Several checks may share one
     cache_dir: str | Path | None = None
-    image_size: int = 256
-    picture_size: int = 32
-    max_shift: int = 2
-    num_neighbours: int = 5
-    false_flag_rate: float = 0.01
-    significance: float = 0.05
+    image_size: int = 256  # px; every image is brought to this shorter side and its central square, as for training
+    picture_size: int = 32  # px of the small pictures that are compared
+    max_shift: int = 2  # px of these, see `CopyReference`, as for the next three
+    num_neighbours: int = 5  # training patients that a distance is compared with
+    false_flag_rate: float = 0.01  # share of images of new patients that is flagged at most, on average
+    significance: float = 0.05  # of the verdict
+    # training images of which altered copies are made, to see how many the check finds; 0 for none
     num_controls: int = 100
-    num_examples: int = 24
-    batch_size: int = 16
-    seed: int = 0
+    num_examples: int = 24  # rows of flagged.png at most; free ones show the nearest samples that are not flagged
+    batch_size: int = 16  # images at a time
+    seed: int = 0  # of the controls
 
     def __post_init__(self) -> None:
         self.folder, self.shared_folder = Path(self.output_dir), Path(self.summary_dir or self.output_dir)

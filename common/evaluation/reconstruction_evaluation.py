@@ -53,34 +53,24 @@ class ReconstructionEvaluator:
     """Measure a network's reconstructions, bicubic down-up and JPEG at the latents' size, image by image.
 
     Writes into output_dir, each file atomically: per_image.csv, metrics.json, table.md, contact_sheet.png.
-
-    Attributes:
-        network: maps [B, 1, H, W] in [0, 1] to a reconstruction of that shape and range (clamped).
-        data_loader: yields dicts with "image" [B, 1, H, W] in [0, 1], "image_path" and any columns (B values each), in
-            the order of its map-style data set.
-        device: where network, LPIPS and DINO run.
-        output_dir: made if absent.
-        latent_channels: C; JPEG gets the bytes of float16 latents, 2 · C · (H / factor) · (W / factor).
-        factor: the autoencoder's spatial reduction, also that of the bicubic baseline.
-        lpips: LPIPS network; None leaves the metric out.
-        dino: DINO encoder; None leaves the metric out.
-        group_by: column whose values get their own rows; None for no groups.
-        headline_filter: column → value; headline figures use only images that match all of them, the others get their
-            own rows. None: all images.
-        num_examples: images each of worst, median and best PSNR on the contact sheet.
     """
 
+    # maps [B, 1, H, W] in [0, 1] to a reconstruction of that shape and range (clamped)
     network: nn.Module | Callable[[Tensor], Tensor]
+    # yields dicts with "image" [B, 1, H, W] in [0, 1], "image_path" and any columns (B values each), in the order of
+    # its map-style data set
     data_loader: DataLoader
-    device: torch.device | str
-    output_dir: str
-    latent_channels: int
-    factor: int = 8
-    lpips: LPIPS | None = None
-    dino: DinoEncoder | None = None
-    group_by: str | None = "source"
+    device: torch.device | str  # where network, LPIPS and DINO run
+    output_dir: str  # made if absent
+    latent_channels: int  # C; JPEG gets the bytes of float16 latents, 2 · C · (H / factor) · (W / factor)
+    factor: int = 8  # the autoencoder's spatial reduction, also that of the bicubic baseline
+    lpips: LPIPS | None = None  # LPIPS network; None leaves the metric out
+    dino: DinoEncoder | None = None  # DINO encoder; None leaves the metric out
+    group_by: str | None = "source"  # column whose values get their own rows; None for no groups
+    # column → value; headline figures use only images that match all of them, the others get their own rows. None:
+    # all images
     headline_filter: Mapping[str, str] | None = None
-    num_examples: int = 3
+    num_examples: int = 3  # images each of worst, median and best PSNR on the contact sheet
 
     def run(self) -> Row:
         """Evaluate all images, write the files, log the table; returns what metrics.json holds.

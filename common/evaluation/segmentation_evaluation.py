@@ -111,27 +111,18 @@ class SegmentationEvaluator:
 
     Writes into output_dir, each file atomically: per_image.csv, evaluation.json (`summarise_scores` and provenance),
     table.md, and contact_sheet.png with the images of best, median and worst mean Dice.
-
-    Attributes:
-        network: gives logits.
-        inferer: runs it, see `segmentation_inferer`.
-        dataset: labelled images, each also with its "image_path".
-        classes: the labels.
-        device: of the network.
-        output_dir: made if absent.
-        postprocessing: as of `segment_and_score`; that of inference.yaml, so that what it gives is what is measured.
-        num_examples: images each of best, median and worst on the contact sheet; 0 leaves it out.
-        columns: of the manifest that per_image.csv repeats, where an item has them.
     """
 
-    network: nn.Module
-    inferer: Inferer
-    dataset: LabelledImages
-    classes: ClassTable
-    device: torch.device
-    output_dir: str
+    network: nn.Module  # gives logits
+    inferer: Inferer  # runs it, see `segmentation_inferer`
+    dataset: LabelledImages  # labelled images, each also with its "image_path"
+    classes: ClassTable  # the labels
+    device: torch.device  # of the network
+    output_dir: str  # made if absent
+    # as of `segment_and_score`; that of inference.yaml, so that what it gives is what is measured
     postprocessing: Transform | None = None
-    num_examples: int = 3
+    num_examples: int = 3  # images each of best, median and worst on the contact sheet; 0 leaves it out
+    # of the manifest that per_image.csv repeats, where an item has them
     columns: Sequence[str] = ("patient_id", "group", *GROUPS)
 
     def run(self) -> Row:

@@ -20,21 +20,14 @@ from .report import Row, mean_sd
 
 @dataclass(frozen=True)
 class SegmentationScore:
-    """Agreement on one image; each array [K] has one value for each class, NaN where it does not count.
+    """Agreement on one image; each array [K] has one value for each class, NaN where it does not count."""
 
-    Attributes:
-        dice: 2 |A ∩ B| / (|A| + |B|); NaN where the class is in neither mask.
-        iou: |A ∩ B| / |A ∪ B|; NaN likewise.
-        hd95: 95th percentile Hausdorff distance; NaN where the class is missing from one of the masks.
-        hd95_unit: "mm" or "px".
-        confusion: pixels [K + 1, K + 1], rows the reference, columns the prediction.
-    """
-
-    dice: NDArray[np.float64]
-    iou: NDArray[np.float64]
+    dice: NDArray[np.float64]  # 2 |A ∩ B| / (|A| + |B|); NaN where the class is in neither mask
+    iou: NDArray[np.float64]  # |A ∩ B| / |A ∪ B|; NaN likewise
+    # 95th percentile Hausdorff distance; NaN where the class is missing from one of the masks
     hd95: NDArray[np.float64]
-    hd95_unit: str
-    confusion: NDArray[np.int64]
+    hd95_unit: str  # "mm" or "px"
+    confusion: NDArray[np.int64]  # pixels [K + 1, K + 1], rows the reference, columns the prediction
 
 
 def score_mask(

@@ -24,27 +24,17 @@ RESET_PEAK = "5"  # written to clear_refs, see proc(5)
 
 @dataclass(frozen=True)
 class Row:
-    """What is compared: calls by the name of who makes them; the first is what the others are held against.
+    """What is compared: calls by the name of who makes them; the first is what the others are held against."""
 
-    Attributes:
-        name: of the row.
-        unit: what one figure is of, such as "step of batch 8".
-        contenders: what to time.
-        parameters: of the networks, where there are some.
-        factors: a contender's time is multiplied by it, 1 where none is given: calls that do several, or a part.
-        note: what a reader must know.
-        is_wall: time the clock even on a CPU, where waiting is what is measured.
-        before: called before each timed call.
-    """
-
-    name: str
-    unit: str
-    contenders: Mapping[str, Callable[[], object]]
-    parameters: Mapping[str, int] = field(default_factory=dict)
+    name: str  # of the row
+    unit: str  # what one figure is of, such as "step of batch 8"
+    contenders: Mapping[str, Callable[[], object]]  # what to time
+    parameters: Mapping[str, int] = field(default_factory=dict)  # of the networks, where there are some
+    # a contender's time is multiplied by it, 1 where none is given: calls that do several, or a part
     factors: Mapping[str, float] = field(default_factory=dict)
-    note: str = ""
-    is_wall: bool = False
-    before: Callable[[], object] = lambda: None
+    note: str = ""  # what a reader must know
+    is_wall: bool = False  # time the clock even on a CPU, where waiting is what is measured
+    before: Callable[[], object] = lambda: None  # called before each timed call
 
 
 def measure(row: Row, device: torch.device, repetitions: int) -> list[dict[str, Any]]:

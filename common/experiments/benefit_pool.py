@@ -34,19 +34,12 @@ content_sha256 = lru_cache(maxsize=None)(file_sha256)
 
 @dataclass(frozen=True)
 class Recipe:
-    """One synthetic image. What two seeds, subset sizes or ratios ask for has one name, and so is made once.
+    """One synthetic image. What two seeds, subset sizes or ratios ask for has one name, and so is made once."""
 
-    Attributes:
-        strategy: variation, interpolation or prior.
-        sources: paths of none, one or two real images.
-        number: tells images of the same sources apart.
-        label: of the sources; "" for those of the prior.
-    """
-
-    strategy: str
-    sources: tuple[str, ...]
-    number: int
-    label: str = ""
+    strategy: str  # variation, interpolation or prior
+    sources: tuple[str, ...]  # paths of none, one or two real images
+    number: int  # tells images of the same sources apart
+    label: str = ""  # of the sources; "" for those of the prior
 
     @property
     def name(self) -> str:

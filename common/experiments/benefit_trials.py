@@ -41,23 +41,14 @@ CLASSIFIERS = (PROBE, DENSENET)
 
 @dataclass(frozen=True)
 class Trial:
-    """One training and its score.
+    """One training and its score."""
 
-    Attributes:
-        classifier: probe or densenet.
-        regime: what it is trained on.
-        strategy: of the synthetic images; "none" without them.
-        ratio: synthetic images per real one; 0 without them.
-        size: real images whose labels are known.
-        seed: of the subset, and of all else that is random.
-    """
-
-    classifier: str
-    regime: str
-    strategy: str
-    ratio: int
-    size: int
-    seed: int
+    classifier: str  # probe or densenet
+    regime: str  # what it is trained on
+    strategy: str  # of the synthetic images; "none" without them
+    ratio: int  # synthetic images per real one; 0 without them
+    size: int  # real images whose labels are known
+    seed: int  # of the subset, and of all else that is random
 
     @property
     def times_steps(self) -> int:
@@ -67,16 +58,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Example:
-    """One image to train on.
+    """One image to train on."""
 
-    Attributes:
-        path: of the file.
-        label: class, from 0 on.
-        sources: paths of the real images that it shows or was made from; empty for samples of the prior.
-    """
-
-    path: str
-    label: int
+    path: str  # of the file
+    label: int  # class, from 0 on
+    # paths of the real images that it shows or was made from; empty for samples of the prior
     sources: tuple[str, ...] = ()
 
 

@@ -35,19 +35,13 @@ Box = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Pose:
-    """Where both lungs lie: the box around them, turned about its centre.
+    """Where both lungs lie: the box around them, turned about its centre."""
 
-    Attributes:
-        row, column: centre, in image heights and widths.
-        height, width: extent, in image heights and widths.
-        angle: radians, clockwise.
-    """
-
-    row: float
+    row: float  # centre, in image heights and widths
     column: float
-    height: float
+    height: float  # extent, in image heights and widths
     width: float
-    angle: float = 0.0
+    angle: float = 0.0  # radians, clockwise
 
     def deviation(self, size: Size) -> float:
         """Squared distance from where lungs usually lie in an image of so many rows and columns without its border."""
@@ -101,15 +95,10 @@ class Pose:
 
 @dataclass(frozen=True)
 class ChestAtlas:
-    """The mean of chests that were brought to one pose, symmetric, as rows of hexadecimal bytes.
+    """The mean of chests that were brought to one pose, symmetric, as rows of hexadecimal bytes."""
 
-    Attributes:
-        picture: evened out, in sixteenths of its sd, 128 its mean.
-        lungs: how often each place is lung, 255 always.
-    """
-
-    picture: tuple[str, ...]
-    lungs: tuple[str, ...]
+    picture: tuple[str, ...]  # evened out, in sixteenths of its sd, 128 its mean
+    lungs: tuple[str, ...]  # how often each place is lung, 255 always
 
     @cached_property
     def chest(self) -> Array:

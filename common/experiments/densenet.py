@@ -28,25 +28,15 @@ TEST_BATCH = 64
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Of every training, whatever its regime.
+    """Of every training, whatever its regime."""
 
-    Attributes:
-        image_size: px of the square images.
-        num_steps: of all stages together.
-        batch_size: images a step.
-        learning_rate: peak of a one-cycle schedule in every stage.
-        weight_decay: of AdamW.
-        mixup_alpha: of MixUp's Beta distribution; 0 is none.
-        amp: bfloat16 where the hardware has it.
-    """
-
-    image_size: int = 64
-    num_steps: int = 300
-    batch_size: int = 16
-    learning_rate: float = 1.0e-3
-    weight_decay: float = 1.0e-2
-    mixup_alpha: float = 0.2
-    amp: bool = True
+    image_size: int = 64  # px of the square images
+    num_steps: int = 300  # of all stages together
+    batch_size: int = 16  # images a step
+    learning_rate: float = 1.0e-3  # peak of a one-cycle schedule in every stage
+    weight_decay: float = 1.0e-2  # of AdamW
+    mixup_alpha: float = 0.2  # of MixUp's Beta distribution; 0 is none
+    amp: bool = True  # bfloat16 where the hardware has it
 
 
 def mix_up(image: Tensor, target: Tensor, alpha: float, seed: int) -> tuple[Tensor, Tensor]:

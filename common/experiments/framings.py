@@ -12,20 +12,13 @@ from scipy import ndimage
 
 @dataclass(frozen=True)
 class Framing:
-    """How a radiograph comes to lie in a picture of its own size.
+    """How a radiograph comes to lie in a picture of its own size."""
 
-    Attributes:
-        scale: of the radiograph.
-        down, across: shift, share of the sides.
-        angle: that it is turned by, degrees.
-        border: grey value around it.
-    """
-
-    scale: float = 1.0
-    down: float = 0.0
+    scale: float = 1.0  # of the radiograph
+    down: float = 0.0  # shift, share of the sides
     across: float = 0.0
-    angle: float = 0.0
-    border: float = 0.0
+    angle: float = 0.0  # that it is turned by, degrees
+    border: float = 0.0  # grey value around it
 
     def of_image(self, image: NDArray[np.floating]) -> NDArray[np.float32]:
         """An image [H, W] in [0, 1], framed."""

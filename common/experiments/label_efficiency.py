@@ -46,19 +46,12 @@ TIMED_STEPS = 2, 8  # of two short fine-tunings, whose difference is the time of
 
 @dataclass(frozen=True)
 class Trial:
-    """One fine-tuning.
+    """One fine-tuning."""
 
-    Attributes:
-        method: what it starts from.
-        label_budget: labelled images.
-        seed: of the subset, and of everything else that is random, alike for all methods.
-        timestep: fed to the U-Net.
-    """
-
-    method: str
-    label_budget: int
-    seed: int
-    timestep: int = 1
+    method: str  # what it starts from
+    label_budget: int  # labelled images
+    seed: int  # of the subset, and of everything else that is random, alike for all methods
+    timestep: int = 1  # fed to the U-Net
 
 
 def grid(
@@ -70,24 +63,16 @@ def grid(
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Run the bundle's own train.yaml for a trial and return the averaged network.
+    """Run the bundle's own train.yaml for a trial and return the averaged network."""
 
-    Attributes:
-        bundle_root: of the dental bundle.
-        dataset_dir: with a manifest.csv of images and masks.
-        output_dir: a folder per trial is made there, for its record and its network.
-        pretrained: for each method what train.yaml's `pretrained` is: "none" or a path; for one of `RIVALS`, which
-            bring a network of their own, its source.
-        num_steps: of every fine-tuning, whatever its budget; or by method.
-        overrides: further ids of train.yaml; those of its network are not for the rivals.
-    """
-
-    bundle_root: str
-    dataset_dir: str
-    output_dir: Path
+    bundle_root: str  # of the dental bundle
+    dataset_dir: str  # with a manifest.csv of images and masks
+    output_dir: Path  # a folder per trial is made there, for its record and its network
+    # for each method what train.yaml's `pretrained` is: "none" or a path; for one of `RIVALS`, which bring a network
+    # of their own, its source
     pretrained: Mapping[str, str]
-    num_steps: int | Mapping[str, int]
-    overrides: Mapping[str, Any]
+    num_steps: int | Mapping[str, int]  # of every fine-tuning, whatever its budget; or by method
+    overrides: Mapping[str, Any]  # further ids of train.yaml; those of its network are not for the rivals
 
     def __call__(self, trial: Trial) -> nn.Module:
         """Fine-tune; the network is kept as `network.pt` in `run_dir(trial)`, and taken from there if it is there.

@@ -36,15 +36,10 @@ FIGURES = ("auc", "accuracy", "same_verdict")
 
 @dataclass(frozen=True)
 class Judge:
-    """A classifier that knows the real images.
+    """A classifier that knows the real images."""
 
-    Attributes:
-        classifier: probe or densenet.
-        seed: of its training; of no effect on the probe.
-    """
-
-    classifier: str
-    seed: int
+    classifier: str  # probe or densenet
+    seed: int  # of its training; of no effect on the probe
 
 
 def grid(judges: Sequence[str], seeds: Sequence[int]) -> list[Judge]:

@@ -23,40 +23,24 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ChoiceSettings:
-    """Hyperparameters of the choice; the first four are weights, 0 switches a term off.
+    """Hyperparameters of the choice; the first four are weights, 0 switches a term off."""
 
-    Attributes:
-        attention: of the atlas as the affinity spreads it, beside the log odds that it gives itself.
-        appearance: of the log-likelihood ratio of a pixel's grey value, lung against the rest of this chest.
-        bias: added to every score; what has a score above 0 is lung.
-        segments: how much the mean over its segment counts for a pixel, the rest is its own; in [0, 1].
-        min_area: of a connected lung, share of the image.
-    """
-
-    attention: float = 0.3
-    appearance: float = 0.7
-    bias: float = 0.0
-    segments: float = 0.5
-    min_area: float = 0.01
+    attention: float = 0.3  # of the atlas as the affinity spreads it, beside the log odds that it gives itself
+    appearance: float = 0.7  # of the log-likelihood ratio of a pixel's grey value, lung against the rest of this chest
+    bias: float = 0.0  # added to every score; what has a score above 0 is lung
+    segments: float = 0.5  # how much the mean over its segment counts for a pixel, the rest is its own; in [0, 1]
+    min_area: float = 0.01  # of a connected lung, share of the image
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one segmentation of one chest offers to the choice.
+    """What one segmentation of one chest offers to the choice."""
 
-    Attributes:
-        components: connected parts of segments, numbered from 0, [H, W].
-        lung: how likely each place is lung by the atlas alone, [H, W].
-        spread: the same as self-attention spreads it, standardised, [H, W].
-        appearance: log-likelihood ratio of the grey values, [H, W].
-        air: above 0 where the grey value is nearer to that of air than to that of the heart, [H, W].
-    """
-
-    components: Labels
-    lung: Array
-    spread: Array
-    appearance: Array
-    air: Array
+    components: Labels  # connected parts of segments, numbered from 0, [H, W]
+    lung: Array  # how likely each place is lung by the atlas alone, [H, W]
+    spread: Array  # the same as self-attention spreads it, standardised, [H, W]
+    appearance: Array  # log-likelihood ratio of the grey values, [H, W]
+    air: Array  # above 0 where the grey value is nearer to that of air than to that of the heart, [H, W]
 
 
 def gather(

@@ -32,51 +32,30 @@ class SegmentSettings:
     """Hyperparameters of the segments.
 
     Timestep and anchors are those of DiNO-Diffusion; the weight of edges was set by hand on eight children.
-
-    Attributes:
-        timestep: at which self-attention is read.
-        exponent: of a layer's resolution in its weight, see `aggregate`.
-        anchors: per side.
-        threshold: of the symmetric KL divergence, nats, where the search for it begins.
-        max_segments: the threshold rises until no more are left.
-        edges: weight of a pixel's grey value in the choice of its segment, beside attention.
-        clusters: of k-means.
-        num_noises: draws that self-attention is the mean of.
-        seed: of noise and k-means.
     """
 
-    timestep: float = 300.0
-    exponent: float = 9.0
-    anchors: int = 16
-    threshold: float = 0.02
-    max_segments: int = 40
-    edges: float = 0.15
-    clusters: int = 32
-    num_noises: int = 1
-    seed: int = 0
+    timestep: float = 300.0  # at which self-attention is read
+    exponent: float = 9.0  # of a layer's resolution in its weight, see `aggregate`
+    anchors: int = 16  # per side
+    threshold: float = 0.02  # of the symmetric KL divergence, nats, where the search for it begins
+    max_segments: int = 40  # the threshold rises until no more are left
+    edges: float = 0.15  # weight of a pixel's grey value in the choice of its segment, beside attention
+    clusters: int = 32  # of k-means
+    num_noises: int = 1  # draws that self-attention is the mean of
+    seed: int = 0  # of noise and k-means
 
 
 @dataclass(frozen=True)
 class EncodedChest:
-    """The chest in an image as the networks see it.
+    """The chest in an image as the networks see it."""
 
-    Attributes:
-        image: [1, h, w] in [0, 1], what the box holds.
-        patch_tokens: of DINO, [N, D].
-        patch_size: rows and columns of patches.
-        layers: self-attention.
-        box: rows and columns of the image around the chest.
-        whole: rows and columns of all of the image.
-        pose: of the lungs in the box.
-    """
-
-    image: Tensor
-    patch_tokens: Tensor
-    patch_size: Size
-    layers: list[Tensor]
-    box: Box
-    whole: Size
-    pose: Pose
+    image: Tensor  # [1, h, w] in [0, 1], what the box holds
+    patch_tokens: Tensor  # of DINO, [N, D]
+    patch_size: Size  # rows and columns of patches
+    layers: list[Tensor]  # self-attention
+    box: Box  # rows and columns of the image around the chest
+    whole: Size  # rows and columns of all of the image
+    pose: Pose  # of the lungs in the box
 
     @property
     def size(self) -> Size:

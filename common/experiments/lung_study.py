@@ -39,22 +39,14 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class LungCase:
-    """One radiograph with its mask.
+    """One radiograph with its mask."""
 
-    Attributes:
-        name: of its results.
-        image, mask: files.
-        source: data set that it comes from.
-        definition: what the mask counts as lung, "" where the list does not say.
-        heart: included or excluded, whether what lies behind the heart's shadow counts.
-    """
-
-    name: str
-    image: Path
+    name: str  # of its results
+    image: Path  # files
     mask: Path
-    source: str
-    definition: str
-    heart: str
+    source: str  # data set that it comes from
+    definition: str  # what the mask counts as lung, "" where the list does not say
+    heart: str  # included or excluded, whether what lies behind the heart's shadow counts
 
     @property
     def group(self) -> str:
@@ -108,17 +100,11 @@ def lung_cases(data: str | Path, masks: str, split: str | None, heart: str | Non
 
 @dataclass(frozen=True)
 class LungStudy:
-    """A study, with a folder to work in.
+    """A study, with a folder to work in."""
 
-    Attributes:
-        pipe: of the bundle.
-        work_dir: of what is found in each image, which is data of patients.
-        seed: of the training subset, noise and k-means.
-    """
-
-    pipe: DinoDiffusion
-    work_dir: Path
-    seed: int = 0
+    pipe: DinoDiffusion  # of the bundle
+    work_dir: Path  # of what is found in each image, which is data of patients
+    seed: int = 0  # of the training subset, noise and k-means
 
     def tune(self, cases: Sequence[LungCase], num_images: int, rounds: int) -> tuple[Tuned, dict[str, Any]]:
         """Learn from a seeded subset of training cases, balanced by source; returns it and what is to be said of it.

@@ -31,17 +31,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tuned:
-    """What is fixed before anything is measured on held-out patients.
+    """What is fixed before anything is measured on held-out patients."""
 
-    Attributes:
-        atlas: the mean chest.
-        segments: by method.
-        choice: by method.
-    """
-
-    atlas: ChestAtlas
-    segments: dict[str, SegmentSettings]
-    choice: dict[str, ChoiceSettings]
+    atlas: ChestAtlas  # the mean chest
+    segments: dict[str, SegmentSettings]  # by method
+    choice: dict[str, ChoiceSettings]  # by method
 
     @staticmethod
     def from_plain(content: Mapping[str, Any]) -> Tuned:

@@ -14,20 +14,13 @@ FIT_STEPS = (0.06, -0.1, 0.06, -0.04)  # of the simplexes, one after the other, 
 
 @dataclass(frozen=True)
 class EllipsePrior:
-    """Two ellipses about the middle column; lengths in image heights (rows) and widths (columns).
+    """Two ellipses about the middle column; lengths in image heights (rows) and widths (columns)."""
 
-    Attributes:
-        row: of both centres.
-        offset: of a centre from the middle column.
-        half_height, half_width: semi-axes.
-        tilt: radians; positive leans the upper ends towards the middle.
-    """
-
-    row: float = 0.48
-    offset: float = 0.28
-    half_height: float = 0.36
+    row: float = 0.48  # of both centres
+    offset: float = 0.28  # of a centre from the middle column
+    half_height: float = 0.36  # semi-axes
     half_width: float = 0.21
-    tilt: float = 0.2
+    tilt: float = 0.2  # radians; positive leans the upper ends towards the middle
 
     def mask(self, size: tuple[int, int]) -> NDArray[np.bool_]:
         """The inside of both, [H, W]."""

@@ -18,17 +18,11 @@ SMALLEST_SD = 1e-6
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear classifier.
+    """A linear classifier."""
 
-    Attributes:
-        coefficients: [D + 1, C] of standardised features; the last row is the bias.
-        mean: [D] that features are standardised with.
-        sd: [D] likewise.
-    """
-
-    coefficients: Array
-    mean: Array
-    sd: Array
+    coefficients: Array  # [D + 1, C] of standardised features; the last row is the bias
+    mean: Array  # [D] that features are standardised with
+    sd: Array  # [D] likewise
 
     def log_probabilities(self, features: Array) -> Array:
         """[N, D] to [N, C]."""
