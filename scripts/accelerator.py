@@ -25,7 +25,7 @@ from torch import nn
 from common.command_line import run_command
 from common.data.latent_store import LatentStore
 from common.data.packed_data import PackedData, Rounded, rounded_store, write_pack
-from common.errors import UserError
+from common.errors import SettingsError
 from common.files import join_parts, read_json, write_json, write_parts
 from common.fingerprint import file_sha256
 from common.networks.weights import half_precision
@@ -39,10 +39,6 @@ RECORD_NAME = "accelerator.json"
 WEIGHTS_NAME = "model.pt"
 PART_BYTES = 15 * 2**20
 SPARE_SECONDS = 10.0  # at the end, to write
-
-
-class AcceleratorError(UserError, ValueError):
-    """A training that cannot begin, or whose results cannot be joined."""
 
 
 def pack(source: str, *, output_file: str, config: str | Sequence[str] = str(CONFIG), patch_grid: int = 4) -> None:
@@ -125,7 +121,7 @@ def train(
     started = time.perf_counter()
     folder = Path(output_dir)
     if folder.exists() and any(folder.iterdir()):
-        raise AcceleratorError(f"{folder}: expected an empty folder or none; give another --output_dir")
+        raise SettingsError(f"{folder}: expected an empty folder or none; give another --output_dir")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     data = PackedData(packed_file)
     parser = ConfigParser(data.about["config"])
@@ -140,7 +136,7 @@ def train(
     seconds = time.perf_counter() - before
     end = started + 60 * minutes - SPARE_SECONDS - 3 * seconds
     if end <= time.perf_counter():
-        raise AcceleratorError(f"--minutes {minutes}: found {seconds:.0f} s for each of three validations; give more")
+        raise SettingsError(f"--minutes {minutes}: found {seconds:.0f} s for each of three validations; give more")
     length = TimedLength(parser.get_parsed_content("train#lr_scheduler"), end, max_steps)
     problem = run.train(length, folder, val_every_steps)
     validations |= {name: run.validate(network) for name, network in run.averages().items()}
@@ -174,7 +170,7 @@ def join(output_dir: str, *, output_file: str) -> None:
     target = Path(output_file)
     record_path = Path(output_dir) / RECORD_NAME
     if not record_path.is_file():
-        raise AcceleratorError(f"{record_path}: no such file; expected the folder that `train` wrote")
+        raise SettingsError(f"{record_path}: no such file; expected the folder that `train` wrote")
     record = read_json(record_path)
     join_parts(record_path.parent, record["weights"]["parts"], target)
     overrides = target.with_name(f"{target.stem}_config.json")  # NAME.json would describe the weights
@@ -186,7 +182,7 @@ def check_size(run: PackedRun, max_mebibytes: float) -> None:
     """Refuse a network whose weights in half precision are larger."""
     found = sum(2 * each.numel() for each in run.ema.network.state_dict().values()) / 2**20
     if found > max_mebibytes:
-        raise AcceleratorError(
+        raise SettingsError(
             f"found {found:.1f} MiB of weights in half precision, expected at most {max_mebibytes}; take fewer "
             "--channels, or give another --max_mebibytes if more can be fetched"
         )

@@ -12,14 +12,10 @@ import torch
 
 from common.command_line import run_command
 from common.data.transforms import load_square
-from common.errors import UserError
+from common.errors import DatasetError
 from common.io.contact_sheet import save_contact_sheet
 from common.pipelines.inputs import read_generated
 from common.pipelines.manifest import several
-
-
-class SheetError(UserError, ValueError):
-    """There is nothing to show."""
 
 
 def contact_sheet(sheet: str, *folders: str, columns: int = 8, scale: float = 0.5) -> None:
@@ -35,7 +31,7 @@ def contact_sheet(sheet: str, *folders: str, columns: int = 8, scale: float = 0.
     captions: list[str] = []
     for folder in map(Path, folders):
         if not (folder / "manifest.csv").is_file():
-            raise SheetError(f"{folder}: found no manifest.csv; expected a folder that inference.yaml has written")
+            raise DatasetError(f"{folder}: found no manifest.csv; expected a folder that inference.yaml has written")
         with open(folder / "manifest.csv", newline="", encoding="utf-8") as stream:
             records = list(csv.DictReader(stream))
         images = [read_generated(folder / record["image"]) for record in records]
@@ -48,7 +44,7 @@ def contact_sheet(sheet: str, *folders: str, columns: int = 8, scale: float = 0.
             rows.append(images[start : start + columns])
             captions.append(strategy)
     if not rows:
-        raise SheetError("found no folders with images; expected those that inference.yaml has written")
+        raise DatasetError("found no folders with images; expected those that inference.yaml has written")
     print(save_contact_sheet(rows, sheet, None, row_captions=captions, scale=scale))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.command_line import run_command
 from common.errors import WeightsError
-from common.files import atomic_path
+from common.files import write_json
 from common.networks.legacy import (
     KINDS,
     TOLERANCE,
@@ -50,7 +50,8 @@ def convert_checkpoint(
     state = read_legacy_state(checkpoint, entry)
     network = load_legacy_network(kind, legacy_arguments, state)
     print(_verification(kind, legacy_arguments, state, network, verify))
-    _write_json({"_target_": _target(kind), **core_arguments(kind, legacy_arguments)}, description)
+    target = f"monai.networks.nets.{KINDS[kind].__name__}"
+    write_json(description, {"_target_": target, **core_arguments(kind, legacy_arguments)})
     save_atomically(network.state_dict(), weights)
     count = sum(value.numel() for value in network.state_dict().values())
     print(f"{weights}: {count:,} weights, {weights.stat().st_size / 2**20:.1f} MiB; built from {description}")
@@ -93,15 +94,6 @@ def _read_arguments(path: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise WeightsError(f"{path}: found a JSON {type(found).__name__}; expected an object of arguments")
     return {name: value for name, value in found.items() if name != "_target_"}
-
-
-def _target(kind: str) -> str:
-    return f"monai.networks.nets.{KINDS[kind].__name__}"
-
-
-def _write_json(content: dict[str, Any], path: Path) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

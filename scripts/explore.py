@@ -256,11 +256,7 @@ class Explorer:
 
 
 def number(wish: Wish, name: str, low: float, high: float) -> float:
-    """A number of a wish.
-
-    Raises:
-        SettingsError: it is none, or out of range.
-    """
+    """A number of a wish; SettingsError where it is none, or out of range."""
     value = wish.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise SettingsError(f"{name}: found {value!r}; expected a number from {low} to {high}")

@@ -75,7 +75,7 @@ def inspect_dataset(
     if chain is None and readable:
         chain = likely_chain([looks[number] for number in readable])
     chain = chain or next(iter(WEIGHTS))
-    findings = [*of_files(looks, chain), *of_splits(items)]
+    findings = of_files(items, looks, chain)
     written = [REPORT_NAME]
     if readable:
         usable = [items[number] for number in readable]
@@ -102,23 +102,13 @@ def look_at_all(items: Sequence[Item]) -> list[Look]:
         return list(ProgressBar(looks, desc="looking", total=len(items), unit="file"))
 
 
-def of_files(looks: Sequence[Look], chain: str) -> list[Item]:
-    """What is odd about single files."""
+def of_files(items: Sequence[Item], looks: Sequence[Look], chain: str) -> list[Item]:
+    """What is odd about single files, and patients on two sides of a split that the manifest brings."""
     seen = described(WEIGHTS[chain], "image_size")
     size = (seen, seen) if isinstance(seen, int) else (seen[0], seen[1])
-    return [
-        {"kind": kind, "image": look.image, "what": what}
-        for look in looks
-        for kind, what in oddities(look, size, chest="cxr").items()
-    ]
-
-
-def of_splits(items: Sequence[Item]) -> list[Item]:
-    """Patients on two sides of a split that the manifest brings."""
-    return [
-        {"kind": "two splits", "image": move.image, "what": f"{move.before}; {move.why}"}
-        for move in one_side(items, [])[1]
-    ]
+    odd = [(kind, look.image, what) for look in looks for kind, what in oddities(look, size, chest="cxr").items()]
+    odd += [("two splits", move.image, f"{move.before}; {move.why}") for move in one_side(items, [])[1]]
+    return [{"kind": kind, "image": image, "what": what} for kind, image, what in odd]
 
 
 def of_pairs(root: Path, items: Sequence[Item], pairs: Sequence[Pair]) -> list[Item]:

@@ -115,8 +115,8 @@ def label_efficiency(
         fine_tuning = replace(fine_tuning, num_steps=steps_of_equal_time(fine_tuning, cpu_seconds))
 
     def do(trial: Trial) -> dict[str, Any]:
-        scores = segment_and_score(fine_tuning(trial), SimpleInferer(), val_images, classes, "cpu", with_hd95=False)
-        return summarise_scores(scores, classes)
+        scored = segment_and_score(fine_tuning(trial), SimpleInferer(), val_images, classes, "cpu", with_hd95=False)
+        return summarise_scores([score for _, score in scored], classes)
 
     experiment = Experiment(output_dir, STEM, settings, do, describe=lambda trial: start_of(starts[trial.method]))
     experiment.run(trials, (share[0], share[1]))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,8 @@ from common.progress import ProgressBar
 
 TABLE_NAME = "png_to_dx.csv"
 WRITTEN, THERE, FAILED = "written", "there already", "failed"
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A row of the table: what became of one file."""
-
-    source: str
-    result: str
-    file: str = ""
-    patient_id: str = ""
-    study_instance_uid: str = ""
-    sop_instance_uid: str = ""
-    spacing_known: str = ""
-    note: str = ""
+COLUMNS = ("source", "result", "file", "patient_id", "study_instance_uid", "sop_instance_uid", "spacing_known", "note")
+Row = dict[str, str]  # what became of one file, by column
 
 
 def png_to_dx(
@@ -86,16 +73,13 @@ def png_to_dx(
     names = result_names([str(file) for file in files], root)
     named = ProgressBar(zip(files, names, strict=True), "converting", len(files), unit="image")
     rows = [convert(file, folder / f"{name}.dcm", settings, spacing, overwrite) for file, name in named]
-    write_table(note_same_pictures(rows), folder)
+    note_same_pictures(rows)
+    write_csv(folder / TABLE_NAME, COLUMNS, [[row.get(column, "") for column in COLUMNS] for row in rows])
     report(rows, folder)
 
 
 def parse_spacing(value: Any) -> tuple[float, float] | None:
-    """Spacing in mm from the command line: two numbers, one for both, or None.
-
-    Raises:
-        SettingsError: something else.
-    """
+    """Spacing in mm from the command line: two numbers, one for both, or None; a SettingsError for anything else."""
     if value is None:
         return None
     try:
@@ -127,10 +111,11 @@ def list_files(source: Path, output_dir: Path) -> tuple[Path, list[Path]]:
 
 def convert(
     file: Path, target: Path, settings: DxSettings, spacing: tuple[float, float] | None, overwrite: bool
-) -> Conversion:
+) -> Row:
     """Convert one file; what goes wrong becomes the row's note."""
     import pydicom
 
+    row = {"source": str(file), "result": WRITTEN}
     try:
         radiograph = read_radiograph(file)
         history = source_history(file)
@@ -138,47 +123,42 @@ def convert(
             raise SettingsError("its header says that text in the pixels names the patient; blank that text first")
         known = radiograph.spacing_mm or spacing
         dataset = dx_dataset(radiograph.pixels, settings, known, history.lossy)
-        uids = str(dataset.StudyInstanceUID), str(dataset.SOPInstanceUID)
-        found = Conversion(str(file), WRITTEN, target.name, dataset.PatientID, *uids, "yes" if known else "no")
+        uids = {"study_instance_uid": str(dataset.StudyInstanceUID), "sop_instance_uid": str(dataset.SOPInstanceUID)}
+        found = {**row, "file": target.name, "patient_id": dataset.PatientID, **uids}
+        found["spacing_known"] = "yes" if known else "no"
         if target.exists() and not overwrite:
             there = str(pydicom.dcmread(target, force=True, stop_before_pixels=True).get("SOPInstanceUID", ""))
-            if there == uids[1]:
-                return Conversion(**{**asdict(found), "result": THERE})
+            if there == uids["sop_instance_uid"]:
+                return {**found, "result": THERE}
             raise SettingsError(f"{target} holds something else; give --overwrite, or another --output_dir")
         write_dx(dataset, target, radiograph.pixels)
         return found
     except (UserError, OSError, ValueError) as error:
-        return Conversion(str(file), FAILED, note=" ".join(str(error).removeprefix(f"{file}: ").split()))
+        return {**row, "result": FAILED, "note": " ".join(str(error).removeprefix(f"{file}: ").split())}
     except Exception as error:  # a header that pydicom cannot make sense of
-        return Conversion(str(file), FAILED, note=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return {**row, "result": FAILED, "note": f"{type(error).__name__}: {' '.join(str(error).split())}"}
 
 
-def note_same_pictures(rows: list[Conversion]) -> list[Conversion]:
+def note_same_pictures(rows: Sequence[Row]) -> None:
     """Say of a picture that was there under another name that an archive keeps one of the two."""
     first: dict[str, str] = {}
-    for number, row in enumerate(rows):
-        if row.sop_instance_uid and first.setdefault(row.sop_instance_uid, row.source) != row.source:
-            note = f"same picture as {first[row.sop_instance_uid]}, same UIDs"
-            rows[number] = Conversion(**{**asdict(row), "note": note})
-    return rows
+    for row in rows:
+        uid = row.get("sop_instance_uid")
+        if uid and first.setdefault(uid, row["source"]) != row["source"]:
+            row["note"] = f"same picture as {first[uid]}, same UIDs"
 
 
-def write_table(rows: Sequence[Conversion], folder: Path) -> None:
-    """Write the table, whole or not at all."""
-    write_csv(folder / TABLE_NAME, [field.name for field in fields(Conversion)], [astuple(row) for row in rows])
-
-
-def report(rows: Sequence[Conversion], folder: Path) -> None:
+def report(rows: Sequence[Row], folder: Path) -> None:
     """Print what needs a look, then the count; end with 1 if something failed."""
     for row in rows:
-        if row.note:
-            print(f"{row.result:<13}  {row.source}  {row.note}")
-    counts = [f"{sum(row.result == result for row in rows)} {result}" for result in (WRITTEN, THERE, FAILED)]
-    unknown = sum(row.spacing_known == "no" for row in rows)
+        if "note" in row:
+            print(f"{row['result']:<13}  {row['source']}  {row['note']}")
+    counts = [f"{sum(row['result'] == result for row in rows)} {result}" for result in (WRITTEN, THERE, FAILED)]
+    unknown = sum(row.get("spacing_known") == "no" for row in rows)
     print(f"{folder}: {', '.join(counts)}; {TABLE_NAME} lists them")
     if unknown:
         print(f"{unknown} without a known pixel spacing: 1.0 mm is a placeholder there; --pixel_spacing sets it")
-    if any(row.result == FAILED for row in rows):
+    if any(row["result"] == FAILED for row in rows):
         sys.exit(1)
 
 

@@ -6,7 +6,6 @@ python scripts/score_weights.py autoencoder RUN/model.pt --name lpips1 --config 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from common.diffusion.samplers import Sampler
 from common.evaluation.distribution_metrics import frechet_distance, precision_recall_density_coverage
 from common.evaluation.image_features import ImageFeatures, build_extractor
 from common.evaluation.image_quality import split_halves
-from common.files import atomic_path
+from common.evaluation.report import read_rows, write_rows
 from common.io import read_radiograph
 from common.io.contact_sheet import save_contact_sheet
 from common.metrics import psnr
@@ -114,16 +113,7 @@ def score_weights(
 
 
 class Scorer:
-    """The images of one call: two halves of the validation split, and what the network makes of the first.
-
-    Args:
-        parser: of the training's config.
-        network: with weights.
-        device: of the network.
-        dataset_dir: of the images.
-        num_images: of each half at most.
-        seed: of halves and samples.
-    """
+    """The images of one call: two halves of the validation split, and what the network makes of the first."""
 
     def __init__(
         self,
@@ -154,9 +144,7 @@ class Scorer:
 
     def latent_denoiser(self, store: str, **settings: Any) -> tuple[dict[str, float], list[Tensor], list[Tensor]]:
         """A variation of each image of the first half."""
-        codec = self.parser.get_parsed_content("codec")
-        schedule = self.parser.get_parsed_content("schedule")
-        selection = self.parser.get_parsed_content("selection")
+        codec, schedule, selection = map(self.parser.get_parsed_content, ("codec", "schedule", "selection"))
         sampler = ImageSampler(
             self.network, codec, Sampler(schedule, "dpm_solver++_2m", **settings), 256, True, self.device
         )
@@ -220,15 +208,9 @@ def distances(
 
 def add_row(path: Path, row: dict[str, Any]) -> None:
     """Add a row to a CSV file, replacing that of the same name, and print it."""
-    rows: list[dict[str, Any]] = []
-    if path.is_file():
-        with path.open(newline="") as stream:
-            rows = [old for old in csv.DictReader(stream) if old["name"] != row["name"]]
+    rows = [old for old in read_rows(path) if old["name"] != row["name"]] if path.is_file() else []
     rows.append({key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()})
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(dict.fromkeys(key for each in rows for key in each)))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(path, rows)
     print(", ".join(f"{key} {value}" for key, value in rows[-1].items()))
 
 

@@ -242,11 +242,7 @@ def open_chain(
     steps: Mapping[str, int] | None,
     where: Mapping[str, Any] | None = None,
 ) -> Chain:
-    """The chain of a recipe's name or path.
-
-    Raises:
-        RunError: there is no such recipe.
-    """
+    """The chain of a recipe's name or path; RunError where there is no such recipe."""
     path = Path(chain) if str(chain).endswith((".yaml", ".yml")) else RECIPES / f"{chain}.yaml"
     scratch = path.with_name(f"{path.stem}_from_scratch.yaml")  # none where the recipe begins from nothing anyway
     if from_scratch is None and scratch.is_file():

@@ -18,7 +18,7 @@ from common.command_line import run_command
 from common.data.readability import readable_radiographs
 from common.errors import DatasetError, SettingsError
 from common.evaluation.report import Row
-from common.experiments.lung_choice import EXCLUDED, INCLUDED
+from common.experiments.lung_choice import EXCLUDED, INCLUDED, Tuned
 from common.experiments.lung_report import STEM, write_overlays, write_report
 from common.experiments.lung_segments import DIFFSEG
 from common.experiments.lung_study import (
@@ -30,7 +30,6 @@ from common.experiments.lung_study import (
     lung_cases,
     write_mask,
 )
-from common.experiments.lung_tuning import Tuned
 from common.experiments.trials import check_or_write_settings
 from common.files import read_json, result_names, write_json
 from common.fingerprint import file_sha256, network_sha256
@@ -159,11 +158,7 @@ def score(
 
 
 def find_tuned(out: Path, bundle_root: str) -> Path:
-    """The hyperparameters of the folder, or else those of the bundle.
-
-    Raises:
-        SettingsError: there are none.
-    """
+    """The hyperparameters of the folder, or else those of the bundle; SettingsError where there are none."""
     for path in (out / TUNED, Path(bundle_root) / SHIPPED):
         if path.is_file():
             return path

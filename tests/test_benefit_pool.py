@@ -39,8 +39,7 @@ def flat(blocks):
 @pytest.mark.parametrize("strategy", ["variation", "interpolation"])
 def test_those_of_a_subset_and_a_ratio_are_among_those_of_larger_ones(order, strategy):
     small, large = (flat(source_blocks(order, 0, strategy, *sizes)) for sizes in ((27, 5), (60, 10)))
-    assert len(small) == 27 * 5 and len(large) == 600
-    assert set(small) < set(large)
+    assert len(small) == 27 * 5 and len(large) == 600 and set(small) < set(large)
     assert len({recipe.name for recipe in large}) == len({recipe.seed for recipe in large}) == 600
 
 
@@ -56,12 +55,11 @@ def test_whole_blocks_are_made_and_variations_shared_by_seeds_and_copies_of_a_fi
 
 def test_pairs_are_of_one_class_never_of_an_image_with_itself_and_within_the_subset(order):
     small = 12  # fewer than the first partners of larger subsets
-    inside = {item["image"] for item in order[:small]}
+    inside = {item["image"]: item["label"] for item in order[:small]}
     found = flat(source_blocks(order, 0, "interpolation", small, 10))
-    label = {item["image"]: item["label"] for item in order}
     for recipe in found:
         first, second = recipe.sources
-        assert first != second and label[first] == label[second] == recipe.label and {first, second} <= inside
+        assert first != second and inside[first] == inside[second] == recipe.label
         assert MIX_RANGE[0] <= recipe.mix <= MIX_RANGE[1]
     assert found != flat(source_blocks(order, 1, "interpolation", small, 10))
     with pytest.raises(SettingsError):
@@ -72,8 +70,7 @@ def test_samples_of_the_prior_belong_to_nobody():
     blocks = prior_blocks(12)
     assert [len(block) for block in blocks] == [BLOCK] * 3
     assert all(recipe.sources == () and recipe.mix is None and recipe.label == "" for recipe in blocks[0])
-    assert len({recipe.seed for block in blocks for recipe in block}) == 15
-    assert blocks[1][0].name == "prior/000/00005"
+    assert len({recipe.seed for recipe in flat([blocks])}) == 15 and blocks[1][0].name == "prior/000/00005"
 
 
 # ---- the pool --------------------------------------------------------------------------------------------------------

@@ -79,25 +79,7 @@ def test_subsets_of_a_seed_are_nested_and_what_there_are_too_few_of_refused(stud
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
-def two(scores):
-    """Probabilities of two classes from the score of the second."""
-    return np.stack([1 - np.array(scores), np.array(scores)], axis=1)
-
-
-@pytest.mark.parametrize(
-    ("scores", "labels", "expected"),
-    [
-        ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 1.0),
-        ([0.1, 0.2, 0.8, 0.9], [1, 1, 0, 0], 0.0),
-        ([0.5, 0.5, 0.5, 0.5], [0, 1, 0, 1], 0.5),  # all tied
-        ([0.2, 0.6, 0.6, 0.9], [0, 0, 1, 1], 3.5 / 4),  # one pair of four tied
-    ],
-)
-def test_the_share_of_pairs_in_order_with_ties_as_a_half(scores, labels, expected):
-    assert auc_by_class(two(scores), np.array(labels)) == pytest.approx([expected, expected])
-
-
-def test_the_macro_average_weighs_classes_alike():
+def test_auc_is_the_share_of_pairs_in_order_with_ties_as_a_half_and_the_mean_weighs_classes_alike():
     probabilities = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7], [0.6, 0.3, 0.1]])
     labels = np.array([0, 1, 1, 2, 2])
     pairs = [
@@ -105,15 +87,17 @@ def test_the_macro_average_weighs_classes_alike():
         for c, p in enumerate(probabilities.T)
     ]
     scores = scores_of(probabilities, labels)
-    assert scores["auc_by_class"] == pytest.approx(pairs)
-    assert scores["auc"] == pytest.approx(np.mean(pairs)) and scores["accuracy"] == pytest.approx(0.8)
+    assert scores["auc_by_class"] == pytest.approx(pairs) and scores["auc"] == pytest.approx(np.mean(pairs))
+    assert scores["accuracy"] == pytest.approx(0.8)
+    assert auc_by_class(np.full((4, 2), 0.5), np.array([0, 1, 0, 1])) == [0.5, 0.5]  # all tied
 
 
-def test_what_cannot_be_scored_is_refused():
-    with pytest.raises(DatasetError):
-        auc_by_class(two([0.1, 0.2]), np.array([0, 0]))
-    with pytest.raises(NonFiniteLossError):
-        auc_by_class(two([0.1, np.nan]), np.array([0, 1]))
+@pytest.mark.parametrize(
+    ("last", "labels", "error"), [(0.2, [0, 0], DatasetError), (np.nan, [0, 1], NonFiniteLossError)]
+)
+def test_what_cannot_be_scored_is_refused(last, labels, error):
+    with pytest.raises(error):
+        auc_by_class(np.array([[0.9, 0.1], [0.8, last]]), np.array(labels))
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

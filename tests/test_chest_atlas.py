@@ -1,5 +1,3 @@
-"""The mean chest: poses there and back, borders, and the framing drill: the same lungs found in whatever frame."""
-
 import json
 from dataclasses import replace
 
@@ -18,10 +16,8 @@ from common.experiments.chest_atlas import (
     pose_of_mask,
     resized,
 )
-from common.experiments.framings import FRAMINGS, Framing
-from common.experiments.lung_study import lung_cases
-from common.experiments.position_prior import dice
-from common.io import read_radiograph
+from common.experiments.lung_choice import dice
+from common.experiments.lung_study import FRAMINGS, framed, framed_mask, lung_cases
 
 SIZE = (96, 120)
 LARGEST_LOSS = 0.03  # of Dice, by a framing
@@ -108,7 +104,7 @@ def check_the_framing_drill(cases, atlas, least):
     """Shrunk on black or white borders, shifted, turned: the lungs are found as well as in the images as they are."""
     means = {}
     for name, framing in FRAMINGS.items():
-        pairs = ((found(framing.of_image(image), atlas), framing.of_mask(truth)) for image, truth in cases)
+        pairs = ((found(framed(image, **framing), atlas), framed_mask(truth, **framing)) for image, truth in cases)
         means[name] = np.mean([dice(*pair) for pair in pairs])
     before = means["as it is"]
     assert before > least
@@ -126,20 +122,20 @@ def test_the_framing_drill_of_the_atlas_that_ships(shared_data, repository, sour
     tuned = repository / "bundles/cxr_dino_latent_diffusion/docs/zero_shot_lungs/tuned.json"
     atlas = ChestAtlas(**{name: tuple(rows) for name, rows in json.loads(tuned.read_text())["atlas"].items()})
     cases = [case for case in lung_cases(shared_data / "cxr", "lung_masks.csv", None) if case.source == source][:10]
-    pairs = [(read_radiograph(case.image).pixels[0].numpy(), case.truth()) for case in cases]
+    pairs = [(case.pixels()[0].numpy(), case.truth()) for case in cases]
     check_the_framing_drill(pairs, atlas, least)
 
 
 def test_framings_do_what_they_say():
     image = np.zeros((100, 100), np.float32)
     image[40:60, 20:30] = 1
-    assert np.array_equal(Framing().of_image(image), image)
-    small = Framing(0.6, border=1.0).of_image(image)
+    assert np.array_equal(framed(image), image)
+    small = framed(image, scale=0.6, border=1.0)
     assert small[:19].min() == 1 and small[21:79, 21:79].sum() == pytest.approx(200 * 0.36, rel=0.02)
-    rows, columns = np.nonzero(Framing(down=0.15, across=-0.1).of_mask(image > 0))
-    assert (rows.mean(), columns.mean()) == (pytest.approx(64.5), pytest.approx(14.5))
-    rows, columns = np.nonzero(Framing(angle=90.0).of_mask(image > 0))
-    assert abs(rows.mean() - 49.5) == pytest.approx(25, abs=1) and columns.mean() == pytest.approx(49.5, abs=1)
+    for framing, centre in (({"down": 0.15, "across": -0.1}, (64.5, 14.5)), ({"angle": 90.0}, (49.5 + 25, 49.5))):
+        found = np.nonzero(framed_mask(image > 0, border=1.0, **framing))
+        assert abs(found[0].mean() - 49.5) == pytest.approx(abs(centre[0] - 49.5), abs=1)
+        assert found[1].mean() == pytest.approx(centre[1], abs=1)
 
 
 def test_resizing_keeps_a_plane():

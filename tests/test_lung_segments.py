@@ -8,22 +8,22 @@ from tiny_benefit import tiny_pipe
 from common.data.phantom import draw_chest_phantom, draw_lung_mask
 from common.errors import SettingsError
 from common.experiments.chest_atlas import make_atlas
-from common.experiments.lung_choice import EXCLUDED, ChoiceSettings
+from common.experiments.lung_choice import EXCLUDED, ChoiceSettings, Tuned
 from common.experiments.lung_segments import (
     DIFFSEG,
     METHODS,
     SegmentSettings,
     at_size,
     encode_chest,
-    evidence,
     fitted_size,
+    gather,
     kmeans_labels,
     membership_affinity,
     otsu_lungs,
     otsu_threshold,
+    segments,
 )
 from common.experiments.lung_study import find_lungs
-from common.experiments.lung_tuning import Tuned
 
 SETTINGS = SegmentSettings(threshold=0.0, max_segments=1000, anchors=4, clusters=3)
 
@@ -70,16 +70,16 @@ def test_the_fitted_size_keeps_area_and_aspect(size, expected):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_segments_and_evidence_of_the_same_size(encoded, atlas, method):
     assert encoded.patch_tokens.shape == (encoded.patch_size[0] * encoded.patch_size[1], 16)
-    found, labels = evidence(encoded, method, SETTINGS, atlas)
+    labels, affinity = segments(encoded, method, SETTINGS)
+    found = gather(encoded, labels, affinity, atlas)
     assert {part.shape for part in (labels, *vars(found).values())} == {encoded.size}
     assert len(np.unique(labels)) > 1
-    again, _ = evidence(encoded, method, SETTINGS, atlas)
-    assert np.array_equal(found.components, again.components)
+    assert np.array_equal(labels, segments(encoded, method, SETTINGS)[0])
 
 
-def test_the_threshold_rises_until_few_segments_are_left(encoded, atlas):
+def test_the_threshold_rises_until_few_segments_are_left(encoded):
     few = replace(SETTINGS, threshold=1e-9, max_segments=3)
-    assert 1 <= len(np.unique(evidence(encoded, DIFFSEG, few, atlas)[1])) <= 3
+    assert 1 <= len(np.unique(segments(encoded, DIFFSEG, few)[0])) <= 3
 
 
 def test_lungs_come_back_at_the_images_own_size_and_always_the_same(pipe, atlas):

@@ -1,7 +1,7 @@
 """Zero-shot lungs: the list of masks, the search, and the command in miniature: tune, score, stop, go on, pre-label."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,12 @@ from tiny_lungs import DEFINITIONS, lung_folder
 
 from common.data.phantom import draw_lung_mask
 from common.errors import DatasetError, SettingsError
-from common.experiments import lung_tuning
-from common.experiments.chest_atlas import SIDE, ChestAtlas, Pose
-from common.experiments.framings import FRAMINGS
-from common.experiments.lung_choice import EXCLUDED, INCLUDED, ChoiceSettings
+from common.experiments import lung_choice
+from common.experiments.chest_atlas import SIDE, ChestAtlas
+from common.experiments.lung_choice import EXCLUDED, INCLUDED, ChoiceSettings, Tuned
 from common.experiments.lung_report import LABELS, summarise, write_report
-from common.experiments.lung_segments import OTSU, EncodedChest, SegmentSettings
-from common.experiments.lung_study import LungCase, add_ellipses, balanced, lung_cases
-from common.experiments.lung_tuning import Tuned, coordinate_search, tune_method
+from common.experiments.lung_segments import SegmentSettings
+from common.experiments.lung_study import FRAMINGS, LungCase, add_ellipses, balanced, lung_cases
 from common.experiments.trials import QUICK_WARNING
 from common.files import write_json
 
@@ -64,45 +62,10 @@ def test_ellipses_are_fitted_to_the_masks_of_their_own_group(tmp_path):
     assert all(result["dice"]["ellipses"] > 0.85 for result in results)  # one for both would reach two thirds
 
 
-# ---- hyperparameters -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Two:
-    a: float = 0.0
-    b: float = 0.0
-
-
-def test_each_field_goes_to_its_best_candidate_and_stays_where_nothing_is_better():
-    grid = {"a": (-1.0, 1.0, 2.0), "b": (3.0, 4.0)}
-    best, score = coordinate_search(Two(), grid, lambda two: -((two.a - 1) ** 2) - (two.b - 4) ** 2, "test")
-    assert best == Two(1.0, 4.0) and score == 0
-    assert coordinate_search(Two(), grid, lambda _: 0.5, "test") == (Two(), 0.5)
-
-
 def test_settings_survive_json():
-    tuned = Tuned(flat_atlas(), {"diffseg": SegmentSettings(anchors=8)}, {"diffseg": ChoiceSettings(bias=0.4)})
+    atlas = ChestAtlas(("80" * SIDE,) * SIDE, ("80" * SIDE,) * SIDE)
+    tuned = Tuned(atlas, {"diffseg": SegmentSettings(anchors=8)}, {"diffseg": ChoiceSettings(bias=0.4)})
     assert Tuned.from_plain(json.loads(json.dumps(asdict(tuned)))) == tuned
-
-
-def flat_atlas():
-    return ChestAtlas(("80" * SIDE,) * SIDE, ("80" * SIDE,) * SIDE)
-
-
-def test_tuning_learns_from_training_masks():
-    """An atlas that leaves everything open, and dark lungs: the search finds out what tells them."""
-    truth = np.zeros((64, 64), bool)
-    truth[8:30, 6:24] = truth[8:30, 40:58] = True
-    image = torch.from_numpy(np.where(truth, 0.2, 0.8).astype(np.float32))[None]
-    box, pose = (slice(0, 64), slice(0, 64)), Pose(0.3, 0.5, 0.45, 0.85)
-    layers = [torch.full((8, 8, 8, 8), 1 / 64)]
-    encoded = EncodedChest(image, torch.zeros(1, 1), (1, 1), layers, box, (64, 64), pose)
-    lung = np.full((SIDE, SIDE), 120, np.uint8)
-    lung[:, 13:19] = 100
-    atlas = ChestAtlas(flat_atlas().picture, tuple(bytes(row).hex() for row in lung))
-    start = SegmentSettings(), ChoiceSettings(attention=0.0, appearance=0.0, bias=-4.0)
-    _, choice, after = tune_method(OTSU, [encoded], [(truth, INCLUDED)], atlas, start, rounds=2)
-    assert after > 0.95 and choice.bias > -1
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------
@@ -151,8 +114,8 @@ def scored(script, tmp_path_factory, tiny_dino):
     generator_models(root / "bundle", tiny_dino)
     lung_folder(root / "data", num_train=4, num_val=3)
     with pytest.MonkeyPatch.context() as patch:  # a smaller search, of the same code
-        patch.setattr(lung_tuning, "SEGMENT_GRID", {"kmeans": {"clusters": (4,)}})
-        patch.setattr(lung_tuning, "CHOICE_GRID", {"attention": (0.0,)})
+        patch.setattr(lung_choice, "SEGMENT_GRID", {"kmeans": {"clusters": (4,)}})
+        patch.setattr(lung_choice, "CHOICE_GRID", {"attention": (0.0,)})
         run(script, root, tune=True)
     return root
 
@@ -211,8 +174,8 @@ def test_a_folder_is_pre_labelled_without_any_mask(scored, script):
 
 def test_each_source_is_scored_by_what_the_others_taught(scored, script):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lung_tuning, "SEGMENT_GRID", {})
-        patch.setattr(lung_tuning, "CHOICE_GRID", {})
+        patch.setattr(lung_choice, "SEGMENT_GRID", {})
+        patch.setattr(lung_choice, "CHOICE_GRID", {})
         folders = {"output_dir": str(scored / "loso"), "work_dir": str(scored / "loso_work")}
         options = {"bundle_root": str(scored / "bundle"), "leave_one_out": True, "framings": 2, "quick": True}
         script.zero_shot_lungs(str(scored / "data"), limit=2, **folders, **options)

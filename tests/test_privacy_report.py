@@ -5,12 +5,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
 from PIL import Image
 from privacy_folders import (
     NUM_HELD_OUT,
     NUM_TRAIN,
-    OPTIONS,
     SIZE,
     Pooling,
     copy_of,
@@ -61,18 +59,19 @@ def test_sensitivity_counts_altered_copies(tmp_path, real_phantoms, privacy_chec
     generate(tmp_path / "generated", fresh(2))
     report = privacy_check(real_phantoms, false_flag_rate=0.5).run()
     assert report["sensitivity"]["copies"] == 10 and report["sensitivity"]["found"] >= 8
-    report = privacy_check(
-        real_phantoms, Pooling(0.0), picture_size=4, max_shift=1, false_flag_rate=0.5
-    ).run()  # sees next to nothing
+    blind = privacy_check(real_phantoms, Pooling(0.0), picture_size=4, max_shift=1, false_flag_rate=0.5)
+    report = blind.run()
     assert report["sensitivity"]["found"] <= 5
     assert privacy_check(real_phantoms, num_controls=0).run()["sensitivity"] is None
 
 
 def test_own_sources_are_told_apart(tmp_path, real_phantoms, privacy_check):
-    train, held_out = real_phantoms
+    train, held_out = list(real_phantoms[0]), real_phantoms[1]
+    train[3] = {**train[3], "image": str(tmp_path / "a;b%.png")}  # a name that a list of names must escape
+    shutil.copy(real_phantoms[0][3]["image"], train[3]["image"])
     sources = {0: [train[3]], 1: [train[3]], 2: [held_out[0]], 3: [{"image": "/gone.png", "patient_id": "X"}]}
     generate(tmp_path / "generated", [copy_of(3), copy_of(5), *fresh(2)], sources)
-    report = privacy_check(real_phantoms).run()
+    report = privacy_check((train, held_out)).run()
     lines = read_csv(tmp_path / "report" / "privacy_per_image.csv")
     assert [line["flagged"] for line in lines] == ["no", "yes", "no", "no"]  # image 1 copies someone else
     assert lines[0]["pixels_nearest_is_own_source"] == "yes" and lines[0]["pixels_nearest"] != train[3]["image"]
@@ -83,16 +82,6 @@ def test_own_sources_are_told_apart(tmp_path, real_phantoms, privacy_check):
     assert (own["samples_with_known_source"], own["samples_with_unknown_source"]) == (3, 1)
     assert own["nearest_is_own_source"]["pixels"] == 1
     assert report["verdict"]["num_groups"] == 3  # images 0 and 1 are variations of one source
-
-
-def test_source_names_with_semicolons_are_understood(tmp_path, real_phantoms, privacy_check):
-    train, held_out = real_phantoms
-    odd = {"image": str(tmp_path / "a;b%.png"), "patient_id": train[3]["patient_id"]}
-    shutil.copy(train[3]["image"], odd["image"])
-    generate(tmp_path / "generated", [copy_of(3)], {0: [odd]})
-    report = privacy_check(([*train[:3], odd, *train[4:]], held_out)).run()
-    assert report["own_sources"]["samples_with_known_source"] == 1
-    assert report["verdict"]["num_flagged"] == 0
 
 
 def test_features_are_kept_for_the_next_run(tmp_path, real_phantoms, privacy_check):
@@ -122,54 +111,17 @@ def test_unreadable_files_are_reported_and_the_others_done(tmp_path, real_phanto
     assert lines[2]["flagged"] == "yes" and lines[2]["pixels_nearest"] == train[3]["image"]  # not one further
 
 
-def test_held_out_images_that_are_training_images_are_named(tmp_path, real_phantoms, privacy_check, caplog):
-    train, held_out = real_phantoms
-    twin = {"image": train[9]["image"], "patient_id": "someone else"}
-    generate(tmp_path / "generated", fresh(2))
-    report = privacy_check((train, [*held_out, twin])).run()
-    assert report["held_out_copies_of_training"] == [[twin["image"], train[9]["image"]]]
-    assert report["spaces"]["pixels"]["held_out"] == NUM_HELD_OUT
-    assert any("same picture" in record.message for record in caplog.records)
-
-
 def test_patients_on_both_sides_and_folders_without_manifest_are_refused(tmp_path, real_phantoms, privacy_check):
     train, held_out = real_phantoms
-    with pytest.raises(DatasetError, match=r"manifest\.csv"):
+    with pytest.raises(DatasetError):
         privacy_check(real_phantoms).run()
     generate(tmp_path / "generated", fresh(1))
-    with pytest.raises(DatasetError, match="P0"):
+    with pytest.raises(DatasetError):
         privacy_check((train, [*held_out, train[0]])).run()
     (tmp_path / "generated" / "manifest.csv").write_text("name\na.png\n")
-    with pytest.raises(DatasetError, match="image"):
+    with pytest.raises(DatasetError):
         privacy_check(real_phantoms).run()
     assert not (tmp_path / "report").exists()
-
-
-def test_runs_from_a_bundle_config(tmp_path, real_phantoms, caplog):
-    generate(tmp_path / "generated", [copy_of(3), *fresh(1)])
-    parser = ConfigParser(
-        {
-            "check": {
-                "_target_": "common.evaluation.privacy_report.PrivacyCheck",
-                "generated_dir": str(tmp_path / "generated"),
-                "train_items": "@train",
-                "held_out_items": "@held_out",
-                "encoder": "@encoder",
-                "device": "$torch.device('cpu')",
-                "output_dir": str(tmp_path / "report"),
-                "cache_dir": str(tmp_path / "cache"),
-                **OPTIONS,
-            },
-            "train": real_phantoms[0],
-            "held_out": real_phantoms[1],
-            "encoder": Pooling(),
-        }
-    )
-    with caplog.at_level(logging.INFO):
-        assert parser.get_parsed_content("check").run()["verdict"]["level"] == "copies"
-    assert any(record.message.startswith("Copies: 1 of 2") for record in caplog.records)
-    assert any("shows real patients" in record.message for record in caplog.records)
-    assert (tmp_path / "cache").is_dir() and not (tmp_path / "report" / "features").exists()
 
 
 def test_sheet_shows_samples_beside_their_neighbours_the_worst_first(tmp_path, real_phantoms, privacy_check):
@@ -184,17 +136,27 @@ def test_sheet_shows_samples_beside_their_neighbours_the_worst_first(tmp_path, r
         np.testing.assert_allclose(cell, image, atol=1)
 
 
-def test_the_summary_has_the_figures_and_names_nobody(tmp_path, real_phantoms, privacy_check):
+def test_what_may_be_shared_has_the_figures_names_nobody_and_can_go_to_a_folder_of_its_own(
+    tmp_path, real_phantoms, privacy_check, caplog
+):
     generate(tmp_path / "generated", [*fresh(4), copy_of(3)])
     train, held_out = real_phantoms
     twin = {"image": train[9]["image"], "patient_id": "someone else"}
-    report = privacy_check((train, [*held_out, twin])).run()
-    text = (tmp_path / "report" / "privacy_summary.json").read_text()
+    with caplog.at_level(logging.INFO):
+        report = privacy_check((train, [*held_out, twin]), summary_dir=tmp_path / "shared").run()
+    assert report["held_out_copies_of_training"] == [[twin["image"], train[9]["image"]]]
+    assert report["spaces"]["pixels"]["held_out"] == NUM_HELD_OUT  # without the twin
+    for said in ("same picture", "Copies: 1 of 5", "shows real patients"):
+        assert any(said in record.message for record in caplog.records)
+    shared = {"privacy_summary.json", "privacy_summary.md", "distances.png"}
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == shared
+    assert not shared & {path.name for path in (tmp_path / "report").iterdir()}
+    text = (tmp_path / "shared" / "privacy_summary.json").read_text()
     found = json.loads(text)
     assert found == summary(report)
     assert found["verdict"]["num_copies"] == 1 and found["images"]["training"] == NUM_TRAIN
     assert found["num_held_out_copies_of_training"] == 1
-    table = (tmp_path / "report" / "privacy_summary.md").read_text()
+    table = (tmp_path / "shared" / "privacy_summary.md").read_text()
     assert table == markdown(found) and found["verdict"]["text"] in table
     assert f"calibrated on {NUM_HELD_OUT + 1} held-out" in table
     sensitivity = found["sensitivity"]
@@ -216,15 +178,6 @@ def test_patients_with_several_images_are_looked_for_in_samples(tmp_path, real_p
     assert report["link"]["samples"]["num_samples"] == 4
     assert (tmp_path / "report" / "links.png").is_file()
     assert link_markdown(report["link"]) in (tmp_path / "report" / "privacy_summary.md").read_text()
-
-
-def test_what_may_be_shared_can_go_to_a_folder_of_its_own(tmp_path, real_phantoms, privacy_check):
-    generate(tmp_path / "generated", fresh(4))
-    privacy_check(real_phantoms, summary_dir=tmp_path / "shared").run()
-    shared = {"privacy_summary.json", "privacy_summary.md", "distances.png"}
-    assert {path.name for path in (tmp_path / "shared").iterdir()} == shared
-    assert Image.open(tmp_path / "shared" / "distances.png").format == "PNG"
-    assert not shared & {path.name for path in (tmp_path / "report").iterdir()}
 
 
 def test_altered_copies_are_near_but_not_the_same():

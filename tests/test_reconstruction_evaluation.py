@@ -7,13 +7,11 @@ import statistics
 import monai
 import pytest
 import torch
-from monai.bundle import ConfigParser
 from monai.data import Dataset, MetaTensor
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import Dinov2Config, Dinov2Model
 
 from common import metrics
 from common.evaluation.codec_baselines import bicubic_down_up, jpeg_at_bytes
@@ -116,39 +114,31 @@ def test_files_agree_and_are_whole(tmp_path, caplog):
     assert report["provenance"]["versions"]["torch"] == torch.__version__
 
 
-def test_lpips_dino_and_ms_ssim_are_those_of_the_metrics(tmp_path):
+def test_lpips_dino_and_ms_ssim_are_those_of_the_metrics(tmp_path, tiny_dino):
     torch.manual_seed(0)
     shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
     state = {f"features.{i}.weight": torch.randn(s) * (s[1] * s[2] ** 2) ** -0.5 for i, s in shapes.items()}
     state |= {f"features.{i}.bias": torch.zeros(s[0]) for i, s in shapes.items()}
     state |= {f"lin{k}.model.1.weight": torch.rand(1, s[0], 1, 1) for k, s in enumerate(shapes.values())}
     torch.save(state, tmp_path / "lpips.pt")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 14, "image_size": 28}
-    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "dino")
-    lpips, dino = LPIPS(tmp_path / "lpips.pt"), DinoEncoder(tmp_path / "dino", image_size=28)
+    lpips, dino = LPIPS(tmp_path / "lpips.pt"), DinoEncoder(tiny_dino, image_size=28)
     image, network = images(2, 176), Blur().eval()
     report = evaluator(tmp_path / "out", network, items(image), lpips=lpips, dino=dino).run()
     found = report["headline"]["overall"]["methods"]["autoencoder"]
     with torch.no_grad():
         output = network(image)
-        assert found["lpips"]["mean"] == pytest.approx(float(lpips(output, image).mean()), abs=1e-6)
         cosine = torch.cosine_similarity(dino(output).cls_token, dino(image).cls_token)
-        assert found["dino_cosine"]["mean"] == pytest.approx(float(cosine.mean()), abs=1e-5)
-        assert found["ms_ssim"]["mean"] == pytest.approx(float(metrics.ms_ssim(output, image).mean()), abs=1e-6)
+        expected = {"lpips": lpips(output, image), "dino_cosine": cosine, "ms_ssim": metrics.ms_ssim(output, image)}
+    for name, values in expected.items():
+        assert found[name]["mean"] == pytest.approx(float(values.mean()), abs=1e-5)
 
 
-def test_metrics_that_were_not_computed_are_absent(tmp_path):
-    report = evaluator(tmp_path).run()
-    assert set(report["headline"]["overall"]["methods"]["autoencoder"]) == {"psnr", "ssim"}  # 64 pixels, no LPIPS
-    assert "LPIPS" not in (tmp_path / "table.md").read_text()
-
-
-def test_identity_scores_best(tmp_path):
-    report = evaluator(tmp_path, network=lambda image: image).run()
-    methods = report["headline"]["overall"]["methods"]
+def test_identity_scores_best_and_metrics_that_were_not_computed_are_absent(tmp_path):
+    methods = evaluator(tmp_path, network=lambda image: image).run()["headline"]["overall"]["methods"]
     assert methods["autoencoder"]["psnr"]["mean"] == pytest.approx(100.0)
     assert methods["autoencoder"]["ssim"]["mean"] == pytest.approx(1.0, abs=1e-5)
-    assert methods["bicubic"]["psnr"]["mean"] < 60
+    assert methods["bicubic"]["psnr"]["mean"] < 60 and set(methods["bicubic"]) == {"psnr", "ssim"}  # 64 px, no LPIPS
+    assert "LPIPS" not in (tmp_path / "table.md").read_text()
 
 
 def test_non_finite_images_are_reported_and_left_out(tmp_path, caplog):
@@ -179,16 +169,6 @@ def test_a_broken_input_is_reported_for_all_methods(tmp_path):
 
 
 def test_network_stays_trainable_and_gets_its_mode_back(tmp_path):
-    network = Blur().train()
-    cached = items()
-    report = evaluator(tmp_path, network, cached).run()
-    assert report["headline"]["overall"]["methods"]["autoencoder"]["psnr"]["mean"] > 15  # it ran in evaluation mode
-    assert network.training
-    F.conv2d(cached[0]["image"][None], network.weight).sum().backward()
-    assert network.weight.grad is not None
-
-
-def test_data_of_the_loader_is_not_made_in_inference_mode(tmp_path):
     seen = []
 
     class Watched(Dataset):
@@ -196,8 +176,12 @@ def test_data_of_the_loader_is_not_made_in_inference_mode(tmp_path):
             seen.append(torch.is_inference_mode_enabled())
             return super().__getitem__(index)
 
-    evaluator(tmp_path, data=Watched(items())).run()
-    assert seen and not any(seen)
+    network, cached = Blur().train(), items()
+    report = evaluator(tmp_path, network, Watched(cached)).run()
+    assert report["headline"]["overall"]["methods"]["autoencoder"]["psnr"]["mean"] > 15  # it ran in evaluation mode
+    assert network.training and seen and not any(seen)
+    F.conv2d(cached[0]["image"][None], network.weight).sum().backward()
+    assert network.weight.grad is not None
 
 
 def test_latents_at_half_precision_give_the_budget_and_images_above_it_are_named(tmp_path):
@@ -207,25 +191,11 @@ def test_latents_at_half_precision_give_the_budget_and_images_above_it_are_named
     assert found["budget_bytes"]["max"] == 16 and found["over_budget"] == [f"images/{i}.png" for i in range(5)]
 
 
-def test_runs_from_a_bundle_config_with_monai_batches(tmp_path):
+def test_batches_and_columns_of_monai_are_taken(tmp_path):
     data = [{**item, "image": MetaTensor(item["image"]), "label": i} for i, item in enumerate(items())]
-    parser = ConfigParser(
-        {
-            "network": {"_target_": "torch.nn.Identity"},
-            "evaluator": {
-                "_target_": "common.evaluation.reconstruction_evaluation.ReconstructionEvaluator",
-                "network": "@network",
-                "data_loader": "@loader",
-                "device": "$torch.device('cpu')",
-                "output_dir": str(tmp_path),
-                "latent_channels": 4,
-            },
-            "loader": monai.data.DataLoader(Dataset(data), batch_size=2),
-        }
-    )
-    parser.get_parsed_content("evaluator").run()
-    rows = read_csv(tmp_path)
-    assert [row["label"] for row in rows if row["method"] == "jpeg"] == ["0", "1", "2", "3", "4"]
+    loader = monai.data.DataLoader(Dataset(data), batch_size=2)
+    ReconstructionEvaluator(nn.Identity(), loader, torch.device("cpu"), str(tmp_path), latent_channels=4).run()
+    assert [row["label"] for row in read_csv(tmp_path) if row["method"] == "jpeg"] == ["0", "1", "2", "3", "4"]
 
 
 @pytest.mark.parametrize(("headline", "shown"), [(None, range(5)), ({"source": "b"}, (0, 3))])
@@ -238,24 +208,24 @@ def test_sheet_shows_the_hardest_image_of_the_headline_first(tmp_path, headline,
     assert torch.equal(pixels, (images()[worst, 0] * 255).round().long())
 
 
-@pytest.mark.parametrize("network", [lambda x: x * 2 - 1, lambda x: x * 255])
-def test_reconstructions_of_another_range_are_refused(tmp_path, network):
-    with pytest.raises(ValueError, match=r"reconstruction values"):
-        evaluator(tmp_path, network=network).run()
-
-
-def test_wrong_shapes_and_columns_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="found reconstruction"):
-        evaluator(tmp_path, network=lambda x: x[..., ::2]).run()
-    with pytest.raises(ValueError, match="no column 'hospital'"):
-        evaluator(tmp_path, group_by="hospital").run()
-    with pytest.raises(ValueError, match="no column 'image_path'"):
-        evaluator(tmp_path, data=[{"image": images()[0], "source": "a"}]).run()
-    with pytest.raises(ValueError, match="no batch"):
-        evaluator(tmp_path, data=[]).run()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"network": lambda x: x * 2 - 1},
+        {"network": lambda x: x * 255},
+        {"network": lambda x: x[..., ::2]},
+        {"group_by": "hospital"},
+        {"data": [{"image": images()[0], "source": "a"}]},
+        {"data": []},
+    ],
+    ids=["signed", "bytes", "shape", "column", "path", "no batch"],
+)
+def test_other_ranges_shapes_and_columns_are_refused(tmp_path, options):
+    with pytest.raises(ValueError):
+        evaluator(tmp_path, **options).run()
 
 
 def test_a_filter_that_matches_nothing_keeps_the_csv(tmp_path):
-    with pytest.raises(ValueError, match=r"'quality': 'C'.*'A', 'B'"):
+    with pytest.raises(ValueError):
         evaluator(tmp_path, headline_filter={"quality": "C"}).run()
     assert len(read_csv(tmp_path)) == 15

@@ -56,26 +56,19 @@ def test_hd95_of_hand_computed_cases(one, other, spacing, distance):
         assert score.hd95_unit == ("mm" if spacing else "px")
 
 
-def test_hd95_sees_each_class_by_itself():
-    prediction = square(5, 5, label=1) + square(20, 40, label=2)
-    reference = square(5, 8, label=1) + square(20, 40, label=2)
-    np.testing.assert_allclose(score_mask(prediction, reference, 3).hd95, [3, 0])
-
-
-def test_without_hd95_the_rest_is_the_same():
-    prediction, reference = square(5, 5), square(5, 10)
-    full, quick = score_mask(prediction, reference, 2), score_mask(prediction, reference, 2, with_hd95=False)
-    assert np.isnan(quick.hd95).all() and full.hd95[0] == 5
-    assert (quick.dice, quick.iou, quick.hd95_unit) == (full.dice, full.iou, "px")
+def test_hd95_sees_each_class_by_itself_and_can_be_left_out():
+    prediction, reference = (square(5, left, label=1) + square(20, 40, label=2) for left in (5, 8))
+    full, quick = score_mask(prediction, reference, 3), score_mask(prediction, reference, 3, with_hd95=False)
+    np.testing.assert_allclose(full.hd95, [3, 0])
+    assert np.isnan(quick.hd95).all() and quick.hd95_unit == "px"
+    assert np.array_equal([quick.dice, quick.iou], [full.dice, full.iou])
     assert np.array_equal(quick.confusion, full.confusion)
-    assert summarise_scores([quick], CARIES)["classes"]["caries"]["hd95_px"]["n"] == 0
 
 
-def test_masks_that_cannot_be_compared_are_refused():
-    with pytest.raises(ValueError, match=r"\(40, 60\) and \(40, 61\)"):
-        score_mask(square(0, 0), square(0, 0, size=(40, 61)), 2)
-    with pytest.raises(ValueError, match="labels from 0 to 3 in the reference; expected 0 to 2"):
-        score_mask(square(0, 0), square(0, 0, label=3), 3)
+@pytest.mark.parametrize("reference", [square(0, 0, size=(40, 61)), square(0, 0, label=3)])
+def test_masks_that_cannot_be_compared_are_refused(reference):
+    with pytest.raises(ValueError):
+        score_mask(square(0, 0), reference, 3)
 
 
 def test_the_summary_weighs_classes_equally_and_counts_what_is_there():
@@ -100,7 +93,7 @@ def test_the_summary_weighs_classes_equally_and_counts_what_is_there():
     assert decay["hd95_mm"] == {"mean": 0.0, "sd": None, "n": 1} and decay["hd95_px"]["n"] == 0
     assert summary["n"] == 3
     json.dumps(summary, allow_nan=False)
-    with pytest.raises(ValueError, match="found no scores"):
+    with pytest.raises(ValueError):
         summarise_scores([], CARIES)
 
 
@@ -109,6 +102,7 @@ def test_only_the_largest_component_stays_where_asked():
     cleaned = clean_up(mask, keep_largest=[1])
     np.testing.assert_array_equal(cleaned, mask - square(2, 2, 4))
     assert mask[3, 3] == 1  # the argument is left as it was
+    assert np.array_equal(clean_up(mask), mask) and not clean_up(np.zeros((4, 4), int), keep_largest=[1]).any()
 
 
 def test_small_components_go_by_their_area_and_diagonal_pixels_are_one_component():
@@ -118,9 +112,3 @@ def test_small_components_go_by_their_area_and_diagonal_pixels_are_one_component
     assert not clean_up(mask, min_area_px={1: 9}).any()
     assert np.array_equal(clean_up(mask, min_area_px={2: 9}), mask)
     assert not clean_up(mask, keep_largest=[1], min_area_px={1: 9}).any()
-
-
-def test_clean_up_without_anything_to_do():
-    mask = square(2, 2)
-    assert np.array_equal(clean_up(mask), mask)
-    assert not clean_up(np.zeros((4, 4), int), keep_largest=[1]).any()

@@ -38,9 +38,7 @@ def jpeg_at_bytes(image: Tensor, max_bytes: int) -> tuple[Tensor, Tensor]:
     choice on 160 real trials); Huffman tables optimised; header bytes count. If even quality 1 is larger, that is what
     is returned: compare the byte counts with max_bytes.
 
-    Args:
-        image: [B, 1, H, W] in [0, 1], any device; rounded to 8 bits before encoding.
-        max_bytes: budget in bytes for each image.
+    Images are [B, 1, H, W] in [0, 1], on any device; they are rounded to 8 bits before encoding.
 
     Returns:
         The decoded images [B, 1, H, W] float32 on image's device, and the file sizes [B] int64 on the CPU.
@@ -62,19 +60,19 @@ def jpeg_at_bytes(image: Tensor, max_bytes: int) -> tuple[Tensor, Tensor]:
 
 def _best_jpeg(pixels: np.ndarray, max_bytes: int) -> bytes:
     """The largest-quality file within max_bytes, or the one of quality 1."""
-    best = _encode(pixels, 1)
+
+    def encoded(quality: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality, optimize=True)
+        return buffer.getvalue()
+
+    best = encoded(1)
     low, high = 2, MAX_QUALITY  # everything below low is known to fit, everything above high known not to
     while low <= high and len(best) <= max_bytes:
         quality = (low + high) // 2
-        file = _encode(pixels, quality)
+        file = encoded(quality)
         if len(file) <= max_bytes:
             best, low = file, quality + 1
         else:
             high = quality - 1
     return best
-
-
-def _encode(pixels: np.ndarray, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality, optimize=True)
-    return buffer.getvalue()

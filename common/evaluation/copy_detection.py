@@ -23,10 +23,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from ..errors import DatasetError, SettingsError
-from .held_out_ratios import Floats, HeldOutRatios
+from .held_out_ratios import Floats, HeldOutRatios, nearer
 from .nearest_patients import SPACES, CopyFeatures, NearestPatients
 from .report import Row
 
@@ -104,13 +103,11 @@ class CopyReference:
     def fit(
         self, train: CopyFeatures, held_out: CopyFeatures, train_patients: Sequence[Hashable] | None = None
     ) -> CopyReference:
-        """Take the training images, and held-out ones whose patients are not among the training patients.
+        """Take the training images, as they are without augmentation, and held-out images of other patients.
 
-        Args:
-            train: N images that the generator was trained on, as they are without augmentation.
-            held_out: n images it was not trained on, prepared in the same way and of the same kinds. With n below
-                2 / false_flag_rate - 1 (199 for 1 %) only single copies can be found, and no set be called clean.
-            train_patients: of the N; None if each is a patient of its own.
+        Both are prepared in the same way and of the same kinds. With fewer than 2 / false_flag_rate - 1 held-out images
+        (199 for 1 %) only single copies can be found, and no set be called clean. Without patients each training image
+        is of one of its own.
 
         Raises:
             DatasetError: too few images, or features of different sizes.
@@ -171,7 +168,13 @@ class CopyReference:
         is_copy = np.any([space.tail_p_value <= limit for space in spaces.values()], axis=0)
         is_flagged = np.any([space.is_flagged for space in spaces.values()], axis=0) | is_copy
         copies_source = spaces["pixels"].source_p_value <= self.held_out["pixels"].rank / (self._num_held_out + 1)
-        comparison = {space: self._compare(space, spaces[space], groups) for space in SPACES}
+        comparison = {
+            name: {
+                "distance": nearer(space.distance, self.held_out_distance[name], groups),
+                "ratio": nearer(space.ratio, self.held_out[name].sorted, groups),
+            }
+            for name, space in spaces.items()
+        }
         counts = {"num_flagged": int(is_flagged.sum()), "num_copies": int(is_copy.sum())}
         return CopyCheck(spaces, is_flagged, is_copy, copies_source, comparison, self._judge(spaces, counts, groups))
 
@@ -185,19 +188,6 @@ class CopyReference:
         p_values = reference.p_value(ratio), reference.tail_p_value(ratio)
         flags = reference.flags(ratio)
         return SpaceCheck(index, distance, ratio, *p_values, flags, source_distance, source_p_value)
-
-    def _compare(self, space: str, check: SpaceCheck, groups: Sequence[Hashable]) -> dict[str, tuple[float, float]]:
-        """Mann-Whitney on one sample per group: are samples nearer than held-out images?"""
-        first = list({group: row for row, group in reversed(list(enumerate(groups)))}.values())
-        pairs = {
-            "distance": (check.distance[first], self.held_out_distance[space]),
-            "ratio": (check.ratio[first], self.held_out[space].sorted),
-        }
-        result = {}
-        for name, (sample, held_out) in pairs.items():
-            test = stats.mannwhitneyu(sample, held_out, alternative="less")
-            result[name] = (1 - float(test.statistic) / (len(sample) * len(held_out)), float(test.pvalue))
-        return result
 
     def _judge(self, spaces: Mapping[str, SpaceCheck], counts: Mapping[str, int], groups: Sequence[Hashable]) -> Row:
         """From flags and p-values of samples to one sentence; see `check`."""
@@ -223,11 +213,12 @@ class CopyReference:
             level = "more_near_copies"
             text = f"More near-copies than among held-out real patients: {figures} ({chance})."
         elif not self.held_out[SPACES[0]].rank:
+            least = math.ceil(len(SPACES) / self.false_flag_rate) - 1
             level, text = (
                 "undecided",
                 (
                     f"Undecided: no single copy stands out, but {n} held-out images are too few to flag near-copies, "
-                    f"{math.ceil(len(SPACES) / self.false_flag_rate) - 1} are needed."
+                    f"{least} are needed."
                 ),
             )
         else:

@@ -54,12 +54,6 @@ def frechet_distance_extrapolated(a: Features, b: Features, seed: int = 0, num_s
     dimensions (hundreds against 2,048) much of the bias stays, though less than in the distance itself; and it is
     noisier than that: it may be negative where both distributions agree.
 
-    Args:
-        a: [N, D], N at least 8; so is b.
-        b: [M, D].
-        seed: of the subsets.
-        num_sizes: points on the line.
-
     Raises:
         ValueError: as `frechet_distance`, or fewer than 8 rows.
     """
@@ -81,12 +75,8 @@ def frechet_leverages(a: Features, b: Features) -> tuple[Array, Array]:
     values sum up to the last trace of `frechet_distance`, so this costs as much as one distance. Without hundreds of
     images more than dimensions it ranks rather than predicts: the true fall is larger.
 
-    Args:
-        a: [N, D].
-        b: [M, D].
-
     Returns:
-        [N] and [M], in squared units of the features; negative where the distance would rise.
+        Of the N and M rows, in squared units of the features; negative where the distance would rise.
 
     Raises:
         ValueError: as `frechet_distance`.
@@ -110,10 +100,6 @@ def gaussian_mmd(a: Features, b: Features) -> float:
     The kernel is bounded, so that an image weighs at most 2 / N whatever it shows, and nothing is assumed of the
     distributions. Its bandwidth is the median distance between images of a over √2 (Gretton et al. 2012), where CMMD
     takes 10, made for CLIP's unit vectors: two images of a have a kernel of about 1 / e.
-
-    Args:
-        a: [N, D], real images, N at least 2.
-        b: [M, D], M at least 2.
 
     Returns:
         0 on average over draws where both distributions agree, so single figures may be negative; at most 2.
@@ -146,10 +132,7 @@ def precision_recall_density_coverage(real: Features, fake: Features, k: int = 5
     (one outlier's huge ball can raise both). Density is 1 and coverage 1 − 2⁻ᵏ on average for equal distributions of
     equal N. So compare only figures of the same N and k, and with those of two sets of real images.
 
-    Args:
-        real: [N, D], N at least k + 1.
-        fake: [M, D], M at least k + 1.
-        k: which neighbour; 5 in Naeem et al., 3 in Kynkäänniemi et al.
+    k is 5 in Naeem et al., 3 in Kynkäänniemi et al.
 
     Returns:
         "precision", "recall", "density", "coverage": shares in [0, 1]; density alone may exceed 1.
@@ -192,16 +175,8 @@ def bootstrap_interval(
     A resample has fewer different rows than the set, so a metric with a small-N bias comes out larger on all of them:
     the plain quantiles can miss the estimate altogether. They are therefore shifted by the resamples' mean minus the
     estimate. The interval says how far the figure would vary over other sets of the same sizes; the bias at these
-    sizes is in it, not around it. Rows count as independent.
-
-    Args:
-        metric: of two arrays.
-        a: [N, D].
-        b: [M, D].
-        num_resamples: at least 2; 100 do for two digits of the interval's width.
-        seed: of the resamples.
-        level: share of resamples inside, in (0, 1).
-        progress: show a progress bar.
+    sizes is in it, not around it. Rows count as independent. 100 resamples do for two digits of the interval's width;
+    `level` is the share of them inside.
 
     Returns:
         Lower and upper end.

@@ -75,26 +75,19 @@ class ImageQuality:
     ) -> dict[str, Any]:
         """Compare under every extractor: {"settings": ..., "extractors": {name: what `compare` gives}}.
 
-        Args:
-            features: extractor → (real [N, D], fake [M, D]); every extractor has seen the same images.
-            patient_ids: of the N real images; None counts every image as a patient of its own.
+        Features are real ones [N, D] and fake ones [M, D] by extractor; every extractor has seen the same images.
         """
         settings = {key: value for key, value in asdict(self).items() if key != "progress"}
         compared = {name: self.compare(real, fake, patient_ids) for name, (real, fake) in features.items()}
         return {"settings": settings, "extractors": compared}
 
     def compare(self, real: Array, fake: Array, patient_ids: Sequence[str] | None = None) -> dict[str, Any]:
-        """All metrics of one pair of sets under one extractor.
-
-        Args:
-            real: features [N, D].
-            fake: features [M, D].
-            patient_ids: of the N real images; None counts every image as a patient of its own.
+        """All metrics of features [N, D] and [M, D] under one extractor; without ids each image is of another patient.
 
         Returns:
             What `metrics` and `intervals` give; real_real_floor: `metrics` for one half of the real images against the
-            other, with a note; fake_at_floor_n: the same for the first half against as many
-            fakes as the second half has images. Both are None where the halves are too small.
+            other, with a note; fake_at_floor_n: the same for the first half against as many fakes as the second half
+            has images. Both are None where the halves are too small.
 
         Raises:
             SettingsError: too few images, or patient_ids that do not fit.
@@ -143,14 +136,9 @@ class ImageQuality:
 
 
 def split_halves(patient_ids: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
-    """Two halves of a list, as equal in size as its patients allow; no patient is in both.
+    """Ascending indices of two halves of a list of images, as equal in size as its patients allow; none is in both.
 
-    Args:
-        patient_ids: one for each image.
-        seed: of the order in which patients are dealt, each to the half that is smaller so far.
-
-    Returns:
-        Indices of both halves, ascending.
+    Patients are dealt in an order from the seed, each to the half that is smaller so far.
     """
     images: dict[str, list[int]] = {}
     for i, patient in enumerate(patient_ids):
@@ -169,7 +157,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     for name, found in report["extractors"].items():
         rows = {"real, fake": found, "real half, fake": found["fake_at_floor_n"]}
         rows["real half, real half"] = found["real_real_floor"]
-        lines += [_line(name, label, row) for label, row in rows.items() if row is not None]
+        for label, row in rows.items():
+            if row is not None:
+                lines.append([name, label, f"{row['num_real']}, {row['num_fake']}", *cells(row)])
         if found["real_real_floor"] is None:
             notes.append(f"{name}: too few real images or patients for two halves of real ones.")
         elif found["real_real_floor"]["note"] not in notes:
@@ -192,16 +182,11 @@ def headings(num_left_out: int) -> list[str]:
 
 def cells(row: Row) -> list[str]:
     """A table's cells of what `ImageQuality.metrics` and `intervals` give; – for what an older report lacks."""
-    measured = [
-        _with_interval(row, *each) for each in (("fd", 1), ("fd_without", 1), ("fd_infinity", 1), ("mmd", 1000))
-    ]
-    return [*measured, *(cell(row[key], 3) for key in SHARES)]
 
+    def with_interval(name: str, factor: float) -> str:
+        values = (row.get(name), *row.get(f"{name}_ci", ()))
+        numbers = [f"{factor * value:.4g}" for value in values if value is not None]
+        return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else "".join(numbers) or "–"
 
-def _with_interval(row: Row, name: str, factor: float) -> str:
-    numbers = [f"{factor * value:.4g}" for value in (row.get(name), *row.get(f"{name}_ci", ())) if value is not None]
-    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else "".join(numbers) or "–"
-
-
-def _line(name: str, label: str, row: Row) -> list[str]:
-    return [name, label, f"{row['num_real']}, {row['num_fake']}", *cells(row)]
+    factors = {"fd": 1, "fd_without": 1, "fd_infinity": 1, "mmd": 1000}
+    return [*(with_interval(*each) for each in factors.items()), *(cell(row[key], 3) for key in SHARES)]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..data.alignment import evened_out
 from ..errors import DatasetError
-from .held_out_ratios import Floats
+from .held_out_ratios import Floats, codes
 
 SPACES = ("embedding", "pixels")
 MIN_DISTANCE = 1e-6  # of cosine or correlation; float32 cannot tell less from 0
@@ -27,18 +27,10 @@ CHUNK = 256  # images compared at a time; changes memory, not results
 
 @dataclass(frozen=True)
 class CopyFeatures:
-    """What is compared of N images.
+    """What is compared of N images; other shapes or values that are not finite are a DatasetError."""
 
-    Args:
-        embeddings: [N, D], any scale.
-        pictures: [N, 1, h, w], grey, any scale; sides of 32 to 64 px.
-
-    Raises:
-        DatasetError: other shapes, different N, values that are not finite.
-    """
-
-    embeddings: Tensor
-    pictures: Tensor
+    embeddings: Tensor  # [N, D], any scale
+    pictures: Tensor  # [N, 1, h, w], grey, any scale; sides of 32 to 64 px
 
     def __post_init__(self) -> None:
         shapes = tuple(self.embeddings.shape), tuple(self.pictures.shape)
@@ -60,9 +52,7 @@ class CopyFeatures:
 class CopyFeatureNetwork(nn.Module):
     """What is compared of an image, in one vector: [B, 1, H, W] in [0, 1] -> [B, D + s²].
 
-    Args:
-        encoder: gives an object with `cls_token` [B, D].
-        picture_size: s, px of the small picture (mean over areas).
+    The encoder gives an object with `cls_token` [B, D]; s px is the side of the small picture (mean over areas).
     """
 
     def __init__(self, encoder: nn.Module, picture_size: int) -> None:
@@ -81,14 +71,10 @@ class CopyFeatureNetwork(nn.Module):
 
 
 class NearestPatients:
-    """The training images, and the nearest of them to any others.
+    """N training images, by the patients they show, and the nearest of them to any others.
 
-    Args:
-        train: N images that the generator was trained on.
-        held_out: n images it was not trained on, which may be sources of samples, too.
-        train_patients: of the N; None if each is a patient of its own.
-        num_neighbours: patients that the mean distance is taken over.
-        max_shift: px of the small pictures, in each direction.
+    The n held-out images may be sources of samples, too. Distances to patients are the mean over `num_neighbours`;
+    `max_shift` is in px of the small pictures, in each direction. Without patients each image is one of its own.
 
     Raises:
         DatasetError: features of different sizes, or pictures too small for the shifts.
@@ -110,9 +96,7 @@ class NearestPatients:
                 f"copy detection: found pictures {tuple(train.pictures.shape[2:])} and max_shift {max_shift}; "
                 "expected larger pictures or smaller shifts."
             )
-        patients = list(range(len(train)) if train_patients is None else train_patients)
-        codes = {patient: code for code, patient in enumerate(dict.fromkeys(patients))}
-        self._patients = torch.tensor([codes[patient] for patient in patients])
+        self._patients = torch.from_numpy(codes(range(len(train)) if train_patients is None else train_patients))
         # Unit vectors [N + n, P], unshifted.
         self._keys = {
             space: torch.cat([self._vectors(space, features, 0)[0] for features in (train, held_out)])
@@ -120,11 +104,7 @@ class NearestPatients:
         }
 
     def check_sizes(self, features: CopyFeatures) -> None:
-        """Refuse what was prepared in another way than the training images.
-
-        Raises:
-            DatasetError: embeddings or pictures of another size.
-        """
+        """Refuse, by a DatasetError, what was prepared in another way than the training images."""
         for name in ("embeddings", "pictures"):
             expected, found = (tuple(getattr(each, name).shape[1:]) for each in (self._train, features))
             if expected != found:
@@ -138,10 +118,7 @@ class NearestPatients:
     ) -> tuple[NDArray[np.integer], Floats, Floats]:
         """Index of the nearest training image, distance to it, mean distance to the k nearest patients; each [M].
 
-        Args:
-            space: one of `SPACES`.
-            queries: M images.
-            own: of each, indices of images whose patients are left out, as for `source_distance`.
+        The patients of images that are a query's own, as for `source_distance`, are left out.
 
         Raises:
             DatasetError: a query to whose comparison no training image is left.
@@ -174,10 +151,7 @@ class NearestPatients:
     def source_distance(self, space: str, samples: CopyFeatures, own: Sequence[tuple[int, ...]]) -> Floats:
         """Distance [M] to the nearest own source; NaN where there is none.
 
-        Args:
-            space: one of `SPACES`.
-            samples: M images.
-            own: of each, indices into the training images followed by the held-out images.
+        Own sources are indices into the training images followed by the held-out images.
         """
         distance = np.full(len(samples), np.nan)
         for row in (row for row, indices in enumerate(own) if indices):

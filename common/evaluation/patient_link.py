@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
-from .held_out_ratios import Floats, HeldOutRatios
+from .held_out_ratios import Floats, HeldOutRatios, codes, nearer
 from .nearest_patients import CopyFeatures, NearestPatients
-from .report import COLOURS, Row, cell, markdown_table, plot_file
+from .report import Row, cell, draw_shares, markdown_table, plot_file
 
 FALSE_ALARMS = 0.01  # share of pairs of different patients that may be taken for one
 SHRINKAGE = 0.1  # of the covariance towards a multiple of the identity
@@ -58,10 +57,10 @@ class PatientHead:
     def __init__(self, train: PatientImages) -> None:
         tokens = train.features.embeddings.double().numpy()
         rows = np.flatnonzero(train.is_repeated)
-        codes = _codes([train.patients[row] for row in rows.tolist()])
-        sums = np.zeros((codes.max() + 1, tokens.shape[1]))
-        np.add.at(sums, codes, tokens[rows])
-        within = tokens[rows] - (sums / np.bincount(codes)[:, None])[codes]
+        patients = codes([train.patients[row] for row in rows.tolist()])
+        sums = np.zeros((patients.max() + 1, tokens.shape[1]))
+        np.add.at(sums, patients, tokens[rows])
+        within = tokens[rows] - (sums / np.bincount(patients)[:, None])[patients]
         covariance = within.T @ within / (len(rows) - len(sums))
         ridge = SHRINKAGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
         self.mean = tokens.mean(0)
@@ -77,17 +76,9 @@ class PatientHead:
 class LinkCheck:
     """Fit the head, measure it on held-out patients, and look at samples.
 
-    Args:
-        train: what the generator was trained on.
-        held_out: images of other patients.
-        num_neighbours: training patients that the distance to the nearest one is compared with.
-        false_flag_rate: share of images of new patients that may be linked to a training patient.
-
-    Attributes:
-        similarity: cosine of the held-out pairs.
-        is_same: whether they are of one patient.
-        ratios: by name, "held out", "planted" and "samples": distance to the nearest patient over that to the nearest
-            few.
+    The distance to the nearest training patient is compared with that to `num_neighbours`; `false_flag_rate` is the
+    share of images of new patients that may be linked to a training patient. `run` leaves the ratios of distances of
+    "held out", "planted" and "samples".
     """
 
     def __init__(
@@ -99,11 +90,11 @@ class LinkCheck:
         self.ratios: dict[str, Floats] = {}
         vectors = torch.nn.functional.normalize(self.head(held_out.features).embeddings, dim=1)
         first, second = np.triu_indices(len(vectors), 1)
-        codes, sources = _codes(held_out.patients), _codes(held_out.sources)
+        patients, sources = codes(held_out.patients), codes(held_out.sources)
         is_alike = sources[first] == sources[second]
-        self._pairs = np.stack([codes[first], codes[second]], axis=1)[is_alike]
+        self._pairs = np.stack([patients[first], patients[second]], axis=1)[is_alike]
         self._pair_sources = np.array([str(source) for source in held_out.sources])[first[is_alike]]
-        self.similarity = (vectors @ vectors.T).numpy()[first, second][is_alike]
+        self.similarity = (vectors @ vectors.T).numpy()[first, second][is_alike]  # cosine
         self.is_same = self._pairs[:, 0] == self._pairs[:, 1]
 
     @classmethod
@@ -117,26 +108,19 @@ class LinkCheck:
         return min(len(known), largest) >= LEAST_PATIENTS
 
     def run(self, samples: CopyFeatures, own: Sequence[tuple[int, ...]], groups: Sequence[Hashable]) -> Row:
-        """All figures as plain numbers.
-
-        Args:
-            samples: M images.
-            own: of each, training images whose patients are left out: those it was made from.
-            groups: samples of one are not independent.
-        """
+        """All figures of samples as plain numbers; arguments as of `CopyReference.check`."""
         _, once = np.unique(self._pairs[self.is_same, 0], return_index=True)
         sources = Counter(self._pair_sources[self.is_same][once].tolist())
         shown = [source for source in sorted(sources) if sources[source] >= LEAST_PATIENTS]
         by_source = {source: self._verify(self._pair_sources == source) for source in shown}
         planted = self._planted()
-        _, first = np.unique(_codes(self.held_out.patients), return_index=True)
+        _, first = np.unique(codes(self.held_out.patients), return_index=True)
         new = self._nearest(self.train, self.held_out[first.tolist()].features)
         made = self._nearest(self.train, samples, own)
         self.ratios |= {"held out": new[1], "samples": made[1]}
         reference = HeldOutRatios(new[1], self.false_flag_rate)
         flags = reference.flags(made[1])
-        alone = list({group: row for row, group in reversed(list(enumerate(groups)))}.values())
-        test = stats.mannwhitneyu(made[1][alone], new[1], alternative="less")
+        probability, p_value = nearer(made[1], new[1], groups)
         return {
             "head": {"num_patients": self.head.num_patients, "num_images": self.head.num_images},
             "pairs": {"all": self._verify(np.ones(len(self.is_same), bool)), **by_source},
@@ -146,8 +130,8 @@ class LinkCheck:
                 "flagged": int(flags.sum()),
                 "expected_flagged": len(samples) * reference.rank / (len(new[1]) + 1),
                 "count_p_value": reference.count_p_value(flags, groups),
-                "probability_sample_is_nearer": 1 - float(test.statistic) / (len(alone) * len(new[1])),
-                "p_value": float(test.pvalue),
+                "probability_sample_is_nearer": probability,
+                "p_value": p_value,
             },
         }
 
@@ -202,12 +186,6 @@ class LinkCheck:
         return index, distance / typical
 
 
-def _codes(values: Sequence[Hashable]) -> NDArray[np.int64]:
-    """A number for each different value, in the order of their first places."""
-    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
-    return np.array([numbers[value] for value in values], dtype=np.int64)
-
-
 def _auc_and_power(is_same: NDArray[np.bool_], weights: Floats) -> tuple[float, float]:
     """Area under the ROC curve, and power at `FALSE_ALARMS`, of weighted pairs in ascending order of similarity."""
     same, different = np.where(is_same, weights, 0), np.where(is_same, 0, weights)
@@ -237,11 +215,7 @@ def draw_links(path: str | Path, check: LinkCheck) -> None:
     with plot_file(path, panels=2, columns=2) as panels:
         titles = "similarity of held-out pairs of one source", "distance to the nearest patient over the nearest few"
         for axes, series, title in zip(panels, (pairs, check.ratios), titles, strict=True):
-            edges = np.histogram_bin_edges(np.concatenate(list(series.values())), 40).tolist()
-            for colour, (name, values) in zip(COLOURS, series.items(), strict=False):
-                label, shares = f"{len(values)} {name}", np.full(len(values), 1 / len(values))
-                axes.hist(values, edges, weights=shares, color=colour, histtype="step", label=label)
-            axes.set_title(title)
+            draw_shares(axes, series, title)
             axes.legend()
 
 

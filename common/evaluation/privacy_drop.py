@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 from ..data.datalist_sources import manifest_items
 from ..errors import DatasetError
@@ -39,12 +38,14 @@ def drop_flagged(generated_dir: str | Path, report_dir: str | Path, drop_source_
         DatasetError: no report there, one of another folder, or no folder that a generation wrote.
     """
     folder, report_dir = Path(generated_dir), Path(report_dir)
-    report, table = _read_report(report_dir)
-    if report["settings"]["generated_dir"] != str(folder.resolve()):
-        raise DatasetError(
-            f"{report_dir}: found the report of {report['settings']['generated_dir']}; expected that of {folder}. Give "
-            "the output_dir of its check."
-        )
+    try:
+        report = json.loads((report_dir / REPORT_NAME).read_text("utf-8"))
+        with (report_dir / TABLE_NAME).open(encoding="utf-8", newline="") as file:
+            table = list(csv.DictReader(file))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{report_dir}: no report of a privacy check there ({error}); run it first") from error
+    if (found := report["settings"]["generated_dir"]) != str(folder.resolve()):
+        raise DatasetError(f"{report_dir}: found the report of {found}; expected that of {folder}, give its output_dir")
     generation_settings(folder)  # refuses before anything is moved
     is_bad = {
         line["image"]: line["flagged"] == "yes" or (drop_source_copies and line["copies_source"] == "yes")
@@ -62,12 +63,3 @@ def drop_flagged(generated_dir: str | Path, report_dir: str | Path, drop_source_
     if bad:
         logger.info("%d images moved to %s; do not share them", len(bad), folder / FLAGGED_FOLDER)
     return bad
-
-
-def _read_report(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    try:
-        report = json.loads((folder / REPORT_NAME).read_text("utf-8"))
-        with (folder / TABLE_NAME).open(encoding="utf-8", newline="") as file:
-            return report, list(csv.DictReader(file))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{folder}: no report of a privacy check there ({error}); run it first") from error

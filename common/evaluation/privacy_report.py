@@ -54,11 +54,10 @@ class PrivacyCheck:
     """Compare generated images with the training set, against held-out images of other patients.
 
     Writes into output_dir, each file atomically: privacy.json, privacy_per_image.csv, flagged.csv and flagged.png,
-    which shows samples beside their nearest training images. Features are kept, so that a second run, or
-    one that was killed, encodes only what is new. The sheet, the tables and the features are data of real patients:
-    output_dir must not be shared with the generated images. What may be, because it names and shows nobody, are
-    privacy_summary.json, privacy_summary.md, distances.png and links.png; these go to summary_dir. The last one, and
-    whether samples can be linked to patients by other pictures of them, needs some patients with several images.
+    which shows samples beside their nearest training images. Features are kept, so that a second run, or one that was
+    killed, encodes only what is new. All this is data of real patients: output_dir must not be shared with the
+    generated images. What may be, as it names and shows nobody, goes to summary_dir: privacy_summary.json and .md,
+    distances.png, and links.png, which like the search for links needs some patients with several images.
     """
 
     generated_dir: str | Path  # folder with the manifest.csv of a generation run (columns image, strategy, sources)
@@ -108,7 +107,11 @@ class PrivacyCheck:
                 kind readable, or too few images to compare; at the end, files that could not be read.
         """
         elapsed, generated = stopwatch(), Path(os.path.abspath(self.generated_dir))
-        rows = _generated_rows(generated)
+        if not (generated / MANIFEST_NAME).is_file():
+            raise DatasetError(
+                f"{generated / MANIFEST_NAME}: found no such file; generate first, or correct generated_dir"
+            )
+        rows = manifest_items(generated)
         assert_disjoint_patients(training=self.train_items, held_out=self.held_out_items)
         unreadable: dict[str, list[tuple[str, str]]] = {}
         train, train_features = self._read("training", self.train_items, unreadable)
@@ -118,11 +121,11 @@ class PrivacyCheck:
         real = [str(item["image"]) for item in (*train, *held_out)]
         number = {os.path.abspath(path): i for i, path in enumerate(real)}
         sources = [[os.path.abspath(generated / s) for s in several(row.get("sources", ""))] for row in samples]
-        own = [[number[path] for path in paths if path in number] for paths in sources]
+        own = [tuple(number[path] for path in paths if path in number) for paths in sources]
         # Samples without source are independent of each other.
         groups = [row.get("sources") or f"\0{i}" for i, row in enumerate(samples)]
         check = self.reference.check(sample_features, own, groups)
-        table = [_line(i, row, check, real) for i, row in enumerate(samples)]
+        table = [_line(i, name_in(generated, row["image"]), row, check, real) for i, row in enumerate(samples)]
         report = {
             "verdict": check.verdict,
             "sensitivity": self._sensitivity(train),
@@ -130,15 +133,13 @@ class PrivacyCheck:
             # Play no part in the verdict.
             "own_sources": {
                 "samples_with_known_source": sum(map(bool, own)),
-                "samples_with_unknown_source": sum(
-                    bool(paths) and not found for paths, found in zip(sources, own, strict=True)
-                ),
-                "nearest_is_own_source": {
-                    name: int(space.nearest_is_own_source.sum()) for name, space in check.spaces.items()
-                },
+                "samples_with_unknown_source": sum(bool(s) and not o for s, o in zip(sources, own, strict=True)),
+                "nearest_is_own_source": {n: int(s.nearest_is_own_source.sum()) for n, s in check.spaces.items()},
                 "copies_source": int(check.copies_source.sum()),
             },
-            "link": self._link((train, train_features), (held_out, held_out_features), sample_features, own, groups),
+            "link": self._link(
+                _patients(train, train_features), _patients(held_out, held_out_features), sample_features, own, groups
+            ),
             "images": {"generated": len(samples), "training": len(train), "held_out": len(held_out)},
             "held_out_copies_of_training": [[real[len(train) + i], real[j]] for i, j in self.reference.leaks],
             "unreadable": unreadable,
@@ -178,25 +179,17 @@ class PrivacyCheck:
 
     def _link(
         self,
-        train: tuple[Sequence[Mapping[str, Any]], CopyFeatures],
-        held_out: tuple[Sequence[Mapping[str, Any]], CopyFeatures],
+        train: PatientImages,
+        held_out: PatientImages,
         samples: CopyFeatures,
-        own: Sequence[Sequence[int]],
+        own: Sequence[tuple[int, ...]],
         groups: Sequence[str],
     ) -> Row | None:
         """What `LinkCheck` finds, and its plot; None where too few patients have several images."""
-        known, new = (
-            PatientImages(
-                features,
-                [(item.get("source"), item["patient_id"]) for item in items],
-                [item.get("source") or "unknown" for item in items],
-            )
-            for items, features in (train, held_out)
-        )
-        if not LinkCheck.can(known, new):
+        if not LinkCheck.can(train, held_out):
             return None
-        check = LinkCheck(known, new, self.num_neighbours, self.false_flag_rate)
-        found = check.run(samples, [tuple(indices) for indices in own], groups)
+        check = LinkCheck(train, held_out, self.num_neighbours, self.false_flag_rate)
+        found = check.run(samples, own, groups)
         draw_links(self.shared_folder / LINK_NAME, check)
         return found
 
@@ -220,17 +213,14 @@ class PrivacyCheck:
         return {"copies": count, "found": int((check.is_flagged & is_right).sum())}
 
     def _describe(self, space: str, check: CopyCheck) -> Row:
-        held_out = self.reference.held_out[space]
-        nearer = {
-            name: {"probability_sample_is_nearer": probability, "p_value": p}
-            for name, (probability, p) in check.comparison[space].items()
-        }
+        held_out, compared = self.reference.held_out[space], check.comparison[space]
+        names = "probability_sample_is_nearer", "p_value"
         return {
             "flagged": int(check.spaces[space].is_flagged.sum()),
             "ratio_threshold": held_out.threshold,
             "held_out": len(held_out.sorted),
             "smallest_p_value": 1 / (len(held_out.sorted) + 1),
-            "compared_with_held_out": nearer,
+            "compared_with_held_out": {key: dict(zip(names, pair, strict=True)) for key, pair in compared.items()},
         }
 
     def _draw_suspects(self, samples: Sequence[str], lines: Sequence[Row]) -> None:
@@ -342,31 +332,24 @@ def _link_text(report: Row) -> str:
     return link_markdown(report["link"])
 
 
-def _line(i: int, row: Mapping[str, str], check: CopyCheck, real: Sequence[str]) -> Row:
-    """One line of privacy_per_image.csv; paths of generated images are as in the manifest."""
-    line: Row = {
-        "image": row["name"],
-        "strategy": row.get("strategy", ""),
-        "sources": row.get("sources", ""),
-        "flagged": _yes(check.is_flagged[i]),
-        "copy": _yes(check.is_copy[i]),
-        "copies_source": _yes(check.copies_source[i]),
-    }
-    for name, space in check.spaces.items():
-        line[f"{name}_nearest"] = real[space.nearest[i]]
-        line[f"{name}_nearest_is_own_source"] = _yes(space.nearest_is_own_source[i])
+def _line(i: int, name: str, row: Mapping[str, str], check: CopyCheck, real: Sequence[str]) -> Row:
+    """One line of privacy_per_image.csv; the name of the generated image is as in the manifest."""
+
+    def yes(value: Any) -> str:
+        return "yes" if value else "no"
+
+    masks = {"flagged": check.is_flagged, "copy": check.is_copy, "copies_source": check.copies_source}
+    line: Row = {"image": name, **{column: row.get(column, "") for column in ("strategy", "sources")}}
+    line |= {column: yes(mask[i]) for column, mask in masks.items()}
+    for space, found in check.spaces.items():
+        line[f"{space}_nearest"] = real[found.nearest[i]]
+        line[f"{space}_nearest_is_own_source"] = yes(found.nearest_is_own_source[i])
         for column in ("distance", "ratio", "p_value", "tail_p_value", "source_distance", "source_p_value"):
-            value = float(getattr(space, column)[i])
-            line[f"{name}_{column}"] = "" if math.isnan(value) else f"{value:.6g}"
+            value = float(getattr(found, column)[i])
+            line[f"{space}_{column}"] = "" if math.isnan(value) else f"{value:.6g}"
     return line
 
 
-def _yes(value: Any) -> str:
-    return "yes" if value else "no"
-
-
-def _generated_rows(folder: Path) -> list[dict[str, str]]:
-    """The manifest's rows, with "name" as listed and "image" as an absolute path."""
-    if not (folder / MANIFEST_NAME).is_file():
-        raise DatasetError(f"{folder / MANIFEST_NAME}: found no such file; generate first, or correct generated_dir")
-    return [{**item, "name": name_in(folder, item["image"])} for item in manifest_items(folder)]
+def _patients(items: Sequence[Mapping[str, Any]], features: CopyFeatures) -> PatientImages:
+    patients = [(item.get("source"), item["patient_id"]) for item in items]
+    return PatientImages(features, patients, [item.get("source") or "unknown" for item in items])

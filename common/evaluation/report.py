@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..files import atomic_path
 
 if TYPE_CHECKING:
@@ -49,13 +52,7 @@ def cell(
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], align: str = "lr") -> str:
-    """A table with a line break at its end.
-
-    Args:
-        headings: of the columns.
-        rows: cells of each.
-        align: l or r for each column; the last letter holds for all further ones.
-    """
+    """A table with a line break at its end; align has l or r for each column, the last holds for all further ones."""
     letters = align.ljust(len(headings), align[-1])
     rule = "".join("---|" if letter == "l" else "---:|" for letter in letters[: len(headings)])
     lines = [f"| {' | '.join(headings)} |", f"|{rule}", *(f"| {' | '.join(row)} |" for row in rows)]
@@ -107,13 +104,7 @@ def write_report(folder: str | Path, report: Mapping[str, Any], table: str, name
 
 
 def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Write rows as CSV, whole or not at all; None is empty.
-
-    Args:
-        path: of the file.
-        rows: whose columns may differ.
-        columns: the first ones; what else the rows have follows.
-    """
+    """Write rows as CSV, whole or not at all; None is empty. The columns given come first, then what else rows have."""
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")
@@ -142,13 +133,7 @@ def _value(text: str) -> str | int | float:
 
 @contextmanager
 def plot_file(path: str | Path, panels: int = 1, columns: int = 1) -> Iterator[list[Axes]]:
-    """Give the axes of so many panels to draw in; then write the PNG, whole or not at all. The same gives equal bytes.
-
-    Args:
-        path: of the file.
-        panels: how many.
-        columns: that they stand in.
-    """
+    """Give the axes of so many panels to draw in, then write the PNG, whole or not at all; always the same bytes."""
     from matplotlib.figure import Figure  # half a second that other commands do not pay
 
     rows = -(-panels // columns)
@@ -161,19 +146,22 @@ def plot_file(path: str | Path, panels: int = 1, columns: int = 1) -> Iterator[l
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
+def draw_shares(axes: Axes, series: Mapping[str, NDArray[Any]], title: str) -> None:
+    """Histograms of several sets of values over the same 40 bins, as shares of each set, whose size is told."""
+    edges = np.histogram_bin_edges(np.concatenate(list(series.values())), 40).tolist()
+    for colour, (name, values) in zip(COLOURS, series.items(), strict=False):
+        weights, label = np.full(len(values), 1 / len(values)), f"{len(values)} {name}"
+        axes.hist(values, edges, weights=weights, color=colour, histtype="step", label=label)
+    axes.set_title(title)
+
+
 def write_error_bar_plot(
     path: str | Path, series: Mapping[str, Sequence[Point]], titles: tuple[str, str], ticks: Sequence[str] | None = None
 ) -> None:
-    """Draw means with error bars, a line for each series.
+    """Draw means with error bars, a line for each of at most eight series; sd None or 0 draws no bar.
 
-    Args:
-        path: of the PNG.
-        series: by name, points; sd None or 0 draws no bar. At most eight series.
-        titles: of the x axis and the y axis, with their units.
-        ticks: names of the places 0, 1, 2, ... that x counts; None for an axis of positive numbers that doubles.
-
-    Raises:
-        ValueError: no points, or too many series.
+    Titles are of the x and the y axis, with their units; ticks are names of the places 0, 1, 2, ... that x counts, None
+    for an axis of positive numbers that doubles. No points or too many series are a ValueError.
     """
     xs = sorted({x for points in series.values() for x, _, _ in points})
     if not xs or len(series) > len(COLOURS):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,48 +43,38 @@ logger = logging.getLogger(__name__)
 Transform = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
-class LabelledImages(Protocol):
-    """A map-style data set of single images, not batches.
-
-    Its items hold "image" [1, H', W'] as the network takes it, "geometry" as `PadResized` leaves it, "label" int64
-    [1, H, W] at the image's own size, and, where there is one, its spacing "image_spacing_mm" [2].
-    """
-
-    def __len__(self) -> int:
-        """Count the images."""
-
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """Give one of them."""
-
-
 def segment_and_score(
     network: nn.Module,
     inferer: Inferer,
-    dataset: LabelledImages,
+    dataset: Sequence[Mapping[str, Any]],
     classes: ClassTable,
     device: torch.device | str,
     with_hd95: bool,
     postprocessing: Transform | None = None,
-) -> list[SegmentationScore]:
-    """Segment every image and compare with its mask, at the image's own size.
+) -> Iterator[tuple[Mapping[str, Any], SegmentationScore]]:
+    """Segment every image and compare with its mask, at the image's own size: pairs of item and score, in order.
 
     Args:
         network: gives logits; goes to `device` and runs in eval mode, and is left in the mode that it was in.
         inferer: runs it, see `segmentation_inferer`.
-        dataset: labelled images.
+        dataset: items with "image" [1, H', W'] as the network takes it, "geometry" as `PadResized` leaves it, "label"
+            int64 [1, H, W] at the image's own size, and where there is one its spacing "image_spacing_mm" [2].
         classes: the labels.
         device: of network and images.
         with_hd95: measure HD95, too; in mm where the spacing is known, else in px.
         postprocessing: takes an item with logits [K, H', W'] under "pred" and leaves labels [1, H, W] or [H, W] there;
             None takes the class of the largest probability at the image's own size.
 
-    Returns:
-        A score for each image, in order.
-
     Raises:
         ValueError: a label that is not of the image's own size, or holds what is no label.
     """
-    return [score for _, score in _scored(network, inferer, dataset, classes, device, with_hd95, postprocessing)]
+    with _evaluating(network, device):
+        for index in ProgressBar(range(len(dataset)), desc="evaluate", unit="image"):
+            item = dataset[index]
+            prediction = segment(network, inferer, item, device, postprocessing)
+            row, column = (float(number) for number in item.get("image_spacing_mm", (np.nan, np.nan)))
+            spacing = None if np.isnan(row + column) else (row, column)
+            yield item, score_mask(prediction, _labels(item), classes.num_labels, spacing, with_hd95)
 
 
 def segment(
@@ -115,7 +105,7 @@ class SegmentationEvaluator:
 
     network: nn.Module  # gives logits
     inferer: Inferer  # runs it, see `segmentation_inferer`
-    dataset: LabelledImages  # labelled images, each also with its "image_path"
+    dataset: Sequence[Mapping[str, Any]]  # as of `segment_and_score`, each also with its "image_path"
     classes: ClassTable  # the labels
     device: torch.device  # of the network
     output_dir: str  # made if absent
@@ -133,7 +123,7 @@ class SegmentationEvaluator:
         """
         elapsed, scores, rows = stopwatch(), [], []
         arguments = self.network, self.inferer, self.dataset, self.classes, self.device, True, self.postprocessing
-        for item, score in _scored(*arguments):
+        for item, score in segment_and_score(*arguments):
             columns = {name: str(item[name]) for name in self.columns if name in item}
             rows.append({"path": item["image_path"], **columns, **image_row(score, self.classes)})
             scores.append(score)
@@ -192,24 +182,6 @@ def markdown(report: Mapping[str, Any]) -> str:
         "all pixels of all images. HD95 only where the class is in both.\n"
     )
     return markdown_table(headings, lines) + note + group_table(report.get("by_group"), "mean Dice ↑", 3)
-
-
-def _scored(
-    network: nn.Module,
-    inferer: Inferer,
-    dataset: LabelledImages,
-    classes: ClassTable,
-    device: torch.device | str,
-    with_hd95: bool,
-    postprocessing: Transform | None,
-) -> Iterator[tuple[Mapping[str, Any], SegmentationScore]]:
-    with _evaluating(network, device):
-        for index in ProgressBar(range(len(dataset)), desc="evaluate", unit="image"):
-            item = dataset[index]
-            prediction = segment(network, inferer, item, device, postprocessing)
-            row, column = (float(number) for number in item.get("image_spacing_mm", (np.nan, np.nan)))
-            spacing = None if np.isnan(row + column) else (row, column)
-            yield item, score_mask(prediction, _labels(item), classes.num_labels, spacing, with_hd95)
 
 
 @contextmanager

@@ -42,12 +42,8 @@ def score_mask(
     HD95 is the larger of the two directed distances' 95th percentiles, between the outlines (MONAI's). A class that
     one of the masks lacks has no outline to measure to: it costs Dice and IoU (0), and HD95 leaves it out.
 
-    Args:
-        prediction: labels [H, W].
-        reference: likewise.
-        num_labels: with the background.
-        spacing_mm: (down the rows, along the columns); None gives HD95 in pixels.
-        with_hd95: measure it; it costs far more time than the rest. Without, it is NaN for every class.
+    Masks are labels [H, W]; num_labels counts the background. Spacing is down the rows, then along the columns; None
+    gives HD95 in pixels. HD95 costs far more time than the rest; without it is NaN for every class.
 
     Raises:
         ValueError: sizes that differ, or labels outside 0 to num_labels - 1.

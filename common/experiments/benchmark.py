@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from ..evaluation.report import markdown_table
 from ..files import atomic_path
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -114,15 +115,15 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 def markdown(figures: Iterable[Mapping[str, Any]]) -> str:
     """The figures as a table."""
-    titles = "row", "contender", "time", "quartiles", "ratio", "peak memory", "parameters"
-    lines = ["| " + " | ".join(titles) + " |", "|---|---|---:|---:|---:|---:|---:|"]
+    lines = []
     for each in figures:
         low, median, high = (readable(each[name]) for name in ("lower_quartile", "seconds", "upper_quartile"))
         peak = "" if each["peak_mebibytes"] is None else f"{each['peak_mebibytes']:,.0f} MiB"
         count = "" if each["parameters"] is None else f"{each['parameters'] / 1e6:.2f} M"
-        cells = (f"{each['row']}, {each['unit']}", each["contender"], median, f"{low} – {high}", f"{each['ratio']:.2f}")
-        lines.append("| " + " | ".join((*cells, peak, count)) + " |")
-    return "\n".join(lines) + "\n"
+        times = median, f"{low} – {high}", f"{each['ratio']:.2f}"
+        lines.append([f"{each['row']}, {each['unit']}", each["contender"], *times, peak, count])
+    titles = ["row", "contender", "time", "quartiles", "ratio", "peak memory", "parameters"]
+    return markdown_table(titles, lines, "llr")
 
 
 def readable(seconds: float) -> str:

@@ -79,11 +79,7 @@ def source_blocks(order: Sequence[Item], seed: int, strategy: str, size: int, co
             sources.append(_partner(order[:size], seed, rank, number)["image"])
         return Recipe(strategy, tuple(sources), number, order[rank]["label"])
 
-    numbers = range(0, count, BLOCK)
-    return [
-        [tuple(recipe(rank, number) for number in range(first, first + BLOCK)) for first in numbers]
-        for rank in range(size)
-    ]
+    return [in_blocks([recipe(rank, number) for number in _whole_blocks(count)]) for rank in range(size)]
 
 
 def _partner(items: Sequence[Item], seed: int, rank: int, number: int) -> Item:
@@ -93,8 +89,7 @@ def _partner(items: Sequence[Item], seed: int, rank: int, number: int) -> Item:
     mates = [place for place in mates[: max(mates.index(rank), MIN_PARTNERS)] if place != rank]
     if not mates:
         raise SettingsError(
-            f"interpolation: found a single image of {label} among {len(items)}; expected two or more, take larger "
-            "sizes"
+            f"interpolation: found a single image of {label} among {len(items)}; expected more, take larger sizes"
         )
     draw = np.random.default_rng(derive_seed(seed, Purpose.STRATEGY, rank, number))
     return items[mates[int(draw.integers(len(mates)))]]
@@ -102,9 +97,16 @@ def _partner(items: Sequence[Item], seed: int, rank: int, number: int) -> Item:
 
 def prior_blocks(count: int) -> list[Block]:
     """Blocks that hold the first `count` samples of the prior, which belong to no real image."""
-    return [
-        tuple(Recipe(PRIOR, (), number) for number in range(first, first + BLOCK)) for first in range(0, count, BLOCK)
-    ]
+    return in_blocks([Recipe(PRIOR, (), number) for number in _whole_blocks(count)])
+
+
+def in_blocks(recipes: Sequence[Recipe]) -> list[Block]:
+    """Recipes in their order, those of a block together."""
+    return [tuple(recipes[first : first + BLOCK]) for first in range(0, len(recipes), BLOCK)]
+
+
+def _whole_blocks(count: int) -> range:
+    return range(-(-count // BLOCK) * BLOCK)
 
 
 def first_recipes(blocks: Sequence[Block], count: int) -> list[Recipe]:
@@ -133,21 +135,14 @@ def token_features(pipe: DinoDiffusion, cache_dir: str | Path, progress: bool = 
 
 
 class SyntheticPool:
-    """Synthetic images on disk by recipe.
+    """Synthetic images on disk by recipe, a folder below `root` per generator and its settings.
 
-    A folder per generator and its settings. A block is always computed whole, so that what a killed run left of it is
-    completed to the same pixels.
-
-    Args:
-        root: of all pools.
-        pipe: the generator.
-        sources: encodes the real images.
+    A block is always computed whole, so that what a killed run left of it is completed to the same pixels. `sources`
+    encodes the real images.
     """
 
     def __init__(self, root: str | Path, pipe: DinoDiffusion, sources: ImageFeatures) -> None:
-        self.pipe = pipe
-        self.sources = sources
-        sampler = pipe.sampler
+        self.pipe, self.sources, sampler = pipe, sources, pipe.sampler
         settings = {  # what an image depends on beside its recipe
             "denoiser": network_sha256(pipe.network),
             "codec": network_sha256(pipe.codec),
@@ -165,7 +160,11 @@ class SyntheticPool:
 
     def make(self, blocks: Sequence[Block]) -> None:
         """Make the images that are not there."""
-        missing = [block for block in blocks if not self._has(block)]
+
+        def is_there(block: Block) -> bool:
+            return all(self.path(recipe).is_file() for recipe in block)
+
+        missing = [block for block in blocks if not is_there(block)]
         paths = sorted({source for block in missing for recipe in block for source in recipe.sources})
         tokens: dict[str, Tensor] = {}
         if paths:
@@ -175,12 +174,9 @@ class SyntheticPool:
         total = sum(map(len, missing))
         with ProgressBar(total=total, desc="generating", unit="image", disable=not missing) as bar:
             for block in missing:
-                if not self._has(block):  # another process may have made it
+                if not is_there(block):  # another process may have made it
                     self._make(block, tokens)
                 bar.update(len(block))
-
-    def _has(self, block: Block) -> bool:
-        return all(self.path(recipe).is_file() for recipe in block)
 
     def _make(self, block: Block, tokens: dict[str, Tensor]) -> None:
         with autocast(self.pipe.device, self.pipe.amp):

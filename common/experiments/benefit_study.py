@@ -79,11 +79,10 @@ Classifier = Callable[[Sequence[Example], Sequence[Example], str, int, int], Sco
 
 
 class BenefitStudy:
-    """Trains and scores trials.
+    """Trains and scores trials: draws subsets of `train`, scores on `test`.
 
     Args:
-        train: items to draw subsets from.
-        test: items to score on.
+        train, test: items with "image", "patient_id" and "label".
         classes: names, in the order of the class numbers.
         pipe: the generator of synthetic images.
         work_dir: of the pool and of features.
@@ -102,7 +101,7 @@ class BenefitStudy:
         num_views: int,
     ) -> None:
         self.train, self.test, self.classes = list(train), list(test), list(classes)
-        self.training, self.num_views, self.pipe = training, num_views, pipe
+        self.training, self.pipe = training, pipe
         tokens = token_features(pipe, Path(work_dir) / "features")
         self.pool = SyntheticPool(Path(work_dir) / "pool", pipe, tokens)
         self.test_labels = np.array([self.classes.index(item["label"]) for item in test])
@@ -146,7 +145,7 @@ class BenefitStudy:
             "num_inference_steps": len(self.pipe.sampler.timesteps),
             "guidance_scale": self.pipe.sampler.guidance_scale,
             "features_sha256": self.features.encoder.extractor.fingerprint,
-            "num_views": self.num_views,
+            "num_views": self.features.num_views,
             "training": asdict(self.training),
         }
 
@@ -158,15 +157,17 @@ class BenefitStudy:
 
     # ---- images of a trial -------------------------------------------------------------------------------------------
 
+    def examples(self, items: Sequence[Item]) -> list[Example]:
+        """Labelled images to train on."""
+        return [Example(item["image"], self.classes.index(item["label"]), (item["image"],)) for item in items]
+
     def real(self, trial: Trial) -> list[Example]:
         """The trial's labelled images, in the order in which they were drawn.
 
         Raises:
             SettingsError: there are not so many.
         """
-        return [
-            Example(item["image"], self.classes.index(item["label"]), (item["image"],)) for item in self._subset(trial)
-        ]
+        return self.examples(self._subset(trial))
 
     def synthetic(self, trial: Trial) -> list[Example]:
         """`ratio` synthetic images per real one, made where they are not there yet; or the rare ones, repeated."""
@@ -177,12 +178,12 @@ class BenefitStudy:
         candidates = OVERSAMPLING * trial.size * trial.ratio
         if trial.strategy == UNLABELLED:
             return self._pseudo_labelled(trial, self._unlabelled(trial)[:candidates])
-        blocks_by_source = self._blocks(trial)
-        self.pool.make([block for blocks in blocks_by_source for block in blocks])
+        by_source = self._blocks(trial)
+        self.pool.make([block for blocks in by_source for block in blocks])
         if trial.strategy == PRIOR:
-            drawn = first_recipes(blocks_by_source[0], candidates)
+            drawn = first_recipes(by_source[0], candidates)
             return self._pseudo_labelled(trial, [str(self.pool.path(recipe)) for recipe in drawn])
-        chosen = [recipe for blocks in blocks_by_source for recipe in first_recipes(blocks, trial.ratio)]
+        chosen = [recipe for blocks in by_source for recipe in first_recipes(blocks, trial.ratio)]
         return [Example(str(self.pool.path(each)), self.classes.index(each.label), each.sources) for each in chosen]
 
     def _subset(self, trial: Trial) -> list[Item]:
@@ -196,11 +197,10 @@ class BenefitStudy:
         """What has to be in the pool for it: lists of blocks by source; one list for the prior, which has none."""
         if trial.strategy in (NO_STRATEGY, UNLABELLED):
             return []
-        if trial.regime in RARE_REGIMES:
-            return source_blocks(self._subset(trial)[:NUM_RARE], trial.seed, trial.strategy, NUM_RARE, trial.ratio)
         if trial.strategy == PRIOR:
             return [prior_blocks(OVERSAMPLING * trial.size * trial.ratio)]
-        return source_blocks(self._subset(trial), trial.seed, trial.strategy, trial.size, trial.ratio)
+        size = NUM_RARE if trial.regime in RARE_REGIMES else trial.size  # the rare ones come first
+        return source_blocks(self._subset(trial)[:size], trial.seed, trial.strategy, size, trial.ratio)
 
     def _unlabelled(self, trial: Trial) -> list[str]:
         """Real images of patients outside the trial's subset, alike for all seeds but for those patients.
@@ -240,16 +240,12 @@ def auc_by_class(probabilities: NDArray[np.floating], labels: NDArray[np.integer
         DatasetError: a class is missing among the labels.
         NonFiniteLossError: a probability is not finite.
     """
-    num_classes = probabilities.shape[1]
-    if missing := sorted(set(range(num_classes)) - set(labels.tolist())):
+    one_hot = np.eye(probabilities.shape[1])[labels]
+    if missing := np.flatnonzero(one_hot.sum(0) == 0).tolist():
         raise DatasetError(f"AUC: found no image of class {missing} among {len(labels)}; expected some of each")
     if not np.isfinite(probabilities).all():
-        raise NonFiniteLossError(
-            "AUC: found probabilities that are not finite; the training has diverged, lower learning_rate"
-        )
-    one_hot = torch.from_numpy(np.eye(num_classes)[labels])
-    scores = torch.from_numpy(np.asarray(probabilities, dtype=np.float64))
-    columns = zip(scores.T, one_hot.T, strict=True)
+        raise NonFiniteLossError("AUC: found probabilities that are not finite; training diverged, lower learning_rate")
+    columns = zip(torch.from_numpy(probabilities.T.astype(np.float64)), torch.from_numpy(one_hot.T), strict=True)
     return [float(np.asarray(compute_roc_auc(score, is_class))) for score, is_class in columns]
 
 

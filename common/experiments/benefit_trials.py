@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,12 +115,17 @@ def labelled_split(
     """Training images, test images (the validation split) and class names of a folder whose manifest.csv has labels.
 
     Columns named by `where` must have the value given; the limits are of test and of training images of a class.
+    Images without a label are no class.
 
     Raises:
-        DatasetError: a patient or a file is in both, labels are missing, or the folder cannot be used.
+        DatasetError: a patient or a file is in both, fewer than two classes, or the folder cannot be used.
     """
     train, test = ([*radiograph_items(dataset_dir, split, 0.1, 0, where=where)] for split in ("train", "val"))
-    classes = class_names(train)
+    classes = sorted({item.get("label", "") for item in train} - {""})
+    if len(classes) < 2:
+        raise DatasetError(
+            f"labels: found {classes}; expected two classes or more. Widen `where`, or label more images"
+        )
     train, test = ([item for item in items if item.get("label") in classes] for items in (train, test))
     assert_disjoint_patients(train=train, val=test)
     both = {file_sha256(item["image"]) for item in train} & {file_sha256(item["image"]) for item in test}
@@ -141,18 +146,6 @@ def _first_of_each(items: Sequence[Item], limit_per_class: int | None) -> list[I
     return chosen
 
 
-def class_names(items: Sequence[Item]) -> list[str]:
-    """The labels, sorted; images without one are no class.
-
-    Raises:
-        DatasetError: fewer than two.
-    """
-    found = sorted({item.get("label", "") for item in items} - {""})
-    if len(found) < 2:
-        raise DatasetError(f"labels: found {found}; expected at least two classes. Widen `where`, or label more images")
-    return found
-
-
 def draw_order(items: Sequence[Item], classes: Sequence[str], seed: int) -> list[Item]:
     """The order in which labelled images are drawn; a subset of n is its first n, and so part of every larger one.
 
@@ -161,10 +154,16 @@ def draw_order(items: Sequence[Item], classes: Sequence[str], seed: int) -> list
 
     Items have "image", "patient_id" and "label"; those of other classes are left out.
     """
-    queues = [
-        _patients_in_order(items, name, derive_seed(seed, Purpose.LABEL_BUDGET, number))
-        for number, name in enumerate(classes)
-    ]
+    queues = []  # of each class one image of each patient who has any, in random order
+    for number, name in enumerate(classes):
+        generator = np.random.default_rng(derive_seed(seed, Purpose.LABEL_BUDGET, number))
+        by_patient: dict[str, list[Item]] = {}
+        for item in sorted(items, key=lambda each: each["image"]):
+            if item.get("label") == name:
+                by_patient.setdefault(item["patient_id"], []).append(item)
+        films = [by_patient[patient] for patient in sorted(by_patient)]
+        films = [films[place] for place in generator.permutation(len(films))]
+        queues.append(iter([each[int(generator.integers(len(each)))] for each in films]))
     used: set[str] = set()
     order: list[Item] = []
     while True:
@@ -174,18 +173,6 @@ def draw_order(items: Sequence[Item], classes: Sequence[str], seed: int) -> list
                 return order
             used.add(item["patient_id"])
             order.append(item)
-
-
-def _patients_in_order(items: Sequence[Item], name: str, seed: int) -> Iterator[Item]:
-    """One image of each patient who has any of this class, in random order; an iterator, so that a turn goes on."""
-    generator = np.random.default_rng(seed)
-    by_patient: dict[str, list[Item]] = {}
-    for item in sorted(items, key=lambda each: each["image"]):
-        if item.get("label") == name:
-            by_patient.setdefault(item["patient_id"], []).append(item)
-    patients = sorted(by_patient)
-    chosen = [by_patient[patients[place]] for place in generator.permutation(len(patients))]
-    return iter([films[int(generator.integers(len(films)))] for films in chosen])
 
 
 def rare_subset(order: Sequence[Item], rare: str, size: int) -> list[Item]:
@@ -204,11 +191,7 @@ def rare_subset(order: Sequence[Item], rare: str, size: int) -> list[Item]:
 
 
 def subset(order: Sequence[Item], size: int) -> list[Item]:
-    """The first `size` of `draw_order`.
-
-    Raises:
-        SettingsError: there are fewer.
-    """
+    """The first `size` of `draw_order`; SettingsError where there are fewer."""
     if not 1 <= size <= len(order):
         raise SettingsError(
             f"sizes: found {size}; expected 1 to {len(order)}, as many as can be drawn in equal classes with one image "

@@ -56,15 +56,15 @@ class Pose:
 
     def within(self, box: Box, size: Size) -> Pose:
         """The same place where this image is but the box of one of `size`."""
-        heights, widths = ((part.stop - part.start) / length for part, length in zip(box, size, strict=True))
-        row, column = box[0].start / size[0] + self.row * heights, box[1].start / size[1] + self.column * widths
-        return Pose(row, column, self.height * heights, self.width * widths, self.angle)
+        starts, parts = _start_and_part(box, size)
+        row, column, height, width = [*starts + parts * (self.row, self.column), *parts * (self.height, self.width)]
+        return Pose(row, column, height, width, self.angle)
 
     def seen_from(self, box: Box, size: Size) -> Pose:
         """The same place in the box of this image, the way back of `within`."""
-        heights, widths = ((part.stop - part.start) / length for part, length in zip(box, size, strict=True))
-        row, column = (self.row - box[0].start / size[0]) / heights, (self.column - box[1].start / size[1]) / widths
-        return Pose(row, column, self.height / heights, self.width / widths, self.angle)
+        starts, parts = _start_and_part(box, size)
+        row, column, height, width = [*((self.row, self.column) - starts) / parts, *(self.height, self.width) / parts]
+        return Pose(row, column, height, width, self.angle)
 
     def frame(self, size: Size, margin: float = MARGIN) -> Box:
         """Rows and columns of an image of `size` that hold the extent and a margin around it."""
@@ -131,19 +131,11 @@ def make_atlas(
 
 
 def pose_of_mask(mask: NDArray[np.bool_]) -> Pose:
-    """Where the lungs of a mask [H, W] lie, unturned.
-
-    Raises:
-        ValueError: it is empty.
-    """
-    spans = []
-    for axis in (1, 0):
-        found = np.nonzero(mask.any(axis=axis))[0]
-        if not len(found):
-            raise ValueError("pose_of_mask: found no pixel of lung; expected some")
-        spans.append((found[0] / mask.shape[1 - axis], (found[-1] + 1) / mask.shape[1 - axis]))
-    (top, bottom), (left, right) = spans
-    return Pose((top + bottom) / 2, (left + right) / 2, bottom - top, right - left)
+    """Where the lungs of a mask [H, W] lie, unturned; ValueError where it is empty."""
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    if not found:
+        raise ValueError("pose_of_mask: found no pixel of lung; expected some")
+    return Pose(0.5, 0.5, 1.0, 1.0).within(found[0], _size(mask))
 
 
 def find_pose(image: Array, atlas: ChestAtlas) -> Pose:
@@ -239,6 +231,12 @@ def _lit(image: Array, axis: int) -> slice:
     if not len(lit) or lit[-1] + 1 - lit[0] < MIN_CONTENT * len(blank):
         return slice(0, len(blank))
     return slice(int(lit[0]), int(lit[-1]) + 1)
+
+
+def _start_and_part(box: Box, size: Size) -> tuple[Array, Array]:
+    """Of rows and columns where a box begins and how much of the image it takes, as shares of the image."""
+    ends = np.array([(part.start, part.stop) for part in box]) / np.reshape(size, (2, 1))
+    return ends[:, 0], ends[:, 1] - ends[:, 0]
 
 
 def _size(array: NDArray) -> Size:

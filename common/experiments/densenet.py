@@ -56,11 +56,8 @@ def mix_up(image: Tensor, target: Tensor, alpha: float, seed: int) -> tuple[Tens
 def batch_order(num_images: int, num_steps: int, batch_size: int, seed: int) -> NDArray[np.int64]:
     """Which images every step sees [num_steps, batch_size]: all of them in random order, again and again."""
     needed = num_steps * batch_size
-    rounds = -(-needed // num_images)
-    orders = [
-        np.random.default_rng(derive_seed(seed, Purpose.ORDER, number)).permutation(num_images)
-        for number in range(rounds)
-    ]
+    seeds = [derive_seed(seed, Purpose.ORDER, number) for number in range(-(-needed // num_images))]
+    orders = [np.random.default_rng(each).permutation(num_images) for each in seeds]
     return np.concatenate(orders)[:needed].reshape(num_steps, batch_size)
 
 
@@ -81,7 +78,10 @@ class DenseNetClassifier:
         self, real: Sequence[Example], synthetic: Sequence[Example], regime: str, seed: int, times_steps: int = 1
     ) -> tuple[NDArray[np.float64], dict[str, object]]:
         """Probabilities [N, C] of the test images, and the last training loss of every stage."""
-        network = self._new_network(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, Purpose.NOISE))
+            network: nn.Module = DenseNet121(spatial_dims=2, in_channels=1, out_channels=self.num_classes)
+        network.to(self.device)
         chosen = {"real": list(real), "synthetic": list(synthetic), "both": [*real, *synthetic]}
         losses = []
         for number, (kind, steps) in enumerate(stages(regime, times_steps * self.settings.num_steps)):
@@ -91,12 +91,6 @@ class DenseNetClassifier:
             stage_seed = derive_seed(seed, number)
             losses.append(self._train(network, images, labels, steps, regime != UNAUGMENTED, stage_seed))
         return self.predict(network), {"training_loss": losses, "num_images": len(chosen[kind])}
-
-    def _new_network(self, seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, Purpose.NOISE))
-            network = DenseNet121(spatial_dims=2, in_channels=1, out_channels=self.num_classes)
-        return network.to(self.device)
 
     def _train(
         self, network: nn.Module, images: Tensor, labels: Tensor, num_steps: int, augment: bool, seed: int

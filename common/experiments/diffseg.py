@@ -52,13 +52,8 @@ def attention_layers(
 ) -> list[Tensor]:
     """One forward pass of the noised latents; the self-attention of each layer, mean over heads and noises.
 
-    Args:
-        pipe: whose denoiser looks.
-        image: [1, H, W] in [0, 1], H and W multiples of the downsampling factors of autoencoder and U-Net together.
-        timestep: how noisy, of the pipe's schedule.
-        seed: of the noise.
-        tokens: [1, N, D] of the image's DINO encoding; None takes the null context.
-        num_noises: draws to average over.
+    The image is [1, H, W] in [0, 1], H and W multiples of the downsampling factors of autoencoder and U-Net together;
+    tokens are [1, N, D] of its DINO encoding, None takes the null context.
 
     Returns:
         Per layer float32 [h, w, h, w] on the CPU: queries, then keys, each query's keys sum to 1.
@@ -74,28 +69,23 @@ def attention_layers(
         noisy = pipe.schedule.add_noise(latents, noise, timesteps)
         denoiser(noisy, timesteps, context.expand(num_noises, -1, -1))
         matrices = [block.att_mat.float().mean((0, 1)).cpu() for block in blocks]
-    return [_as_grid(matrix, latents.shape[2], latents.shape[3]) for matrix in matrices]
-
-
-def _as_grid(matrix: Tensor, height: int, width: int) -> Tensor:
-    """[N, N] to [h, w, h, w], where h × w = N is the latent's size halved some times."""
-    while height * width > len(matrix):
-        height, width = height // 2, width // 2
-    return matrix.reshape(height, width, height, width)
+    layers = []
+    for matrix in matrices:  # [N, N], where N = h × w is the latents' size halved some times
+        height, width = latents.shape[2:]
+        while height * width > len(matrix):
+            height, width = height // 2, width // 2
+        layers.append(matrix.reshape(height, width, height, width))
+    return layers
 
 
 def aggregate(layers: Sequence[Tensor], size: tuple[int, int], exponent: float = 1.0) -> Tensor:
     """Attention of all layers at one resolution (section 3.2.1, equations 1 and 2).
 
-    Keys are interpolated bilinearly, queries repeated (nearest), layers weighted in proportion to their resolution.
-
-    Args:
-        layers: each [h, w, h, w], queries, then keys.
-        size: rows R_h and columns R_w of the result.
-        exponent: of the resolution in a layer's weight; 1 is DiffSeg's, 0 weighs all alike.
+    Layers [h, w, h, w] hold queries, then keys. Keys are interpolated bilinearly, queries repeated (nearest), layers
+    weighted by their resolution to a power: exponent 1 is DiffSeg's, 0 weighs all alike.
 
     Returns:
-        [R_h, R_w, R_h, R_w]; each query's map sums to 1.
+        [R_h, R_w, R_h, R_w] for `size` R_h, R_w; each query's map sums to 1.
     """
     rows, columns = size
     total = torch.zeros(rows, columns, rows, columns)
@@ -136,11 +126,8 @@ def merge(attention: Tensor, anchors: int, threshold: float, max_rounds: int = 1
     First each anchor's map becomes the mean of all maps nearer than the threshold; then, round by round, the first map
     left takes all that are nearer than the threshold, until a round changes nothing. Nothing is drawn at random.
 
-    Args:
-        attention: [R_h, R_w, R_h, R_w], every query's map sums to 1.
-        anchors: M, per side.
-        threshold: of the symmetric KL divergence, in nats; 0 leaves the anchors' own maps.
-        max_rounds: of merging.
+    Attention is [R_h, R_w, R_h, R_w], of M × M anchors; the threshold is of the symmetric KL divergence, in nats, and 0
+    leaves the anchors' own maps.
 
     Returns:
         [S, R_h, R_w], each map sums to 1.
@@ -152,38 +139,27 @@ def merge(attention: Tensor, anchors: int, threshold: float, max_rounds: int = 1
     count = near.sum(1, keepdim=True)
     proposals = torch.where(count > 0, near.float() @ maps / count.clamp_min(1), chosen)
     for _ in range(max_rounds):
-        merged = _one_round(proposals, threshold)
+        near = symmetric_kl(proposals, proposals) < threshold
+        left = torch.ones(len(proposals), dtype=torch.bool)
+        merged = []
+        for index in range(len(proposals)):
+            if left[index]:
+                group = near[index] & left
+                group[index] = True
+                merged.append(proposals[group].mean(0))
+                left &= ~group
         if len(merged) == len(proposals):
             break
-        proposals = merged
+        proposals = torch.stack(merged)
     return proposals.reshape(-1, rows, columns)
 
 
-def _one_round(proposals: Tensor, threshold: float) -> Tensor:
-    near = symmetric_kl(proposals, proposals) < threshold
-    left = torch.ones(len(proposals), dtype=torch.bool)
-    merged = []
-    for index in range(len(proposals)):
-        if left[index]:
-            group = near[index] & left
-            group[index] = True
-            merged.append(proposals[group].mean(0))
-            left &= ~group
-    return torch.stack(merged)
-
-
 def label_map(proposals: Tensor, size: tuple[int, int], image: Tensor | None = None, edges: float = 0.0) -> Tensor:
-    """Which proposal is likeliest at each pixel.
+    """Which of the proposals [S, R_h, R_w], upsampled bilinearly, is likeliest at each pixel: int64 [H, W].
 
-    Args:
-        proposals: [S, R_h, R_w], upsampled bilinearly.
-        size: H, W of the result.
-        image: [H, W]; with it segments follow its edges, which attention is too coarse for.
-        edges: weight of a pixel's log-likelihood among the grey values of a segment, taken as normally distributed,
-            beside the logarithm of the proposal; 0 goes by proposals alone.
-
-    Returns:
-        int64 [H, W].
+    With an image [H, W] segments follow its edges, which attention is too coarse for: `edges` is the weight of a
+    pixel's log-likelihood among the grey values of a segment, taken as normally distributed, beside the logarithm of
+    the proposal.
     """
     values = F.interpolate(proposals[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     labels = values.argmax(0)

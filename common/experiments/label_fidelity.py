@@ -21,10 +21,10 @@ from ..evaluation.report import Point, Row, cell, markdown_table, mean_sd, write
 from ..fingerprint import file_sha256, json_sha256, network_sha256
 from ..io.image_writer import write_png
 from ..progress import ProgressBar
-from .benefit_pool import BLOCK, Recipe
+from .benefit_pool import Recipe, in_blocks
 from .benefit_report import TITLES
 from .benefit_study import PROBE, BenefitStudy, scores_of
-from .benefit_trials import REAL, VARIATION, Example
+from .benefit_trials import REAL, VARIATION
 from .trials import Trials, by_seed, grouped, paired_difference, read_trials, write_experiment_report
 
 STEM = "label_fidelity"
@@ -63,25 +63,19 @@ class LabelFidelity:
         study = self.study
         paths = {ORIGINAL: study.test_paths, RECONSTRUCTION: self._reconstructions(), VARIATION: self._variations()}
         shown = [path for kind in KINDS for path in paths[kind]]
-        real = [Example(item["image"], study.classes.index(item["label"]), (item["image"],)) for item in study.train]
+        real = study.examples(study.train)
         probabilities, about = study.new_classifier(judge.classifier, shown)(real, [], REAL, judge.seed, 1)
         parts = dict(zip(KINDS, probabilities.reshape(len(KINDS), len(study.test), -1), strict=True))
         verdicts = {kind: part.argmax(1) for kind, part in parts.items()}
-        kinds = {
-            kind: {
-                **scores_of(part, study.test_labels),
-                "same_verdict": float((verdicts[kind] == verdicts[ORIGINAL]).mean()),
-            }
-            for kind, part in parts.items()
-        }
+        same = {kind: float((verdict == verdicts[ORIGINAL]).mean()) for kind, verdict in verdicts.items()}
+        kinds = {k: {**scores_of(part, study.test_labels), "same_verdict": same[k]} for k, part in parts.items()}
         return {**kinds, "num_train": len(real), "num_test": len(study.test), **about}
 
     def _variations(self) -> list[str]:
         """One of each held-out image, made where it is not there."""
         recipes = [Recipe(VARIATION, (item["image"],), 0, item["label"]) for item in self.study.test]
-        pool = self.study.pool
-        pool.make([tuple(recipes[first : first + BLOCK]) for first in range(0, len(recipes), BLOCK)])
-        return [str(pool.path(recipe)) for recipe in recipes]
+        self.study.pool.make(in_blocks(recipes))
+        return [str(self.study.pool.path(recipe)) for recipe in recipes]
 
     @torch.inference_mode()
     def _reconstructions(self) -> list[str]:

@@ -1,24 +1,32 @@
-"""Which segments are lungs: chosen without ground truth, or, for comparison with the paper, by Dice with it."""
+"""Which segments are lungs: chosen without ground truth, by weights tuned on training masks, or by Dice with it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.optimize import minimize
 
-from .chest_atlas import SIDE, ChestAtlas, Pose, resized
+from ..progress import ProgressBar
+from .chest_atlas import Array, ChestAtlas, Size
+from .lung_segments import KMEANS, EncodedChest, Evidence, Labels, Mask, SegmentSettings, gather, segments
 
 INCLUDED, EXCLUDED = "included", "excluded"  # what lies behind the heart's shadow, among the lungs
-BINS, SMOOTH_BINS = 48, 2.0  # of the histograms of grey values, and the sd that they are smoothed with
-GREY_BLUR = 1 / 170  # of the longer side: ribs and noise are finer than lungs
-CORE = 0.9  # how sure the atlas is of a place whose grey value is taken for that of a lung
-BETWEEN = (slice(9, 27), slice(14, 18))  # rows and columns of an atlas: the mediastinum, from the arch to the dome
+SEGMENT_GRID: dict[str, dict[str, Sequence[float]]] = {KMEANS: {"clusters": (16, 40)}}
+CHOICE_GRID: dict[str, Sequence[float]] = {
+    "appearance": (0.0, 0.4, 0.7, 1.0),
+    "attention": (0.0, 0.3, 0.6, 1.0),
+    "segments": (0.25, 0.5, 1.0),
+    "bias": (-0.4, 0.0, 0.4, 0.8),
+}
+FIT_STEPS = (0.06, -0.1, 0.06, -0.04)  # of the simplexes that fit ellipses, one after the other, in their units
 
-Array = NDArray[np.floating]
-Labels = NDArray[np.integer]
-Mask = NDArray[np.bool_]
+Settings = TypeVar("Settings", SegmentSettings, "ChoiceSettings")
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,40 +40,6 @@ class ChoiceSettings:
     min_area: float = 0.01  # of a connected lung, share of the image
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What one segmentation of one chest offers to the choice."""
-
-    components: Labels  # connected parts of segments, numbered from 0, [H, W]
-    lung: Array  # how likely each place is lung by the atlas alone, [H, W]
-    spread: Array  # the same as self-attention spreads it, standardised, [H, W]
-    appearance: Array  # log-likelihood ratio of the grey values, [H, W]
-    air: Array  # above 0 where the grey value is nearer to that of air than to that of the heart, [H, W]
-
-
-def gather(
-    image: Array, labels: Labels, affinity: Array, grid: tuple[int, int], atlas: ChestAtlas, pose: Pose
-) -> Evidence:
-    """Collect the evidence.
-
-    Args:
-        image: [H, W] in [0, 1].
-        labels: segments [H, W].
-        affinity: [h·w, h·w] between the places of the grid, each row sums to 1.
-        grid: h, w.
-        atlas: to be laid over the image ...
-        pose: ... like this.
-    """
-    size = image.shape[0], image.shape[1]
-    lung = np.clip(pose.laid(atlas.lung, size), 0, 1)
-    shown = pose.laid(np.ones((SIDE, SIDE)), size) > 0.5
-    grey = ndimage.gaussian_filter(image, GREY_BLUR * max(size))
-    looked_at = affinity @ (affinity @ resized(lung, grid).ravel())  # what a place looks at, and what that looks at
-    looked_at = (looked_at - looked_at.mean()) / max(float(looked_at.std()), 1e-6)
-    spread = resized(looked_at.reshape(grid), size)
-    return Evidence(connected_parts(labels), lung, spread, likelihood_ratio(grey, lung, shown), _air(grey, lung, pose))
-
-
 def choose_lungs(evidence: Evidence, settings: ChoiceSettings, heart: str) -> Mask:
     """Lungs [H, W]: where the score is above 0, holes filled, small parts left out; no ground truth is seen.
 
@@ -74,13 +48,19 @@ def choose_lungs(evidence: Evidence, settings: ChoiceSettings, heart: str) -> Ma
     """
     score = np.log(np.clip(evidence.lung, 0.0025, 0.9975) / np.clip(1 - evidence.lung, 0.0025, 0.9975))
     score = score + settings.attention * evidence.spread + settings.appearance * evidence.appearance + settings.bias
-    score = settings.segments * _mean(evidence.components, score) + (1 - settings.segments) * score
-    return tidied((score > 0) & ((heart == INCLUDED) | (evidence.air > 0)), settings.min_area)
+    parts = evidence.components.ravel()
+    part_mean = (np.bincount(parts, weights=score.ravel()) / np.bincount(parts))[evidence.components]
+    score = settings.segments * part_mean + (1 - settings.segments) * score
+    return _tidy_lungs(score > 0, evidence, settings, heart)
 
 
 def laid_lungs(evidence: Evidence, settings: ChoiceSettings, heart: str) -> Mask:
     """The atlas alone, as it was laid over the image, [H, W]."""
-    return tidied((evidence.lung > 0.5) & ((heart == INCLUDED) | (evidence.air > 0)), settings.min_area)
+    return _tidy_lungs(evidence.lung > 0.5, evidence, settings, heart)
+
+
+def _tidy_lungs(lungs: Mask, evidence: Evidence, settings: ChoiceSettings, heart: str) -> Mask:
+    return tidied(lungs & ((heart == INCLUDED) | (evidence.air > 0)), settings.min_area)
 
 
 def pick_by_dice(labels: Labels, truth: Mask) -> Mask:
@@ -101,35 +81,6 @@ def pick_by_dice(labels: Labels, truth: Mask) -> Mask:
     return np.isin(labels, chosen)
 
 
-def connected_parts(labels: Labels) -> Labels:
-    """Number the connected parts of all segments from 0 on, [H, W]."""
-    parts = np.zeros(labels.shape, np.int64)
-    total = 0
-    for label in np.unique(labels):
-        numbered, count = ndimage.label(labels == label)
-        parts += np.where(numbered > 0, numbered + total, 0)
-        total += count
-    return parts - 1
-
-
-def likelihood_ratio(grey: Array, lung: Array, shown: Mask) -> Array:
-    """How much likelier each grey value [H, W] is in lungs than beside them, as a logarithm.
-
-    Both histograms are of this image, each pixel counted as lung as far as `lung` [H, W] in [0, 1] says so, over what
-    is `shown` [H, W] of the chest.
-    """
-    if not shown.any():
-        return np.zeros(grey.shape)
-    edges = np.linspace(grey[shown].min(), grey[shown].max() + 1e-6, BINS + 1)
-    places = np.clip(np.digitize(grey, edges) - 1, 0, BINS - 1)
-    densities = []
-    for weights in (lung, 1 - lung):
-        counts = np.bincount(places[shown], weights=weights[shown], minlength=BINS)
-        counts = ndimage.gaussian_filter1d(counts, SMOOTH_BINS)
-        densities.append(counts / max(float(counts.sum()), 1e-6) + 0.1 / BINS)
-    return np.log(densities[0] / densities[1])[places]
-
-
 def tidied(mask: Mask, min_area: float) -> Mask:
     """Holes filled, connected parts below `min_area` (share of the image) left out; the largest always stays."""
     numbered, count = ndimage.label(ndimage.binary_fill_holes(mask))
@@ -142,18 +93,126 @@ def tidied(mask: Mask, min_area: float) -> Mask:
     return keep[numbered]
 
 
-def _air(grey: Array, lung: Array, pose: Pose) -> Array:
-    """Midway between the medians of the lungs' core and of the mediastinum, less the grey value, [H, W].
+def dice(prediction: Mask, reference: Mask) -> float:
+    """Dice coefficient; 1 where both are empty."""
+    total = int(prediction.sum()) + int(reference.sum())
+    return 2 * int((prediction & reference).sum()) / total if total else 1.0
 
-    1 everywhere, which excludes nothing, without either of them or where the mediastinum is not the brighter one.
+
+# ---- what is tuned on training masks ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What is fixed before anything is measured on held-out patients."""
+
+    atlas: ChestAtlas  # the mean chest
+    segments: dict[str, SegmentSettings]  # by method
+    choice: dict[str, ChoiceSettings]  # by method
+
+    @staticmethod
+    def from_plain(content: Mapping[str, Any]) -> Tuned:
+        """From what `asdict` gave."""
+        return Tuned(
+            ChestAtlas(**{part: tuple(rows) for part, rows in content["atlas"].items()}),
+            {method: SegmentSettings(**values) for method, values in content["segments"].items()},
+            {method: ChoiceSettings(**values) for method, values in content["choice"].items()},
+        )
+
+
+def tune_method(
+    method: str,
+    encoded: Sequence[EncodedChest],
+    truths: Sequence[tuple[Mask, str]],
+    atlas: ChestAtlas,
+    start: tuple[SegmentSettings, ChoiceSettings],
+    rounds: int,
+) -> tuple[SegmentSettings, ChoiceSettings, float]:
+    """Coordinate search for the best mean Dice on training images: segments first, then rounds over the choice.
+
+    Truths have the size of their encoded images, and say whether the heart is in them. Returns both settings and their
+    mean Dice on these images.
     """
-    strip = np.zeros((SIDE, SIDE))
-    strip[BETWEEN] = 1
-    parts = lung > CORE, pose.laid(strip, (grey.shape[0], grey.shape[1])) > 0.5
-    core, between = (np.median(grey[part]) if part.any() else np.nan for part in parts)
-    return (core + between) / 2 - grey if between > core else np.ones(grey.shape)
+    segment_settings, choice = start
+
+    def gathered(candidate: SegmentSettings) -> Iterator[Evidence]:
+        return (gather(item, *segments(item, method, candidate), atlas) for item in encoded)
+
+    def mean_dice(evidence: Iterable[Evidence], candidate: ChoiceSettings) -> float:
+        pairs = zip(evidence, truths, strict=True)
+        return float(np.mean([dice(choose_lungs(each, candidate, heart), truth) for each, (truth, heart) in pairs]))
+
+    if grid := SEGMENT_GRID.get(method):
+        segment_settings, _ = coordinate_search(
+            segment_settings, grid, lambda candidate: mean_dice(gathered(candidate), choice), f"{method}: segments"
+        )
+    kept = list(gathered(segment_settings))
+    best = mean_dice(kept, choice)
+    for number in range(rounds):
+        title = f"{method}: choice, round {number + 1}"
+        choice, best = coordinate_search(choice, CHOICE_GRID, lambda candidate: mean_dice(kept, candidate), title)
+    return segment_settings, choice, best
 
 
-def _mean(components: Labels, values: NDArray) -> Array:
-    flat = components.ravel()
-    return (np.bincount(flat, weights=values.ravel().astype(np.float64)) / np.bincount(flat))[components]
+def coordinate_search(
+    start: Settings, grid: Mapping[str, Sequence[float]], objective: Callable[[Settings], float], title: str
+) -> tuple[Settings, float]:
+    """Set one field of a dataclass after the other to its best candidate of the grid; ties keep what is there.
+
+    Higher is better; the title is that of the progress bar.
+    """
+    best, score = start, objective(start)
+    with ProgressBar(grid.items(), desc=title, unit="setting") as bar:
+        for name, candidates in bar:
+            for value in candidates:
+                candidate = replace(best, **{name: value})
+                found = score if candidate == best else objective(candidate)
+                if found > score:
+                    best, score = candidate, found
+            bar.set_postfix_str(f"{name} {getattr(best, name)}: {score:.4f}")
+    _logger.info("%s: %s, Dice %.4f", title, best, score)
+    return best, score
+
+
+# ---- two ellipses, fitted to the truth: what framing alone would give at its best ------------------------------------
+
+
+@dataclass(frozen=True)
+class EllipsePrior:
+    """Two ellipses about the middle column; lengths in image heights (rows) and widths (columns)."""
+
+    row: float = 0.48  # of both centres
+    offset: float = 0.28  # of a centre from the middle column
+    half_height: float = 0.36  # semi-axes
+    half_width: float = 0.21
+    tilt: float = 0.2  # radians; positive leans the upper ends towards the middle
+
+    def mask(self, size: Size) -> Mask:
+        """The inside of both, [H, W]."""
+        rows, columns = ((np.arange(length) + 0.5) / length for length in size)
+        down = rows[:, None] - self.row
+        squares = []
+        for side in (-1, 1):
+            outward = side * (columns[None] - 0.5) - self.offset
+            short = np.cos(self.tilt) * outward - np.sin(self.tilt) * down
+            long = np.sin(self.tilt) * outward + np.cos(self.tilt) * down
+            squares.append((short / self.half_width) ** 2 + (long / self.half_height) ** 2)
+        return np.minimum(*squares) < 1
+
+
+def fit_ellipses(masks: Sequence[Mask]) -> EllipsePrior:
+    """The ellipses of the best mean Dice with lung masks, by Nelder-Mead.
+
+    Dice over pixels has flat steps on which a simplex collapses, so the search starts anew from what it found.
+    """
+    best = np.array(astuple(EllipsePrior()))
+
+    def loss(values: Array) -> float:
+        prior = EllipsePrior(*values)
+        return -float(np.mean([dice(prior.mask(mask.shape), mask) for mask in masks]))
+
+    for step in FIT_STEPS:
+        simplex = np.vstack([best, best + step * np.eye(len(best))])
+        found = minimize(loss, best, method="Nelder-Mead", options={"initial_simplex": simplex, "maxiter": 150})
+        best = found.x
+    return EllipsePrior(*(float(value) for value in best))

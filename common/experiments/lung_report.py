@@ -11,19 +11,17 @@ import numpy as np
 import torch
 
 from ..evaluation.report import Row, best_median_worst, cell, markdown_table, mean_sd, write_error_bar_plot
-from ..io import read_radiograph
 from ..io.contact_sheet import save_contact_sheet
 from ..io.mask_files import read_mask
 from ..io.segmentation_classes import ClassTable, SegmentationClass
 from ..pipelines.folder_segmentation import legend_below, mask_tiles
-from .framings import FRAMINGS
-from .lung_study import LungCase
+from .lung_segments import DIFFSEG
+from .lung_study import FRAMINGS, LungCase
 from .trials import write_experiment_report
 
 STEM = "zero_shot_lungs"
-HEADLINE = "diffseg"
 LABELS = {
-    "diffseg": "DiffSeg, lungs chosen without ground truth",
+    DIFFSEG: "DiffSeg, lungs chosen without ground truth",
     "diffseg_picked_by_dice": "DiffSeg, segments picked by Dice (sees the truth)",
     "atlas": "mean chest laid over the image, no segments",
     "kmeans": "k-means on DINO patch tokens, same choice",
@@ -55,7 +53,7 @@ def write_report(
         framings=summarise(framed, FRAMINGS) if framed else {},
         mask_definitions=sorted({f"{case.source}: {case.definition or 'not said'}" for case in cases}),
         mean_segments={m: statistics.fmean(r["segments"][m] for r in results) for m in results[0]["segments"]},
-        most_segments=max(result["segments"][HEADLINE] for result in results),
+        most_segments=max(result["segments"][DIFFSEG] for result in results),
         tuning=dict(tuning),
     )
     groups = report["summary"]
@@ -89,7 +87,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     left_out = [f" for {name}" if name else "" for name in report["tuning"]]
     return text + (
         f"\nMasks of reference: {'; '.join(report['mask_definitions'])}.\n"
-        f"DiffSeg leaves {report['mean_segments'][HEADLINE]:.0f} segments per image on average, "
+        f"DiffSeg leaves {report['mean_segments'][DIFFSEG]:.0f} segments per image on average, "
         f"{report['most_segments']} at most.\n"
         f"`{command}`, {date[:10]}; learnt from "
         f"{'; '.join(what + name for what, name in zip(learnt, left_out, strict=True))}.\n"
@@ -111,10 +109,10 @@ def write_overlays(
     """Write the contact sheet: image, lungs found, lungs of reference, a row per example. It shows patients."""
     table = ClassTable("lungs", (SegmentationClass("lung", (220, 60, 60), "anatomical structure"),))
     rows, captions = [], []
-    scores = [result["dice"][HEADLINE] for result in results]
+    scores = [result["dice"][DIFFSEG] for result in results]
     for label, index in best_median_worst(scores, count):
         found = (read_mask(masks[index]) > 0).astype(np.int64)
-        pixels = read_radiograph(cases[index].image).pixels
+        pixels = cases[index].pixels()
         rows.append(mask_tiles(pixels, [found, cases[index].truth().astype(np.int64)], table))
         captions.append(f"{label}: Dice {scores[index]:.3f}, {cases[index].name}")
     titles = ["radiograph", "zero-shot", "reference"]

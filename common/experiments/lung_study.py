@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
 from ..errors import DatasetError
@@ -24,17 +26,46 @@ from ..pipelines.diffusion import DinoDiffusion
 from ..progress import ProgressBar
 from ..seeding import derive_seed
 from .chest_atlas import make_atlas
-from .framings import FRAMINGS
-from .lung_choice import EXCLUDED, INCLUDED, ChoiceSettings, choose_lungs, laid_lungs, pick_by_dice
-from .lung_segments import DIFFSEG, METHODS, SegmentSettings, at_size, encode_chest, evidence, otsu_lungs
-from .lung_tuning import Tuned, tune_method
-from .position_prior import dice, fit_ellipses
+from .lung_choice import (
+    EXCLUDED,
+    INCLUDED,
+    ChoiceSettings,
+    Tuned,
+    choose_lungs,
+    dice,
+    fit_ellipses,
+    laid_lungs,
+    pick_by_dice,
+    tune_method,
+)
+from .lung_segments import (
+    DIFFSEG,
+    METHODS,
+    Mask,
+    SegmentSettings,
+    at_size,
+    encode_chest,
+    gather,
+    otsu_lungs,
+    segments,
+)
 
 COLUMNS = ("image", "mask_file", "source", "split")
 PRIOR_SIZE = (64, 64)  # that masks are reduced to for the fit of the ellipses
 MAX_FITTED = 60  # masks of a group that its ellipses are fitted to
-
-Mask = NDArray[np.bool_]
+# The framing drill: how a radiograph comes to lie in a picture of its own size, in which the same lungs must be found.
+FRAMINGS: dict[str, dict[str, float]] = {
+    "as it is": {},
+    "80 %, black border": {"scale": 0.8},
+    "60 %, black border": {"scale": 0.6},
+    "80 %, white border": {"scale": 0.8, "border": 1.0},
+    "60 %, white border": {"scale": 0.6, "border": 1.0},
+    "15 % to the right": {"across": 0.15},
+    "15 % down": {"down": 0.15},
+    "15 % up": {"down": -0.15},
+    "turned by 5°": {"angle": 5.0},
+    "turned by -5°": {"angle": -5.0},
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +73,7 @@ class LungCase:
     """One radiograph with its mask."""
 
     name: str  # of its results
-    image: Path  # files
+    image: Path
     mask: Path
     source: str  # data set that it comes from
     definition: str  # what the mask counts as lung, "" where the list does not say
@@ -52,6 +83,10 @@ class LungCase:
     def group(self) -> str:
         """That it is reported with."""
         return f"{self.source}, heart {self.heart}"
+
+    def pixels(self) -> Tensor:
+        """The radiograph [1, H, W] in [0, 1]."""
+        return read_radiograph(self.image).pixels
 
     def truth(self) -> Mask:
         """Lungs of reference at the mask's own size [H, W]."""
@@ -78,21 +113,28 @@ def lung_cases(data: str | Path, masks: str, split: str | None, heart: str | Non
         rows = list(csv.DictReader(stream))
     if missing := [column for column in COLUMNS if rows and column not in rows[0]]:
         raise DatasetError(f"{path}: found no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
-    chosen = [row for row in rows if split in (None, row["split"])]
-    if not chosen:
+    cases = []
+    for row in rows:
+        if split in (None, row["split"]):
+            name = str(Path(row["image"]).with_suffix("")).replace("/", "__")
+            definition = row.get("mask_definition") or ""
+            own = heart or (INCLUDED if "incl" in definition.lower() else EXCLUDED)
+            files = Path(data) / row["image"], Path(data) / row["mask_file"]
+            cases.append(LungCase(name, *files, row["source"], definition, own))
+    if not cases:
         raise DatasetError(f"{path}: found no row of split {split!r}; give a list that has one")
-    return [
-        LungCase(
-            str(Path(row["image"]).with_suffix("")).replace("/", "__"),
-            Path(data) / row["image"],
-            Path(data) / row["mask_file"],
-            row["source"],
-            definition,
-            heart or (INCLUDED if "incl" in definition.lower() else EXCLUDED),
-        )
-        for row in chosen
-        for definition in [row.get("mask_definition") or ""]
-    ]
+    return cases
+
+
+def balanced(cases: Sequence[LungCase], count: int, seed: int) -> list[LungCase]:
+    """At most so many cases, drawn in turn from each source, in their order."""
+    drawn: Counter[str] = Counter()
+    turns = []
+    for index in np.random.default_rng(derive_seed(seed)).permutation(len(cases)):
+        source = cases[index].source
+        turns.append((drawn[source], int(index)))
+        drawn[source] += 1
+    return [cases[index] for index in sorted(index for _, index in sorted(turns)[:count])]
 
 
 # ---- the study -------------------------------------------------------------------------------------------------------
@@ -112,20 +154,15 @@ class LungStudy:
         The atlas counts as lung what masks with the heart included do, where there are any.
         """
         chosen = balanced(cases, num_images, self.seed)
-        pixels = [read_radiograph(case.image).pixels for case in chosen]
+        pixels, masks = [case.pixels() for case in chosen], [case.truth() for case in chosen]
         counted = [case.heart == INCLUDED for case in chosen]
-        masks = [case.truth() for case in chosen]
         atlas = make_atlas([image[0].numpy() for image in pixels], masks, counted if any(counted) else None)
-        start = SegmentSettings(seed=self.seed)
+        start = SegmentSettings(seed=self.seed), ChoiceSettings()
         bar = ProgressBar(pixels, desc="training images", unit="image")
-        encoded = [encode_chest(self.pipe, image, start, atlas) for image in bar]
+        encoded = [encode_chest(self.pipe, image, start[0], atlas) for image in bar]
         truths = [(e.part(mask), case.heart) for case, mask, e in zip(chosen, masks, encoded, strict=True)]
-        segment_settings: dict[str, SegmentSettings] = {}
-        choice: dict[str, ChoiceSettings] = {}
-        train_dice: dict[str, float] = {}
-        for method in METHODS:
-            found = tune_method(method, encoded, truths, atlas, (start, ChoiceSettings()), rounds)
-            segment_settings[method], choice[method], train_dice[method] = found
+        found = {method: tune_method(method, encoded, truths, atlas, start, rounds) for method in METHODS}
+        segment_settings, choice, train_dice = ({m: each[i] for m, each in found.items()} for i in range(3))
         sources = dict(sorted(Counter(case.source for case in chosen).items()))
         about = {"num_images": len(chosen), "sources": sources, "rounds": rounds, "mean_dice_on_these": train_dice}
         return Tuned(atlas, segment_settings, choice), about
@@ -139,7 +176,8 @@ class LungStudy:
         for case in ProgressBar(cases, desc="framings" if framings else "held-out images", unit="image"):
             path = self.work_dir / ("framings" if framings else "images") / f"{case.name}.json"
             if not path.is_file():
-                write_json(path, self._score_framings(case, tuned) if framings else self._score_one(case, tuned))
+                found = self._in_framings(case, tuned) if framings else self._of_methods(case, tuned)
+                write_json(path, {"name": case.name, "group": case.group, **found})
             results.append(read_json(path))
         return results
 
@@ -147,13 +185,14 @@ class LungStudy:
         """Of the lungs that DiffSeg found without ground truth."""
         return self.work_dir / "masks" / f"{case.name}.png"
 
-    def _score_one(self, case: LungCase, tuned: Tuned) -> Row:
-        truth, pixels = case.truth(), read_radiograph(case.image).pixels
+    def _of_methods(self, case: LungCase, tuned: Tuned) -> Row:
+        truth, pixels = case.truth(), case.pixels()
         encoded = encode_chest(self.pipe, pixels, tuned.segments[DIFFSEG], tuned.atlas)
         masks: dict[str, Mask] = {}
         counts: dict[str, int] = {}
         for method in METHODS:
-            found, labels = evidence(encoded, method, tuned.segments[method], tuned.atlas)
+            labels, affinity = segments(encoded, method, tuned.segments[method])
+            found = gather(encoded, labels, affinity, tuned.atlas)
             masks[method] = choose_lungs(found, tuned.choice[method], case.heart)
             counts[method] = len(np.unique(labels))
             if method == DIFFSEG:
@@ -162,27 +201,35 @@ class LungStudy:
         masks = {method: at_size(encoded.whole_mask(mask), truth.shape) for method, mask in masks.items()}
         masks["otsu_alone"] = at_size(otsu_lungs(pixels[0].numpy()), truth.shape)
         write_mask(masks[DIFFSEG], self.mask_path(case))
-        scores = {name: dice(mask, truth) for name, mask in masks.items()}
-        return {"name": case.name, "group": case.group, "dice": scores, "segments": counts}
+        return {"dice": {name: dice(mask, truth) for name, mask in masks.items()}, "segments": counts}
 
-    def _score_framings(self, case: LungCase, tuned: Tuned) -> Row:
-        image, truth = read_radiograph(case.image).pixels[0].numpy(), case.truth()
+    def _in_framings(self, case: LungCase, tuned: Tuned) -> Row:
+        image, truth = case.pixels()[0].numpy(), case.truth()
         scores = {}
         for name, framing in FRAMINGS.items():
-            pixels = torch.from_numpy(framing.of_image(image))[None]
-            scores[name] = dice(find_lungs(self.pipe, tuned, pixels, case.heart), framing.of_mask(truth))
-        return {"name": case.name, "group": case.group, "dice": scores}
+            found = find_lungs(self.pipe, tuned, torch.from_numpy(framed(image, **framing))[None], case.heart)
+            scores[name] = dice(found, framed_mask(truth, **framing))
+        return {"dice": scores}
 
 
-def balanced(cases: Sequence[LungCase], count: int, seed: int) -> list[LungCase]:
-    """At most so many cases, drawn in turn from each source, in their order."""
-    drawn: Counter[str] = Counter()
-    turns = []
-    for index in np.random.default_rng(derive_seed(seed)).permutation(len(cases)):
-        source = cases[index].source
-        turns.append((drawn[source], int(index)))
-        drawn[source] += 1
-    return [cases[index] for index in sorted(index for _, index in sorted(turns)[:count])]
+def framed(
+    image: NDArray, scale: float = 1.0, down: float = 0.0, across: float = 0.0, angle: float = 0.0, border: float = 0.0
+) -> NDArray[np.float32]:
+    """An image [H, W] scaled, shifted by shares of its sides and turned by degrees in a picture of the same size.
+
+    What lies around it has the value of the border.
+    """
+    size, turn = np.array(image.shape), math.radians(angle)
+    matrix = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]) / scale
+    centre = (size - 1) / 2
+    offset = centre - matrix @ (centre + size * (down, across))
+    values = image.astype(np.float32)
+    return ndimage.affine_transform(values, matrix, offset, order=1, mode="constant", cval=border)
+
+
+def framed_mask(mask: Mask, **framing: float) -> Mask:
+    """A mask [H, W], framed as `framed` does its image; what no longer lies in the picture is lost."""
+    return framed(mask, **{**framing, "border": 0.0}) > 0.5
 
 
 def add_ellipses(results: Sequence[Row], cases: Sequence[LungCase]) -> None:
@@ -201,7 +248,7 @@ def add_ellipses(results: Sequence[Row], cases: Sequence[LungCase]) -> None:
 def find_lungs(pipe: DinoDiffusion, tuned: Tuned, pixels: Tensor, heart: str) -> Mask:
     """Lungs [H, W] of a radiograph [1, H, W] in [0, 1], by DiffSeg and the choice without ground truth."""
     encoded = encode_chest(pipe, pixels, tuned.segments[DIFFSEG], tuned.atlas)
-    found, _ = evidence(encoded, DIFFSEG, tuned.segments[DIFFSEG], tuned.atlas)
+    found = gather(encoded, *segments(encoded, DIFFSEG, tuned.segments[DIFFSEG]), tuned.atlas)
     return encoded.whole_mask(choose_lungs(found, tuned.choice[DIFFSEG], heart))
 
 

@@ -1,13 +1,15 @@
-"""The cheap classifier: a linear probe on frozen DINO features of whatever a regime trains on."""
+"""The cheap classifier: multinomial logistic regression on frozen DINO features of whatever a regime trains on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 
 from ..data.augmentation import RandomAugmentation
 from ..data.transforms import load_square
@@ -18,11 +20,105 @@ from ..fingerprint import file_sha256
 from ..progress import ProgressBar
 from ..seeding import Purpose, derive_seed
 from .benefit_trials import PRETRAINED, RARE, REAL, REAL_REGIMES, SYNTHETIC, UNAUGMENTED, Example
-from .probe import L2_STRENGTHS, Array, Probe, choose_strength, fit_path
 
+Array = NDArray[np.float64]
+L2_STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of standardised features; strong first, each starts the next
+MAX_ITERATIONS = 200
+SMALLEST_SD = 1e-6
 FOLDS = 4
 VIEWS_VERSION = "views_1"  # changes with `plain_augmentation`
 NEAR_SHARE = 0.5  # of the candidates for pseudo-labels, nearest to the labelled images
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier."""
+
+    coefficients: Array  # [D + 1, C] of standardised features; the last row is the bias
+    mean: Array  # [D] that features are standardised with
+    sd: Array  # [D] likewise
+
+    def log_probabilities(self, features: Array) -> Array:
+        """[N, D] to [N, C]."""
+        return log_softmax(_with_bias((features - self.mean) / self.sd) @ self.coefficients, axis=1)
+
+    def probabilities(self, features: Array) -> Array:
+        """[N, D] to [N, C]."""
+        return np.exp(self.log_probabilities(features))
+
+
+def standardisation(features: Array, weights: Array) -> tuple[Array, Array]:
+    """Weighted mean and standard deviation [D] of every feature of [N, D]."""
+    share = weights / weights.sum()
+    mean = share @ features
+    return mean, np.sqrt(share @ (features - mean) ** 2).clip(SMALLEST_SD)
+
+
+def fit_path(
+    features: Array,
+    labels: NDArray[np.int64],
+    weights: Array,
+    num_classes: int,
+    strengths: Sequence[float] = L2_STRENGTHS,
+    start: Probe | None = None,
+) -> list[Probe]:
+    """A probe for every strength of L2, the minimum of mean cross-entropy + strength / 2 · |W - centre|².
+
+    Args:
+        features: [N, D].
+        labels: [N], classes from 0 on.
+        weights: [N] of the samples, any positive scale.
+        num_classes: C.
+        strengths: strong ones first.
+        start: pulls the coefficients to its own instead of to zero, and lends its standardisation (fine-tuning).
+    """
+    mean, sd = standardisation(features, weights) if start is None else (start.mean, start.sd)
+    inputs = _with_bias((features - mean) / sd)
+    centre = np.zeros((inputs.shape[1], num_classes)) if start is None else start.coefficients
+    targets = np.eye(num_classes)[labels]
+    share = (weights / weights.sum())[:, None]
+    penalised = np.ones((inputs.shape[1], 1))
+    penalised[-1] = 1e-3  # the bias: just enough to make the minimum unique
+
+    def loss(flat: Array, strength: float) -> tuple[float, Array]:
+        moved = flat.reshape(centre.shape)
+        logits = inputs @ moved
+        away = penalised * (moved - centre)
+        value = -(share * targets * log_softmax(logits, axis=1)).sum() + strength / 2 * (away * (moved - centre)).sum()
+        slope = inputs.T @ (share * (softmax(logits, axis=1) - targets)) + strength * away
+        return float(value), slope.ravel()
+
+    found, current = [], centre
+    for strength in strengths:
+        options = {"maxiter": MAX_ITERATIONS}
+        fitted = minimize(loss, current.ravel(), (strength,), "L-BFGS-B", jac=True, options=options)
+        current = fitted.x.reshape(centre.shape)
+        found.append(Probe(current, mean, sd))
+    return found
+
+
+def choose_strength(
+    fit: Callable[[int], Sequence[Probe]], held_out: Sequence[tuple[Array, NDArray[np.int64]]]
+) -> tuple[int, float]:
+    """The place of the strength whose probes give held-out images the highest likelihood, and its mean loss, nats.
+
+    `fit` makes of the number of a fold the probes of all strengths, fitted without it; held out are its features and
+    labels.
+    """
+    losses = [
+        [-each.log_probabilities(features)[np.arange(len(labels)), labels].sum() for each in fit(fold)]
+        for fold, (features, labels) in enumerate(held_out)
+    ]
+    totals = np.sum(losses, axis=0)
+    best = int(totals.argmin())
+    return best, float(totals[best] / sum(len(labels) for _, labels in held_out))
+
+
+def _with_bias(features: Array) -> Array:
+    return np.concatenate([features, np.ones((len(features), 1))], axis=1)
+
+
+# ---- what is classified ----------------------------------------------------------------------------------------------
 
 
 def plain_augmentation() -> RandomAugmentation:
@@ -40,12 +136,9 @@ def plain_augmentation() -> RandomAugmentation:
 
 
 class ProbeFeatures:
-    """CLS tokens of images, and of randomly changed views of them, each encoded once.
+    """CLS tokens [D] of images, and of `num_views` randomly changed views of them, each encoded once.
 
-    Args:
-        encoder: gives tokens, of which the CLS token comes first; keeps them by content.
-        num_features: D of the CLS token.
-        num_views: changed views of every real image.
+    The encoder gives tokens, of which the CLS token comes first, and keeps them by content.
     """
 
     def __init__(self, encoder: ImageFeatures, num_features: int, num_views: int) -> None:
@@ -56,11 +149,7 @@ class ProbeFeatures:
         self._views: dict[str, Array] = {}
 
     def of(self, paths: Sequence[str]) -> Array:
-        """Features [N, D] of files.
-
-        Raises:
-            DatasetError: one cannot be read.
-        """
+        """Features [N, D] of files; DatasetError where one cannot be read."""
         unknown = [path for path in dict.fromkeys(paths) if path not in self._known]
         if unknown:
             found = self.encoder.of_files(unknown)
@@ -78,8 +167,7 @@ class ProbeFeatures:
         return np.stack([self._views[path] for path in paths])
 
     def _views_of(self, path: str) -> NDArray[np.float32]:
-        digest = file_sha256(path)
-        folder = self.encoder.folder
+        digest, folder = file_sha256(path), self.encoder.folder
         kept = None if folder is None else folder / VIEWS_VERSION / f"{digest}_{self.num_views}.npy"
         if kept is not None and kept.is_file():
             return np.load(kept, allow_pickle=False)
@@ -89,7 +177,7 @@ class ProbeFeatures:
         changed, _ = plain_augmentation()(views, torch.zeros_like(views, dtype=torch.int64), seeds)
         found = self.view_encoder.of_batches([changed])[:, : self.num_features]
         if kept is not None:
-            with atomic_path(kept) as temporary, Path(temporary).open("wb") as file:
+            with atomic_path(kept) as temporary, temporary.open("wb") as file:
                 np.save(file, found)
         return found
 
@@ -138,20 +226,17 @@ class ProbeClassifier:
                 f"sizes: found {len(real)} images of {self.num_classes} classes; expected at least two a class"
             )
         # Real images take turns by class, so that every fold has all classes.
-        members = [
-            [each for rank, each in enumerate(real) if rank // self.num_classes % folds == fold]
-            for fold in range(folds)
+        turns = [
+            [each for rank, each in enumerate(real) if rank // self.num_classes % folds == n] for n in range(folds)
         ]
 
         def path_without(held_out: Sequence[Example]) -> list[Probe]:
             hidden = {each.path for each in held_out}
-            shown = [
-                [each for each in kind if hidden.isdisjoint((each.path, *each.sources))] for kind in (real, synthetic)
-            ]
-            return fit_path(*self._samples(shown[0], shown[1], regime), self.num_classes, start=start)
+            shown = ([e for e in kind if hidden.isdisjoint((e.path, *e.sources))] for kind in (real, synthetic))
+            return fit_path(*self._samples(*shown, regime), self.num_classes, start=start)
 
-        targets = [(self.features.of([each.path for each in fold]), _labels(fold)) for fold in members]
-        place, loss = choose_strength(lambda fold: path_without(members[fold]), targets)
+        targets = [(self.features.of([each.path for each in fold]), _labels(fold)) for fold in turns]
+        place, loss = choose_strength(lambda fold: path_without(turns[fold]), targets)
         return path_without(())[place], L2_STRENGTHS[place], loss
 
     def _samples(
@@ -168,9 +253,8 @@ class ProbeClassifier:
                 parts.append((changed, labels.repeat(views), 1 / (1 + views)))
         if regime not in (*REAL_REGIMES, RARE):
             parts.append((self.features.of([each.path for each in synthetic]), _labels(synthetic), 1.0))
-        features = np.concatenate([part for part, _, _ in parts])
-        weights = np.concatenate([np.full(len(part), weight) for part, _, weight in parts])
-        return features, np.concatenate([part for _, part, _ in parts]), weights
+        features, numbers, weights = zip(*((x, y, np.full(len(y), weight)) for x, y, weight in parts), strict=True)
+        return np.concatenate(features), np.concatenate(numbers), np.concatenate(weights)
 
 
 def _labels(examples: Sequence[Example]) -> NDArray[np.int64]:
@@ -185,8 +269,8 @@ def choose_confident(
     Nearness is the cosine to the nearest known image; it keeps out samples of other kinds of radiographs than the
     labelled ones (the prior knows adults and children), about which a classifier can be confident and wrong.
 
-    Candidates have features [M, D] and probabilities [M, C], known images features [n, D]; counts [C] say how many to
-    take, at most M together. Returns (row, class) of those taken, no row twice, sorted.
+    Candidates have features [M, D] and probabilities [M, C], known images features [n, D]; of each class counts [C] are
+    taken. Returns (row, class) of those taken, no row twice, sorted.
     """
     counts = np.asarray(counts)
     units = [each / np.linalg.norm(each, axis=1, keepdims=True).clip(1e-12) for each in (candidates, known)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -11,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 import yaml
 from filelock import FileLock
@@ -24,7 +24,6 @@ from ..provenance import git_state, provenance
 
 LOCK_NAME = ".trials.lock"
 QUICK_WARNING = "**Made with --quick: no figure here means anything.**\n\n"
-_logger = logging.getLogger(__name__)
 
 TrialT = TypeVar("TrialT", bound=Any)  # a dataclass, frozen
 Trials = Sequence[tuple[TrialT, Row]]  # with what was measured
@@ -154,8 +153,8 @@ def choose_trials(
     """The trials of all grids that a command asks for, each once, after a check of every list.
 
     Args:
-        grid: a grid's lists to its trials.
-        lists: settings of which a trial has one value each.
+        grid: makes trials of the lists of their settings.
+        lists: the lists.
         allowed: of each list the names that are known, or the least of its integers.
         grids: YAML file with several grids, for tables that are more than one product of lists: a list of mappings such
             as `- {sizes: [50], ratios: [1, 5]}`; what one leaves out is as in `lists`. None for one grid of `lists`.
@@ -226,9 +225,6 @@ def grouped(trials: Trials[Any], names: Sequence[str], figure: str) -> dict[tupl
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction of p values for their number."""
-    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
-    corrected, largest = [1.0] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = largest
-    return corrected
+    order, found = np.argsort(p_values), np.array(p_values)
+    found[order] = np.maximum.accumulate(np.arange(len(found), 0, -1) * found[order]).clip(max=1)
+    return found.tolist()

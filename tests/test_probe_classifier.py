@@ -6,8 +6,15 @@ from tiny_benefit import tiny_study
 
 from common.errors import SettingsError
 from common.experiments.benefit_trials import Example, Trial
-from common.experiments.probe import L2_STRENGTHS, choose_strength, fit_path, standardisation
-from common.experiments.probe_classifier import ProbeClassifier, ProbeFeatures, choose_confident
+from common.experiments.probe_classifier import (
+    L2_STRENGTHS,
+    ProbeClassifier,
+    ProbeFeatures,
+    choose_confident,
+    choose_strength,
+    fit_path,
+    standardisation,
+)
 
 
 def clouds(count, distance, seed=0, dim=6):
