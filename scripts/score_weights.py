@@ -7,6 +7,7 @@ python scripts/score_weights.py autoencoder RUN/model.pt --name lpips1 --config 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,24 +113,22 @@ def score_weights(
     add_row(folder / TABLE_NAME, {"name": name, "kind": kind, **row})
 
 
+@dataclass
 class Scorer:
     """The images of one call: two halves of the validation split, and what the network makes of the first."""
 
-    def __init__(
-        self,
-        parser: ConfigParser,
-        network: Any,
-        device: torch.device,
-        dataset_dir: str,
-        num_images: int,
-        seed: int,
-    ) -> None:
-        self.parser, self.network, self.device, self.seed = parser, network, device, seed
-        self.num_images = num_images
-        items = radiograph_items(dataset_dir, "val", 0.1, seed, where=parser.get("where"))
-        halves = split_halves([item["patient_id"] for item in items], seed)
-        order = np.random.default_rng(seed)
-        self.items = [[items[i] for i in order.permutation(half)[:num_images]] for half in halves]
+    parser: ConfigParser  # of the training's config
+    network: Any  # with weights
+    device: torch.device  # of the network
+    dataset_dir: str
+    num_images: int  # of each half at most
+    seed: int  # of halves and samples
+
+    def __post_init__(self) -> None:
+        items = radiograph_items(self.dataset_dir, "val", 0.1, self.seed, where=self.parser.get("where"))
+        halves = split_halves([item["patient_id"] for item in items], self.seed)
+        order = np.random.default_rng(self.seed)
+        self.items = [[items[i] for i in order.permutation(half)[: self.num_images]] for half in halves]
         self.first, self.second = ([self._load(item["image"]) for item in half] for half in self.items)
 
     def autoencoder(self) -> tuple[dict[str, float], list[Tensor], list[Tensor]]:

@@ -68,34 +68,23 @@ class CopyCheck:
     verdict: Row  # on the set, see `CopyReference.check`; own sources play no part in it
 
 
+@dataclass
 class CopyReference:
-    """What training images and held-out images of other patients say of samples.
+    """What training images and held-out images of other patients say of samples; settings out of range are refused."""
 
-    Args:
-        num_neighbours: k of the ratio. A few, so that small groups of alike images (same device, same frame) are not
-            taken for copies of each other; more than patients that one picture may be listed under.
-        max_shift: px of the small pictures, in each direction; 2 of 32 px finds copies shifted by up to 6 %.
-        false_flag_rate: at most this share of images of new patients is flagged on average, half of it in each space.
-        significance: of the verdict, half of it for the number of flags, half for single copies.
+    # k of the ratio. A few, so that small groups of alike images (same device, same frame) are not taken for copies of
+    # each other; more than patients that one picture may be listed under
+    num_neighbours: int = 5
+    max_shift: int = 2  # px of the small pictures, in each direction; 2 of 32 px finds copies shifted by up to 6 %
+    false_flag_rate: float = 0.01  # of images of new patients on average at most, half of it in each space
+    significance: float = 0.05  # of the verdict, half of it for the number of flags, half for single copies
 
-    Raises:
-        SettingsError: one of them is out of range.
-    """
-
-    def __init__(
-        self,
-        num_neighbours: int = 5,
-        max_shift: int = 2,
-        false_flag_rate: float = 0.01,
-        significance: float = 0.05,
-    ) -> None:
-        if not (0 < false_flag_rate < 1 and 0 < significance < 1 and num_neighbours > 1 and max_shift >= 0):
+    def __post_init__(self) -> None:
+        shares = self.false_flag_rate, self.significance
+        if not (all(0 < share < 1 for share in shares) and self.num_neighbours > 1 and self.max_shift >= 0):
             raise SettingsError(
-                f"copy detection: found false_flag_rate {false_flag_rate}, significance {significance}, num_neighbours "
-                f"{num_neighbours}, max_shift {max_shift}; expected two shares in (0, 1), 2 or more, 0 or more."
+                f"copy detection: found {self}; expected two shares in (0, 1), 2 neighbours or more, no shift below 0"
             )
-        self.num_neighbours, self.max_shift = num_neighbours, max_shift
-        self.false_flag_rate, self.significance = false_flag_rate, significance
         self.held_out: dict[str, HeldOutRatios] = {}
         self.held_out_distance: dict[str, Floats] = {}
         self.leaks: list[tuple[int, int]] = []

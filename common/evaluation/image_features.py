@@ -60,37 +60,27 @@ class FileFeatures:
     problems: list[tuple[str, str]]  # (path, reason) of the others
 
 
+@dataclass
 class ImageFeatures:
     """Encode files or tensors with one extractor, every image brought to the same square size first.
 
     A file's features are kept in `<cache_dir>/<extractor>_<fingerprint>/`, under the sha256 of its bytes: a killed
     run goes on where it was, a changed file is encoded again, and a copy is not. Features of a batch may differ from
     those of its images alone by float rounding.
-
-    Args:
-        extractor: what encodes.
-        cache_dir: made when needed; None keeps nothing.
-        image_size: pixels; shorter side to this, then the central square (`center_square`).
-        batch_size: images encoded at once.
-        device: where the network runs; it is moved there.
-        progress: show a progress bar.
     """
 
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        cache_dir: str | Path | None = None,
-        image_size: int = 256,
-        batch_size: int = 16,
-        device: torch.device | str = "cpu",
-        progress: bool = True,
-    ) -> None:
-        self.extractor, self.device = extractor, torch.device(device)
-        self.network = extractor.network.to(self.device).eval()
-        self.image_size = image_size
-        self.batch_size, self.progress = batch_size, progress
-        key = hashlib.sha256(f"{extractor.fingerprint} {image_size} {PREPARATION}".encode()).hexdigest()
-        self.folder = None if cache_dir is None else Path(cache_dir) / f"{extractor.name}_{key[:16]}"
+    extractor: FeatureExtractor  # what encodes
+    cache_dir: str | Path | None = None  # made when needed; None keeps nothing
+    image_size: int = 256  # px; shorter side to this, then the central square (`center_square`)
+    batch_size: int = 16  # images encoded at once
+    device: torch.device | str = "cpu"  # where the network runs; it is moved there
+    progress: bool = True  # show a progress bar
+
+    def __post_init__(self) -> None:
+        self.network = self.extractor.network.to(self.device).eval()
+        own = f"{self.extractor.fingerprint} {self.image_size} {PREPARATION}"
+        key = hashlib.sha256(own.encode()).hexdigest()[:16]
+        self.folder = None if self.cache_dir is None else Path(self.cache_dir) / f"{self.extractor.name}_{key}"
 
     def of_files(self, paths: Sequence[str | Path]) -> FileFeatures:
         """Features of all files that can be read, in their order; the others are reported and logged.

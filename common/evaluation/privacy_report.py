@@ -144,7 +144,7 @@ class PrivacyCheck:
             "held_out_copies_of_training": [[real[len(train) + i], real[j]] for i, j in self.reference.leaks],
             "unreadable": unreadable,
             "settings": self.settings,
-            "provenance": provenance(self.features.device),
+            "provenance": provenance(torch.device(self.device)),
         }
         self._write(report, check, table, [row["image"] for row in samples])
         self._log(report)

@@ -37,7 +37,7 @@ Choices of the protocol, after DiNO-Diffusion (arXiv 2407.11594, section 2.4), a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,35 +78,24 @@ Scored = tuple[NDArray[np.float64], dict[str, object]]
 Classifier = Callable[[Sequence[Example], Sequence[Example], str, int, int], Scored]
 
 
+@dataclass
 class BenefitStudy:
-    """Trains and scores trials: draws subsets of `train`, scores on `test`.
+    """Trains and scores trials."""
 
-    Args:
-        train, test: items with "image", "patient_id" and "label".
-        classes: names, in the order of the class numbers.
-        pipe: the generator of synthetic images.
-        work_dir: of the pool and of features.
-        training: of the network.
-        num_views: changed views of a real image for the probe.
-    """
+    train: Sequence[Item]  # items with "image", "patient_id" and "label", to draw subsets from
+    test: Sequence[Item]  # to score on
+    classes: Sequence[str]  # names, in the order of the class numbers
+    pipe: DinoDiffusion  # the generator of synthetic images
+    work_dir: str | Path  # of the pool and of features
+    training: TrainingSettings  # of the network
+    num_views: int  # changed views of a real image for the probe
 
-    def __init__(
-        self,
-        train: Sequence[Item],
-        test: Sequence[Item],
-        classes: Sequence[str],
-        pipe: DinoDiffusion,
-        work_dir: str | Path,
-        training: TrainingSettings,
-        num_views: int,
-    ) -> None:
-        self.train, self.test, self.classes = list(train), list(test), list(classes)
-        self.training, self.pipe = training, pipe
-        tokens = token_features(pipe, Path(work_dir) / "features")
-        self.pool = SyntheticPool(Path(work_dir) / "pool", pipe, tokens)
-        self.test_labels = np.array([self.classes.index(item["label"]) for item in test])
-        self.test_paths = [item["image"] for item in test]
-        self.features = ProbeFeatures(tokens, pipe.encoder.hidden_size, num_views)
+    def __post_init__(self) -> None:
+        tokens = token_features(self.pipe, Path(self.work_dir) / "features")
+        self.pool = SyntheticPool(Path(self.work_dir) / "pool", self.pipe, tokens)
+        self.test_labels = np.array([self.classes.index(item["label"]) for item in self.test])
+        self.test_paths = [item["image"] for item in self.test]
+        self.features = ProbeFeatures(tokens, self.pipe.encoder.hidden_size, self.num_views)
         self._orders: dict[int, list[Item]] = {}
         self._classifiers: dict[str, Classifier] = {}
 
@@ -135,7 +124,7 @@ class BenefitStudy:
         items = [*self.train, *self.test]
         rows = [[Path(item["image"]).name, item["patient_id"], item["label"]] for item in items]
         return {
-            "classes": self.classes,
+            "classes": list(self.classes),
             "num_train_images": len(self.train),
             "num_train_patients": len({item["patient_id"] for item in self.train}),
             "num_test_images": len(self.test),
@@ -145,7 +134,7 @@ class BenefitStudy:
             "num_inference_steps": len(self.pipe.sampler.timesteps),
             "guidance_scale": self.pipe.sampler.guidance_scale,
             "features_sha256": self.features.encoder.extractor.fingerprint,
-            "num_views": self.features.num_views,
+            "num_views": self.num_views,
             "training": asdict(self.training),
         }
 

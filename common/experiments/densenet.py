@@ -61,18 +61,17 @@ def batch_order(num_images: int, num_steps: int, batch_size: int, seed: int) -> 
     return np.concatenate(orders)[:needed].reshape(num_steps, batch_size)
 
 
+@dataclass
 class DenseNetClassifier:
     """Train a DenseNet-121 on a regime's images, with the same settings always, and predict the test images."""
 
-    def __init__(
-        self,
-        num_classes: int,
-        test_paths: Sequence[str],
-        settings: TrainingSettings,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.num_classes, self.settings, self.device = num_classes, settings, torch.device(device)
-        self.test_images = load_images(test_paths, settings.image_size)
+    num_classes: int
+    test_paths: Sequence[str]
+    settings: TrainingSettings
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        self.test_images = load_images(self.test_paths, self.settings.image_size)
 
     def __call__(
         self, real: Sequence[Example], synthetic: Sequence[Example], regime: str, seed: int, times_steps: int = 1
@@ -121,7 +120,7 @@ class DenseNetClassifier:
         return float(np.mean(losses[-max(1, num_steps // 10) :]))
 
     def _logits(self, network: nn.Module, image: Tensor) -> Tensor:
-        with autocast(self.device, self.settings.amp):
+        with autocast(torch.device(self.device), self.settings.amp):
             return network(((image - INTENSITY_MEAN) / INTENSITY_SD).to(self.device)).float()
 
     @torch.no_grad()

@@ -182,18 +182,18 @@ class ProbeFeatures:
         return found
 
 
+@dataclass
 class ProbeClassifier:
     """Fit a probe on a regime's images and predict the test images.
 
     A real image and its changed views together weigh as much as one synthetic image. The strength of L2 is chosen by
     folds over the real images; a fold's training has neither its real images nor what was made from them. Where the
     regime shows no real image, they choose the strength all the same: somebody has to, and they are what is labelled.
-
-    Features are those of files and views; the test images are those of `test_paths`.
     """
 
-    def __init__(self, features: ProbeFeatures, num_classes: int, test_paths: Sequence[str]) -> None:
-        self.features, self.num_classes, self.test_paths = features, num_classes, list(test_paths)
+    features: ProbeFeatures  # of files and views
+    num_classes: int
+    test_paths: Sequence[str]  # of the images to predict
 
     def __call__(
         self, real: Sequence[Example], synthetic: Sequence[Example], regime: str, seed: int, times_steps: int = 1

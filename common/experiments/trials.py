@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -29,41 +29,28 @@ TrialT = TypeVar("TrialT", bound=Any)  # a dataclass, frozen
 Trials = Sequence[tuple[TrialT, Row]]  # with what was measured
 
 
+@dataclass
 class Experiment(Generic[TrialT]):
     """A grid of trials in a folder: `<stem>.csv` gets a row of each: its settings, the code's commit, date, figures.
 
-    Args:
-        output_dir: of the results; one folder is one experiment.
-        stem: of the files' names.
-        settings: what all trials share, in plain JSON types; a folder made with others is refused.
-        do: trial to its figures, numbers and texts, which may be nested.
-        describe: what a row shall say beside it, such as the weights that it started from; a row that says otherwise
-            is refused.
-
-    Raises:
-        SettingsError: the folder has other settings.
+    A folder made with other settings, and rows that say otherwise than `describe`, are refused by a SettingsError.
     """
 
-    def __init__(
-        self,
-        output_dir: str | Path,
-        stem: str,
-        settings: Mapping[str, Any],
-        do: Callable[[TrialT], Mapping[str, Any]],
-        describe: Callable[[TrialT], Mapping[str, Any]] = lambda trial: {},
-    ) -> None:
-        self.path = Path(output_dir) / f"{stem}.csv"
-        self.do, self.describe = do, describe
+    output_dir: str | Path  # of the results; one folder is one experiment
+    stem: str  # of the files' names
+    settings: Mapping[str, Any]  # what all trials share, in plain JSON types
+    do: Callable[[TrialT], Mapping[str, Any]]  # trial to its figures, numbers and texts, which may be nested
+    # what a row shall say beside it, such as the weights that it started from
+    describe: Callable[[TrialT], Mapping[str, Any]] = lambda trial: {}
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.output_dir) / f"{self.stem}.csv"
         git = git_state()  # of the code that is in memory, whatever happens to the checkout
         self.commit = None if git is None else git["commit"] + ("-dirty" if git["is_dirty"] else "")
-        check_or_write_settings(self.path.with_suffix(".json"), settings)
+        check_or_write_settings(self.path.with_suffix(".json"), self.settings)
 
     def run(self, trials: Sequence[TrialT], share: tuple[int, int] = (0, 1)) -> None:
-        """Do the trials that are not done, in this order; of share (i, n) every n-th from the i-th on, for n processes.
-
-        Raises:
-            SettingsError: a row of one of them was made from something else.
-        """
+        """Do the trials that are not done, in this order; of share (i, n), for n processes, every n-th from the i-th on."""
         mine, rows = list(trials)[share[0] :: share[1]], self._rows()
         with ProgressBar(mine, desc="trials", unit="trial") as bar:
             for trial in bar:
