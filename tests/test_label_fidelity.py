@@ -44,9 +44,8 @@ def test_rows_are_means_over_seeds_and_losses_are_paired():
     assert variation["loss"]["mean"] == pytest.approx(-0.25) and "loss" not in found[0]
     settings = {"classes": ["a", "b"], "num_test_images": 9, "num_test_patients": 8}
     text = markdown({"rows": found, "settings": settings, "num_train": 70})
-    assert (
-        "0.650 ± 0.071 (-0.250)" in text and "all 70 labelled" in text and all(each in text for each in LABELS.values())
-    )
+    assert "0.650 ± 0.071 (-0.250)" in text and "all 70 labelled" in text
+    assert all(each in text for each in LABELS.values())
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +76,13 @@ def test_what_judges_are_shown_is_made_once_and_belongs_to_its_source(study, tmp
     assert stamps == [Path(path).stat().st_mtime_ns for path in reconstructions]
 
 
-@pytest.fixture(scope="module")
-def script():
-    return load_script("label_fidelity")
-
-
-def test_the_command_leaves_judges_table_and_plot_without_paths(script, tmp_path, tiny_dino):
+def test_the_command_leaves_judges_table_and_plot_without_paths(tmp_path, tiny_dino):
+    label_fidelity = load_script("label_fidelity").label_fidelity
     generator_models(tmp_path / "bundle", tiny_dino)
     labelled_folder(tmp_path / "data", 5, 2)
     options = {"output_dir": str(tmp_path / "out"), "work_dir": str(tmp_path / "work"), "device": "cpu"}
     options |= {"bundle_root": str(tmp_path / "bundle"), "quick": True, "amp": False, "batch_size": 4}
-    script.label_fidelity(str(tmp_path / "data"), **options)
+    label_fidelity(str(tmp_path / "data"), **options)
     report = json.loads((tmp_path / "out" / "label_fidelity.json").read_text())
     assert report["num_train"] == 12 and report["settings"]["num_test_images"] == 6
     assert report["settings"]["classes"] == sorted(CLASSES)
@@ -97,7 +92,7 @@ def test_the_command_leaves_judges_table_and_plot_without_paths(script, tmp_path
     assert names == {".trials.lock", *(f"label_fidelity.{end}" for end in ("csv", "json", "md", "png"))}
     before = (tmp_path / "out" / "label_fidelity.csv").read_text()
     assert before.count("\n") == 3 and str(tmp_path) not in before
-    script.label_fidelity(str(tmp_path / "data"), **options)
+    label_fidelity(str(tmp_path / "data"), **options)
     assert (tmp_path / "out" / "label_fidelity.csv").read_text() == before
     with pytest.raises(SettingsError):
-        script.label_fidelity(str(tmp_path / "data"), **options, judges="probe")
+        label_fidelity(str(tmp_path / "data"), **options, judges="probe")

@@ -13,7 +13,6 @@ from common.experiments.lung_segments import (
     DIFFSEG,
     METHODS,
     SegmentSettings,
-    at_size,
     encode_chest,
     fitted_size,
     gather,
@@ -88,14 +87,6 @@ def test_lungs_come_back_at_the_images_own_size_and_always_the_same(pipe, atlas)
     mask = find_lungs(pipe, tuned, pixels, EXCLUDED)
     assert mask.shape == (50, 70) and mask.dtype == bool and 0 < mask.mean() < 0.9
     assert np.array_equal(mask, find_lungs(pipe, tuned, pixels, EXCLUDED))
-
-
-def test_masks_change_size_with_their_outline():
-    mask = np.zeros((10, 10), bool)
-    mask[:, 5:] = True
-    large = at_size(mask, (40, 40))
-    assert large[:, 20:].all() and not large[:, :20].any()
-    assert np.array_equal(at_size(mask, (10, 10)), mask)
 
 
 def test_k_means_finds_groups_of_tokens_and_repeats_itself():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import shutil
-import subprocess
-import sys
 
 import nibabel
 import numpy as np
@@ -19,7 +17,6 @@ from common.data.phantom import draw_chest_phantom
 from common.errors import DatasetError, SettingsError
 from common.io import read_radiograph
 
-SCRIPT = REPOSITORY / "scripts" / "png_to_dx.py"
 SAMPLES = REPOSITORY / "bundles" / "cxr_autoencoder" / "samples"
 FORMATS = ["grey.png", "wide.png", "rgb.png", "photo.jpg", "plate.tif", "slice.nii.gz", "film.dcm"]
 
@@ -140,24 +137,12 @@ def test_a_manifest_names_the_images_so_that_masks_stay_out(script, tmp_path):
 
 @pytest.mark.parametrize("value", ["0.1", [0.1], [0.1, 0.1, 0.1], [0, 0.1], ["a", "b"], [None, 1]])
 def test_wrong_spacing_is_told(script, value):
-    with pytest.raises(SettingsError, match="--pixel_spacing"):
+    with pytest.raises(SettingsError):
         script.parse_spacing(value)
 
 
 def test_nothing_to_convert_is_told(script, tmp_path):
-    with pytest.raises(DatasetError, match="found nothing there"):
-        script.png_to_dx(str(tmp_path / "absent"), output_dir=str(tmp_path / "out"))
-    with pytest.raises(DatasetError, match="no radiographs"):
-        script.png_to_dx(str(tmp_path), output_dir=str(tmp_path / "out"))
+    for source in (tmp_path / "absent", tmp_path):
+        with pytest.raises(DatasetError):
+            script.png_to_dx(str(source), output_dir=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_command_line_takes_a_list_and_ends_with_one_on_failures(sources, tmp_path):
-    (sources / "text.png").write_text("no picture")
-    words = [sys.executable, SCRIPT, sources, "--output_dir", tmp_path / "out", "--pixel_spacing", "[0.1, 0.2]"]
-    done = subprocess.run(
-        list(map(str, words)), cwd=REPOSITORY, env={"PYTHONPATH": str(REPOSITORY)}, capture_output=True
-    )
-    assert done.returncode == 1 and b"7 written" in done.stdout and b"Traceback" not in done.stderr
-    assert read_radiograph(tmp_path / "out" / "rgb_png.dcm").spacing_mm == (0.1, 0.2)

@@ -50,7 +50,7 @@ class Experiment(Generic[TrialT]):
         check_or_write_settings(self.path.with_suffix(".json"), self.settings)
 
     def run(self, trials: Sequence[TrialT], share: tuple[int, int] = (0, 1)) -> None:
-        """Do the trials that are not done, in this order; of share (i, n), for n processes, every n-th from the i-th on."""
+        """Do the trials that are not done, in this order; of share (i, n), for n processes, each n-th from the i-th."""
         mine, rows = list(trials)[share[0] :: share[1]], self._rows()
         with ProgressBar(mine, desc="trials", unit="trial") as bar:
             for trial in bar:
