@@ -108,47 +108,49 @@ def zero_shot_lungs(
         folds = folds_by_source(train, lung_cases(data, masks, None, heart), limit or num_tuning_images, seed)
     else:
         folds = [("", train, lung_cases(data, masks, "val", heart)[:limit])]
-    paths = []
+    tuned: list[Path] = []
     for left_out, learnt_from, _ in folds:
         path = work / left_out / TUNED if left_out else out / TUNED
         if learnt_from and not path.is_file():
-            tuned, about = LungStudy(pipe, work, seed).tune(learnt_from, num_tuning_images, rounds)
-            write_json(path, {"tuning": {**about, **weights}, **asdict(tuned)})
-        paths.append(path if left_out else find_tuned(out, bundle_root))
-    settings = {**weights, "heart": heart, "tuned_sha256": [file_sha256(path) for path in paths]}
+            learnt, about = LungStudy(pipe, work, seed).tune(learnt_from, num_tuning_images, rounds)
+            write_json(path, {"tuning": {**about, **weights}, **asdict(learnt)})
+        tuned.append(path if left_out else find_tuned(out, bundle_root))
+    settings = {**weights, "heart": heart, "tuned_sha256": [file_sha256(path) for path in tuned]}
     for folder in (out, work):
         check_or_write_settings(folder / f"{STEM}.json", settings)
-    score(folds, paths, pipe, out, work, framings)
+    score(folds, tuned, pipe, out, work, framings)
 
 
 def folds_by_source(train: Sequence[LungCase], cases: Sequence[LungCase], count: int, seed: int) -> list[Fold]:
     """For each source the training cases of all others, and at most so many of its own to score.
 
     Raises:
-        DatasetError: there is but one.
+        DatasetError: there is but one source.
     """
-    sources = sorted({case.source for case in cases})
-    if len(sources) < 2:
-        raise DatasetError(f"leave_one_out: found the source {sources[0]} alone; expected masks of two or more")
-    of_source = {source: [case for case in cases if case.source == source] for source in sources}
-    return [(s, [c for c in train if c.source != s], balanced(of_source[s], count, seed)) for s in sources]
+    of_source: dict[str, list[LungCase]] = {}
+    for case in cases:
+        of_source.setdefault(case.source, []).append(case)
+    if len(of_source) < 2:
+        raise DatasetError(f"leave_one_out: found the sources {list(of_source)}; expected masks of two or more")
+    return [
+        (s, [c for c in train if c.source != s], balanced(own, count, seed)) for s, own in sorted(of_source.items())
+    ]
 
 
 def score(
-    folds: Sequence[Fold], paths: Sequence[Path], pipe: DinoDiffusion, out: Path, work: Path, framings: int
+    folds: Sequence[Fold], tuned: Sequence[Path], pipe: DinoDiffusion, out: Path, work: Path, framings: int
 ) -> None:
-    """Score each fold with what was learnt for it, and write the report; paths are those of tuned.json."""
+    """Score each fold with what was learnt for it, which the files `tuned` hold, and write the report."""
     cases: list[LungCase] = []
     results: list[Row] = []
     framed: list[Row] = []
     found: list[Path] = []
     tuning: dict[str, Any] = {}
-    for (left_out, _, held), path in zip(folds, paths, strict=True):
-        tuned, tuning[left_out] = read_tuned(path)
-        study = LungStudy(pipe, work / left_out, tuned.segments[DIFFSEG].seed)
-        results += study.score(held, tuned)
-        drilled = balanced(held, -(-framings // len(folds)), study.seed)
-        framed += study.score(drilled, tuned, framings=True)
+    for (left_out, _, held), path in zip(folds, tuned, strict=True):
+        learnt, tuning[left_out] = read_tuned(path)
+        study = LungStudy(pipe, work / left_out, learnt.segments[DIFFSEG].seed)
+        results += study.score(held, learnt)
+        framed += study.score(balanced(held, -(-framings // len(folds)), study.seed), learnt, framings=True)
         cases += held
         found += [study.mask_path(case) for case in held]
     add_ellipses(results, cases)
@@ -159,10 +161,10 @@ def score(
 
 def find_tuned(out: Path, bundle_root: str) -> Path:
     """The hyperparameters of the folder, or else those of the bundle; SettingsError where there are none."""
-    for path in (out / TUNED, Path(bundle_root) / SHIPPED):
-        if path.is_file():
-            return path
-    raise SettingsError(f"{out / TUNED}: found no such file, nor {SHIPPED} in the bundle; give --tune True")
+    found = [path for path in (out / TUNED, Path(bundle_root) / SHIPPED) if path.is_file()]
+    if not found:
+        raise SettingsError(f"{out / TUNED}: found no such file, nor {SHIPPED} in the bundle; give --tune True")
+    return found[0]
 
 
 def read_tuned(path: Path) -> tuple[Tuned, dict[str, Any]]:

@@ -24,12 +24,7 @@ def drop_flagged(generated_dir: str | Path, report_dir: str | Path, drop_source_
     Their files, and DICOM files of them, move to `flagged/` in it, to be looked at. Their rows go from manifest.csv to
     dropped.csv, with `flagged` yes, so that neither a training reads them nor a resumed generation makes them again;
     the rows of the other checked images say no. A run that was killed is completed by the next. The contact sheet of
-    the generation stays as it is, and so does the report.
-
-    Args:
-        generated_dir: as given to `PrivacyCheck`.
-        report_dir: its output_dir.
-        drop_source_copies: also those that copy their own source.
+    the generation stays as it is, and so does the report, which is in the output_dir of `PrivacyCheck`.
 
     Returns:
         The images dropped now, as the manifest named them.

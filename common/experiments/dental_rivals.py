@@ -24,11 +24,8 @@ DINO_SCALE = 2  # of the image before DINO sees it: 144 × 192 px are 20 × 27 p
 class LiteSegmenter(nn.Module):
     """EfficientNet-Lite0 with a U-Net decoder (MONAI's `FlexibleUNet`): [B, 1, H, W] in [0, 1] to logits [B, K, H, W].
 
-    Lite0 is B0 without squeeze-and-excitation, and with ReLU6.
-
-    Args:
-        num_classes: K.
-        source: "imagenet" for the weights of the extra `baselines`, "none" for random ones.
+    Lite0 is B0 without squeeze-and-excitation, and with ReLU6. The source is "imagenet" for the weights of the extra
+    `baselines`, "none" for random ones.
 
     Raises:
         SettingsError: the extra is not installed.
@@ -60,10 +57,7 @@ class LiteSegmenter(nn.Module):
 class FrozenDinoSegmenter(nn.Module):
     """Frozen DINO patch tokens with a light decoder: [B, 1, H, W] in [0, 1] to logits [B, K, H, W].
 
-    Args:
-        num_classes: K.
-        source: Hugging Face folder or hub id of the encoder.
-        channels: of the decoder.
+    The source is a Hugging Face folder or hub id of the encoder; channels are of the decoder.
     """
 
     def __init__(self, num_classes: int, source: str, channels: int = 64) -> None:

@@ -118,22 +118,15 @@ class FineTuning:
             deep["network_def"] = {"_target_": target, "num_classes": "$@classes.num_labels", "source": start}
             start = "none"
         deep["train#trainer#checkpoint_every_steps"] = num_steps
-        return ConfigWorkflow(
-            config_file=f"{self.bundle_root}/configs/train.yaml",
-            workflow_type="train",
-            bundle_root=self.bundle_root,
-            logging_file=False,
-            dataset_dir=self.dataset_dir,
-            output_dir=str(run_dir),
-            pretrained=start,
-            label_budget=trial.label_budget,
-            budget_seed=trial.seed,
-            seed=trial.seed,
-            max_epochs=1,
-            epoch_length=num_steps,
-            val_interval=1,
-            **deep,
-        )
+        shallow: dict[str, Any] = {
+            "bundle_root": self.bundle_root,
+            "dataset_dir": self.dataset_dir,
+            "output_dir": str(run_dir),
+        }
+        shallow |= {"pretrained": start, "label_budget": trial.label_budget, "budget_seed": trial.seed}
+        shallow |= {"seed": trial.seed, "max_epochs": 1, "epoch_length": num_steps, "val_interval": 1}
+        config = f"{self.bundle_root}/configs/train.yaml"
+        return ConfigWorkflow(config_file=config, workflow_type="train", logging_file=False, **shallow, **deep)
 
     def steps(self, method: str) -> int:
         """Of a fine-tuning."""
@@ -191,21 +184,20 @@ def rows(trials: Trials[Trial]) -> list[Row]:
     order = {name: place for place, name in enumerate(LABELS)}
     return [
         {
-            "method": method,
-            "label_budget": budget,
-            **mean_sd(ious[method, budget].values()),
-            "by_seed": by_seed(ious[method, budget]),
+            **{"method": method, "label_budget": budget, **mean_sd(values.values()), "by_seed": by_seed(values)},
             "mean_dice": statistics.fmean(dices[method, budget].values()),
-            "gain": paired_difference(ious[method, budget], ious.get((BASELINE, budget), {})),
+            "gain": paired_difference(values, ious.get((BASELINE, budget), {})),
         }
-        for method, budget in sorted(ious, key=lambda key: (order.get(key[0], len(order)), key))
+        for (method, budget), values in sorted(
+            ious.items(), key=lambda each: (order.get(each[0][0], len(order)), each[0])
+        )
     ]
 
 
 def timestep_rows(trials: Trials[Trial]) -> list[Row]:
     """Rows of every method and budget that was trained at several timesteps."""
     ious = grouped(trials, ("method", "label_budget", "timestep"), HEADLINE)
-    num_timesteps = Counter((method, budget) for method, budget, _ in ious)
+    num_timesteps = Counter(key[:2] for key in ious)
     return [
         {"method": method, "label_budget": budget, "timestep": timestep, **mean_sd(values.values())}
         for (method, budget, timestep), values in sorted(ious.items())
@@ -226,13 +218,11 @@ def class_rows(trials: Trials[Trial]) -> list[Row]:
 def crossings(report_rows: Sequence[Row], method: str, rival: str) -> list[float]:
     """Numbers of labels at which the means of two methods cross, interpolated linearly in log(budget)."""
     means = {(row["method"], row["label_budget"]): row["mean"] for row in report_rows}
-    budgets = sorted({n for name, n in means if name == method} & {n for name, n in means if name == rival})
-    ahead = [means[method, n] - means[rival, n] for n in budgets]
-    found = []
-    for (low, before), (high, after) in pairwise(zip(budgets, ahead, strict=True)):
-        if before * after < 0:
-            found.append(low * (high / low) ** (before / (before - after)))
-    return found
+    budgets = sorted(n for name, n in means if name == method and (rival, n) in means)
+    ahead = [(n, means[method, n] - means[rival, n]) for n in budgets]
+    return [
+        a * (b / a) ** (before / (before - after)) for (a, before), (b, after) in pairwise(ahead) if before * after < 0
+    ]
 
 
 def labels_needed(report_rows: Sequence[Row], method: str) -> list[tuple[int, float | None]]:
@@ -251,20 +241,17 @@ def labels_needed(report_rows: Sequence[Row], method: str) -> list[tuple[int, fl
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The tables: mIoU in percent by method and budget, paired gains, labels needed, timesteps."""
+    """The tables: mIoU in percent by method and budget, paired gains, labels needed, classes, timesteps."""
     found = {(row["method"], row["label_budget"]): row for row in report["rows"]}
     methods = list(dict.fromkeys(method for method, _ in found))
     budgets = sorted({budget for _, budget in found})
+    means, gains = [], []
+    for method in methods:
+        own = [found.get((method, budget), {}) for budget in budgets]
+        means.append([_label(method), *(cell(row or None, 1, factor=100) for row in own)])
+        gains.append([_label(method), *(cell(row.get("gain"), 1, "+", factor=100) for row in own)])
+    gains = [line for method, line in zip(methods, gains, strict=True) if method != BASELINE]
     headings = ["start", *map(str, budgets)]
-    means = [
-        [_label(method), *(cell(found.get((method, budget)), 1, factor=100) for budget in budgets)]
-        for method in methods
-    ]
-    gains = [
-        [_label(method), *(cell(found.get((method, n), {}).get("gain"), 1, "+", factor=100) for n in budgets)]
-        for method in methods
-        if method != BASELINE
-    ]
     text = "mIoU in %, mean ± sd over seeds, by number of labelled radiographs\n\n" + markdown_table(headings, means)
     text += f"\nDifference to {LABELS[BASELINE]}, in points, paired by seed\n\n" + markdown_table(headings, gains)
     text += f"\nLabels that {LABELS[BASELINE]} needs for what DDPM reaches with n\n\n"
@@ -280,9 +267,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         ]
         text += "\nPooled IoU in % by class\n\n" + markdown_table(["class", "start", "labels", "IoU"], lines, "llr")
     if report["timesteps"]:
-        keys = "label_budget", "timestep"
         lines = [
-            [_label(row["method"]), *(str(row[key]) for key in keys), cell(row, 1, factor=100)]
+            [_label(row["method"]), str(row["label_budget"]), str(row["timestep"]), cell(row, 1, factor=100)]
             for row in report["timesteps"]
         ]
         headings = ["start", "labels", "timestep", "mIoU"]
