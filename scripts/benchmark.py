@@ -356,12 +356,10 @@ def bundles(setting: Setting) -> Iterator[Row]:
     pipe = setting.pipe
     segmenter = DentalSegmenter.from_bundle(BUNDLES / "dental_radiograph_segmentation", setting.device)
     codec, dental = deepcopy(pipe.codec).requires_grad_(), deepcopy(segmenter.network).requires_grad_()
-    averages: Any = {
-        name: ExponentialMovingAverage(each, 0.999) for name, each in (("codec", codec), ("dental", dental))
-    }
+    averages = [ExponentialMovingAverage(network, 0.999) for network in (codec, dental)]
     of_codec: Any = {"reconstruction_loss": ReconstructionLoss(None, 0.0), "kl_weight": 1e-6, "patch_size": 256}
-    train_codec = AutoencoderStep(ema=averages["codec"], full_size_from_step=1, **of_codec)
-    train_dental = SegmentationStep(ema=averages["dental"], loss_function=DiceCELoss(to_onehot_y=True, softmax=True))
+    train_codec = AutoencoderStep(ema=averages[0], full_size_from_step=1, **of_codec)
+    train_dental = SegmentationStep(ema=averages[1], loss_function=DiceCELoss(to_onehot_y=True, softmax=True))
     engines = engine_of(setting, VariationalPass(codec)), engine_of(setting, dental)
     train_denoiser = own_step(setting)
     for count in (1,) if setting.tiny else BATCH_SIZES:
@@ -390,22 +388,8 @@ def startup(setting: Setting) -> Iterator[Row]:
     yield Row("startup", "process", calls, is_wall=True)
 
 
-ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
-    each.__name__: each
-    for each in (
-        train_step,
-        sample_step,
-        sample_image,
-        autoencoder,
-        read,
-        fid,
-        store,
-        caching,
-        segment,
-        startup,
-        bundles,
-    )
-}
+ALL = (train_step, sample_step, sample_image, autoencoder, read, fid, store, caching, segment, startup, bundles)
+ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {each.__name__: each for each in ALL}
 
 
 def benchmark(
@@ -436,11 +420,10 @@ def benchmark(
     where, folder = check_device(device), Path(output_dir)
     figures: list[dict[str, Any]] = []
     about = {"hardware": hardware(where), **provenance(where), "repetitions": repetitions, "diffusers": HAS_DIFFUSERS}
+    named = rows or [name for name in ROWS if name != "bundles"]
     with tempfile.TemporaryDirectory() as files:
         setting = Setting(where, batch_size, Path(files), tiny)
-        for row in (
-            row for name in rows or [name for name in ROWS if name != "bundles"] for row in ROWS[name](setting)
-        ):
+        for row in (row for name in named for row in ROWS[name](setting)):
             try:
                 measured = measure(row, where, repetitions)
             except torch.OutOfMemoryError:
@@ -448,19 +431,15 @@ def benchmark(
                 continue
             print(markdown(measured), flush=True)
             figures += measured
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "benchmark.json", {**about, "rows": figures})
-    with atomic_path(folder / "benchmark.md") as temporary:
-        temporary.write_text(markdown(figures), encoding="utf-8")
+    texts = {"benchmark.md": markdown(figures)}
     if "bundles" in rows:
-        began = (
-            "Measured on a GPU."
-            if where.type == "cuda"
-            else "This has not run on a GPU yet: these figures are of a CPU."
-        )
-        with atomic_path(folder / "gpu.md") as temporary:
-            told = json.dumps(about, indent=1)
-            temporary.write_text(f"{began}\n\n{markdown(figures)}\n```json\n{told}\n```\n", encoding="utf-8")
+        not_yet = "This has not run on a GPU yet: these figures are of a CPU."
+        began = "Measured on a GPU." if where.type == "cuda" else not_yet
+        texts["gpu.md"] = f"{began}\n\n{markdown(figures)}\n```json\n{json.dumps(about, indent=1)}\n```\n"
+    write_json(folder / "benchmark.json", {**about, "rows": figures})
+    for name, text in texts.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     draw(figures, folder / "benchmark.png")
     print(f"{folder}: benchmark.md, benchmark.json, benchmark.png")
 

@@ -51,14 +51,6 @@ def test_an_interrupted_drop_is_completed(tmp_path, real_phantoms, privacy_check
     assert is_dropped(folder)
 
 
-def test_copies_of_the_own_source_are_dropped_on_request(tmp_path, real_phantoms, privacy_check):
-    generate(tmp_path / "generated", [copy_of(3), *fresh(1)], {0: [real_phantoms[0][3]]})
-    report = privacy_check(real_phantoms, false_flag_rate=0.1).run()
-    assert report["own_sources"]["copies_source"] == 1 and report["verdict"]["num_flagged"] == 0
-    assert drop_flagged(tmp_path / "generated", tmp_path / "report") == []
-    assert drop_flagged(tmp_path / "generated", tmp_path / "report", drop_source_copies=True) == ["images/0000.png"]
-
-
 def test_reports_of_other_folders_are_refused(tmp_path, real_phantoms, privacy_check):
     folder, report = flagged_folder(tmp_path, real_phantoms, privacy_check)
     shutil.copytree(folder, tmp_path / "other")

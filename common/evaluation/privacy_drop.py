@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 FLAGGED_FOLDER = "flagged"  # in the generated folder
 
 
-def drop_flagged(generated_dir: str | Path, report_dir: str | Path, drop_source_copies: bool = False) -> list[str]:
+def drop_flagged(generated_dir: str | Path, report_dir: str | Path) -> list[str]:
     """Take the flagged images out of a generated folder, as the report of a check says.
 
     Their files, and DICOM files of them, move to `flagged/` in it, to be looked at. Their rows go from manifest.csv to
@@ -42,10 +42,7 @@ def drop_flagged(generated_dir: str | Path, report_dir: str | Path, drop_source_
     if (found := report["settings"]["generated_dir"]) != str(folder.resolve()):
         raise DatasetError(f"{report_dir}: found the report of {found}; expected that of {folder}, give its output_dir")
     generation_settings(folder)  # refuses before anything is moved
-    is_bad = {
-        line["image"]: line["flagged"] == "yes" or (drop_source_copies and line["copies_source"] == "yes")
-        for line in table
-    }
+    is_bad = {line["image"]: line["flagged"] == "yes" for line in table}
     there = [item["image"] for item in manifest_items(folder)]
     listed = {os.path.relpath(image, folder): Path(image) for image in there}
     bad = [image for image in listed if is_bad.get(image)]
