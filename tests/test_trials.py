@@ -94,8 +94,11 @@ def test_processes_share_the_trials_and_lose_no_row(tmp_path):
 def test_another_experiment_in_the_same_folder_and_a_folder_without_results_are_refused(tmp_path):
     for _ in range(2):
         check_or_write_settings(tmp_path / "a.json", {"num_steps": 5, "size": (1, 2)})
-    with pytest.raises(SettingsError):
-        check_or_write_settings(tmp_path / "a.json", {"num_steps": 6, "size": (1, 2)})
+    (tmp_path / "settings.json").write_text('{"num_steps": 5, "size": [1, 2]}')  # as 0.1 wrote it
+    check_or_write_settings(tmp_path / "b.json", {"num_steps": 5, "size": (1, 2)})
+    for name in ("a.json", "c.json"):
+        with pytest.raises(SettingsError):
+            check_or_write_settings(tmp_path / name, {"num_steps": 6, "size": (1, 2)})
     with pytest.raises(SettingsError):
         found_in(tmp_path)
 

@@ -103,7 +103,8 @@ def check_or_write_settings(path: Path, settings: Mapping[str, Any]) -> None:
         SettingsError: names what differs.
     """
     wanted = json.loads(json.dumps(settings))
-    found = read_json(path)["settings"] if path.is_file() else wanted
+    older = path.with_name("settings.json")  # of 0.1
+    found = read_json(path)["settings"] if path.is_file() else read_json(older) if older.is_file() else wanted
     if differing := sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)):
         pairs = ", ".join(f"{key} {found.get(key)!r}, now {wanted.get(key)!r}" for key in differing)
         raise SettingsError(f"{path.parent} holds an experiment with {pairs}; give another output_dir")
