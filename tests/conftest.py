@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from privacy_folders import copy_feature_cache, privacy_check, real_phantoms  # noqa: F401 - fixtures
 
 from common.data.latent_store import LatentStore
 from common.data.phantom import draw_chest_phantom

@@ -9,16 +9,35 @@ import torch
 from PIL import Image
 from script_module import load_script
 from tiny_bundles import generator_models
-from tiny_lungs import DEFINITIONS, lung_folder
 
-from common.data.phantom import draw_lung_mask
+from common.data.phantom import draw_chest_phantom, draw_lung_mask
 from common.errors import DatasetError, SettingsError
+from common.evaluation.report import write_rows
 from common.experiments import lung_choice
 from common.experiments.lung_choice import EXCLUDED, INCLUDED
 from common.experiments.lung_report import LABELS, write_report
 from common.experiments.lung_study import FRAMINGS, LungCase, add_ellipses, balanced, lung_cases
 from common.experiments.trials import QUICK_WARNING
 from common.files import write_json
+
+DEFINITIONS = "lungs incl. what lies behind the heart", "lung fields, heart excluded"  # as drawn; one says otherwise
+
+
+def lung_folder(root, num_train, num_val, size=(72, 80)):
+    """Phantoms with their lungs as masks, 0 and 255, listed in lung_masks.csv; images of two sources."""
+    for folder in ("images", "lung_masks"):
+        (root / folder).mkdir(parents=True)
+    rows = []
+    for number in range(num_train + num_val):
+        pixels = (draw_chest_phantom(*size, seed=number)[0] * 255).round().to(torch.uint8).numpy()
+        lungs = draw_lung_mask(*size, seed=number)[0].numpy().astype(np.uint8) * 255
+        files = {"image": f"images/{number}.png", "mask_file": f"lung_masks/{number}.png"}
+        Image.fromarray(pixels).save(root / files["image"])
+        Image.fromarray(lungs).save(root / files["mask_file"])
+        about = {"source": f"clinic{number % 2}", "mask_definition": DEFINITIONS[number % 2]}
+        rows.append({**files, **about, "split": "train" if number < num_train else "val"})
+    write_rows(root / "lung_masks.csv", rows)
+    return root
 
 
 def test_cases_of_a_split_come_with_their_masks_and_what_these_count_as_lung(tmp_path):

@@ -1,27 +1,111 @@
+"""Phantoms as training, held-out and generated images: what a check says of copies, and what is dropped for it."""
+
+import csv
+import functools
 import json
 import logging
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from privacy_folders import (
-    NUM_HELD_OUT,
-    NUM_TRAIN,
-    SIZE,
-    Pooling,
-    copy_of,
-    fresh,
-    generate,
-    phantom,
-    read_csv,
-)
+from torch import nn
+from torch.nn import functional as F
 
+from common.data.datalists import radiograph_items
+from common.data.phantom import draw_chest_phantom
 from common.errors import DatasetError
 from common.evaluation.nearest_patients import SPACES
 from common.evaluation.patient_link import link_markdown
-from common.evaluation.privacy_report import altered_copy, markdown, summary
+from common.evaluation.privacy_drop import drop_flagged
+from common.evaluation.privacy_report import PrivacyCheck, altered_copy, markdown, summary
+from common.files import JOB_RECORD
+from common.intensity import stored_values
+from common.pipelines.job_log import Entry, Item, JobLog
+from common.pipelines.manifest import ROW_COLUMNS, joined, write_generation_manifest
+
+SIZE = 64
+NUM_TRAIN, NUM_HELD_OUT = 45, 40
+SETTINGS = {"strategy": "variation", "seed": 0}
+OPTIONS = {"image_size": SIZE, "picture_size": 32, "max_shift": 2, "num_controls": 10, "batch_size": 16}
+
+
+class Pooling(nn.Module):
+    """An encoder with a weight that counts what it sees."""
+
+    def __init__(self, weight=1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+        self.images = 0
+
+    def forward(self, image):
+        self.images += len(image)
+        pooled = F.adaptive_avg_pool2d(image, 6).flatten(1) * self.weight
+        return SimpleNamespace(cls_token=pooled - pooled.mean(1, keepdim=True))
+
+
+@functools.cache
+def phantom(seed):
+    return draw_chest_phantom(SIZE, SIZE, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def copy_feature_cache(tmp_path_factory):
+    """Features that all tests share, as several checks of one training set would."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def real_phantoms(tmp_path_factory):
+    """Phantoms as training and held-out images, each of a patient of its own."""
+    folder = tmp_path_factory.mktemp("real")
+    for number in range(NUM_TRAIN + NUM_HELD_OUT):
+        Image.fromarray(stored_values(phantom(number), 8)).save(folder / f"{number:03}.png")
+    items = [{"image": str(folder / f"{n:03}.png"), "patient_id": f"P{n}"} for n in range(NUM_TRAIN + NUM_HELD_OUT)]
+    return items[:NUM_TRAIN], items[NUM_TRAIN:]
+
+
+def generate(folder, images, sources=None, split="train"):
+    """A generated folder with these images [1, H, W]; sources by number: items."""
+    (folder / "images").mkdir(parents=True)
+    log = JobLog(folder, {**SETTINGS, "split": split}, keeps_folder=True)
+    entries = []
+    for number, image in enumerate(images):
+        own = (sources or {}).get(number, ())
+        columns = dict.fromkeys(ROW_COLUMNS, "") | {"image": f"images/{number:04}.png", "seed": number}
+        columns |= {"sources": joined(item["image"] for item in own), "strategy": "variation" if own else "prior"}
+        columns |= {"source_patient_ids": joined(item["patient_id"] for item in own)}
+        Image.fromarray(stored_values(image, 8)).save(folder / columns["image"])
+        entries.append(Entry(f"{number:04}", "", [], columns))
+    log.append(entries)
+    write_generation_manifest(folder, [entry.row for entry in entries], split)
+
+
+def fresh(count, first=1000):
+    return [phantom(first + number) for number in range(count)]
+
+
+def copy_of(number):
+    """A training image given back with noise."""
+    image = phantom(number)
+    return (image + 0.01 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+
+
+@pytest.fixture
+def privacy_check(tmp_path, copy_feature_cache):
+    def make(real, encoder=None, **options):
+        options = {**OPTIONS, "cache_dir": copy_feature_cache, **options}
+        folders = tmp_path / "generated", tmp_path / "report"
+        return PrivacyCheck(folders[0], *real, encoder or Pooling(), "cpu", folders[1], **options)
+
+    return make
+
+
+def read_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def test_copies_are_reported_with_their_originals(tmp_path, real_phantoms, privacy_check):
@@ -186,3 +270,62 @@ def test_altered_copies_are_near_but_not_the_same():
     assert first.shape == image.shape and first.dtype == torch.float32
     assert first.min() >= 0 and first.max() <= 1
     assert 0.9 < np.corrcoef(first.flatten(), image.flatten())[0, 1] < 0.9999
+
+
+# ---- flagged images are dropped --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checked(tmp_path, real_phantoms, privacy_check):
+    """A generated folder with a copy, and the report of its check."""
+    generate(tmp_path / "generated", [*fresh(2), copy_of(3)], {1: [real_phantoms[0][7]]})
+    dicom = tmp_path / "generated" / "dicom" / "0002.dcm"
+    dicom.parent.mkdir()
+    dicom.write_bytes(b"the same picture")
+    privacy_check(real_phantoms).run()
+    return tmp_path / "generated", tmp_path / "report"
+
+
+def is_dropped(folder):
+    rows = {row["image"]: row["flagged"] for row in read_csv(folder / "manifest.csv")}
+    dropped = {row["image"]: row["flagged"] for row in read_csv(folder / "dropped.csv")}
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    pictures = {name for name in files if name.endswith((".png", ".dcm"))}
+    return (
+        rows == {"images/0000.png": "no", "images/0001.png": "no"}
+        and dropped == {"images/0002.png": "yes"}
+        and pictures == {"images/0000.png", "images/0001.png", "flagged/images/0002.png", "flagged/dicom/0002.dcm"}
+    )
+
+
+def test_flagged_images_leave_the_folder_for_good(checked):
+    folder, report = checked
+    assert drop_flagged(folder, report) == ["images/0002.png"]
+    assert is_dropped(folder)
+    log = JobLog(folder, {**SETTINGS, "split": "train"}, keeps_folder=True)
+    assert log.has(Item("0002"), folder / "images" / "0002.png")  # not made again
+    assert len(radiograph_items(folder, "train", 0, 0)) == 2  # nor trained on
+    assert drop_flagged(folder, report) == []
+    assert is_dropped(folder)
+
+
+def test_an_interrupted_drop_is_completed(checked):
+    folder, report = checked
+    moved = folder / "flagged" / "images" / "0002.png"
+    moved.parent.mkdir(parents=True)
+    (folder / "images" / "0002.png").rename(moved)
+    assert drop_flagged(folder, report) == ["images/0002.png"]
+    assert is_dropped(folder)
+
+
+def test_reports_of_other_folders_are_refused(checked, tmp_path):
+    folder, report = checked
+    shutil.copytree(folder, tmp_path / "other")
+    with pytest.raises(DatasetError):
+        drop_flagged(tmp_path / "other", report)
+    with pytest.raises(DatasetError):
+        drop_flagged(folder, tmp_path / "nothing")
+    (folder / JOB_RECORD).unlink()
+    with pytest.raises(DatasetError):
+        drop_flagged(folder, report)
+    assert (folder / "images" / "0002.png").is_file()

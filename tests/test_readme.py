@@ -39,7 +39,7 @@ RUN_BY = {
     "scripts/png_to_dx.py": "test_png_to_dx_script.py",
     "scripts/explore.py": "test_explore_script.py",
     "scripts/gallery.py": "test_gallery_script.py",
-    "scripts/image_quality.py": "test_image_quality_script.py",
+    "scripts/image_quality.py": "test_image_quality.py",
     "scripts/synthetic_benefit.py": "test_benefit_study.py",
     "scripts/label_fidelity.py": "test_label_fidelity.py",
     "scripts/label_efficiency.py": "test_label_efficiency.py",
