@@ -98,8 +98,8 @@ def test_a_patient_or_a_file_in_both_splits_and_a_single_class_are_refused(tmp_p
         write_rows(folder / "manifest.csv", wrong)
         with pytest.raises(DatasetError):
             labelled_split(str(folder), None)
-    write_rows(folder / "manifest.csv", [*items, {**items[0], "label": ""}])  # without a label it is of no class
-    assert [len(found) for found in labelled_split(str(folder), None)] == [6, 3, 3]
+    write_rows(folder / "manifest.csv", [items[0], {**items[1], "label": ""}, *items[2:]])  # which is of no class
+    assert [len(found) for found in labelled_split(str(folder), None)] == [5, 3, 3]
     (folder / test["image"]).write_bytes((folder / train["image"]).read_bytes())
     with pytest.raises(DatasetError):
         labelled_split(str(folder), None)
