@@ -14,12 +14,9 @@ MAX_QUALITY = 100
 
 
 def bicubic_down_up(image: Tensor, factor: int = 8) -> Tensor:
-    """Shrink by `factor` (bicubic, antialiased) and enlarge again (bicubic): [B, 1, H, W] in [0, 1] -> the same.
+    """Shrink by `factor` and enlarge again, both bicubic, in float32: [B, 1, H, W] in [0, 1] -> the same.
 
-    Clamped to [0, 1], since bicubic overshoots at edges. Computed in float32.
-
-    Raises:
-        ValueError: not [B, 1, H, W], or H or W is not a multiple of factor.
+    Clamped to [0, 1], since bicubic overshoots at edges. H or W that the factor does not divide is a ValueError.
     """
     if image.ndim != 4 or image.shape[1] != 1 or image.shape[2] % factor or image.shape[3] % factor:
         raise ValueError(

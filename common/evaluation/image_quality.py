@@ -33,11 +33,7 @@ FLOOR_NOTE = (
 
 @dataclass(frozen=True)
 class ImageQuality:
-    """Compare features of real and fake images and report it as plain numbers.
-
-    Raises:
-        SettingsError: one of them is out of range.
-    """
+    """Compare features of real and fake images and report it as plain numbers; wrong settings are refused."""
 
     num_resamples: int = 100  # of the bootstrap for the Fréchet distance
     level: float = 0.95  # of its interval
@@ -59,11 +55,7 @@ class ImageQuality:
         return max(LEAST_IMAGES, self.nearest_k + 1, self.num_left_out + 2)
 
     def check_counts(self, num_real: int, num_fake: int) -> None:
-        """Refuse sets that are too small, before anything is made of them.
-
-        Raises:
-            SettingsError: says what was found.
-        """
+        """Refuse sets that are too small, by a SettingsError, before anything is made of them."""
         if min(num_real, num_fake) < self.least:
             raise SettingsError(
                 f"found {num_real} real and {num_fake} fake images; expected at least {self.least} of each, and "
@@ -109,9 +101,6 @@ class ImageQuality:
         """The figures of one pair of sets [N, D], [M, D]: fd, fd_infinity, mmd, `SHARES`, num_real, num_fake.
 
         Beside them left_out, the images of largest leverage on fd as ("real" or "fake", place), and fd_without them.
-
-        Raises:
-            ValueError: too few images for one of the metrics.
         """
         leverages = frechet_leverages(real, fake)
         largest = np.argsort(-np.abs(np.concatenate(leverages)), kind="stable")[: self.num_left_out].tolist()

@@ -118,10 +118,7 @@ class NearestPatients:
     ) -> tuple[NDArray[np.integer], Floats, Floats]:
         """Index of the nearest training image, distance to it, mean distance to the k nearest patients; each [M].
 
-        The patients of images that are a query's own, as for `source_distance`, are left out.
-
-        Raises:
-            DatasetError: a query to whose comparison no training image is left.
+        Patients of a query's own images, see `source_distance`, are left out; DatasetError where none other is left.
         """
         num_patients = int(self._patients.max()) + 1
         keys, found = self._keys[space][: len(self._train)], []

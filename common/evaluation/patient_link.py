@@ -76,9 +76,8 @@ class PatientHead:
 class LinkCheck:
     """Fit the head, measure it on held-out patients, and look at samples.
 
-    The distance to the nearest training patient is compared with that to `num_neighbours`; `false_flag_rate` is the
-    share of images of new patients that may be linked to a training patient. `run` leaves the ratios of distances of
-    "held out", "planted" and "samples".
+    The distance to the nearest training patient is compared with that to `num_neighbours`; at most `false_flag_rate` of
+    images of new patients may be linked. `run` leaves the ratios of "held out", "planted" and "samples".
     """
 
     def __init__(

@@ -116,11 +116,7 @@ class SegmentationEvaluator:
     columns: Sequence[str] = ("patient_id", "group", *GROUPS)
 
     def run(self) -> Row:
-        """Evaluate all images, write the files, log the table; returns what evaluation.json holds.
-
-        Raises:
-            ValueError: no images, or as `segment_and_score`.
-        """
+        """Evaluate all images, write the files, log the table; returns what evaluation.json holds. None: ValueError."""
         elapsed, scores, rows = stopwatch(), [], []
         arguments = self.network, self.inferer, self.dataset, self.classes, self.device, True, self.postprocessing
         for item, score in segment_and_score(*arguments):

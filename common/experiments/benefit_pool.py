@@ -67,10 +67,7 @@ Block = tuple[Recipe, ...]
 def source_blocks(order: Sequence[Item], seed: int, strategy: str, size: int, count: int) -> list[list[Block]]:
     """For each of the first `size` images of `draw_order` the blocks that hold its first `count` synthetic ones.
 
-    By variation, or by interpolation with partners from the seed.
-
-    Raises:
-        SettingsError: a class with a single image.
+    By variation, or by interpolation with partners from the seed; a class with a single image is a SettingsError.
     """
 
     def recipe(rank: int, number: int) -> Recipe:

@@ -55,11 +55,7 @@ KEYS = ("classifier", "regime", "strategy", "ratio", "size")
 
 
 def write_report(output_dir: str | Path, device: torch.device) -> dict[str, Any]:
-    """Write synthetic_benefit.json, .md and a .png per classifier of all trials that a folder holds; return the JSON.
-
-    Raises:
-        SettingsError: there are none.
-    """
+    """Write synthetic_benefit.json, .md and a .png per classifier of all trials of a folder; return the JSON."""
     found = rows(read_trials(Path(output_dir) / f"{STEM}.csv", Trial))
     report = write_experiment_report(output_dir, STEM, markdown, device, rows=found)
     for classifier in sorted({row["classifier"] for row in found}):

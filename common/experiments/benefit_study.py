@@ -151,11 +151,7 @@ class BenefitStudy:
         return [Example(item["image"], self.classes.index(item["label"]), (item["image"],)) for item in items]
 
     def real(self, trial: Trial) -> list[Example]:
-        """The trial's labelled images, in the order in which they were drawn.
-
-        Raises:
-            SettingsError: there are not so many.
-        """
+        """The trial's labelled images as they were drawn; SettingsError where there are not so many."""
         return self.examples(self._subset(trial))
 
     def synthetic(self, trial: Trial) -> list[Example]:
@@ -192,11 +188,7 @@ class BenefitStudy:
         return source_blocks(self._subset(trial)[:size], trial.seed, trial.strategy, size, trial.ratio)
 
     def _unlabelled(self, trial: Trial) -> list[str]:
-        """Real images of patients outside the trial's subset, alike for all seeds but for those patients.
-
-        Raises:
-            SettingsError: there are fewer than the ratio asks for.
-        """
+        """Real images of patients outside the trial's subset, alike for all seeds but for those patients."""
         known = {item["patient_id"] for item in self._subset(trial)}
         order = np.random.default_rng(derive_seed(0, Purpose.ORDER)).permutation(len(self.train))
         others = [self.train[place]["image"] for place in order if self.train[place]["patient_id"] not in known]

@@ -176,11 +176,7 @@ def draw_order(items: Sequence[Item], classes: Sequence[str], seed: int) -> list
 
 
 def rare_subset(order: Sequence[Item], rare: str, size: int) -> list[Item]:
-    """The first `NUM_RARE` of a class in `draw_order`, and the first `size` of the others together.
-
-    Raises:
-        SettingsError: there are fewer.
-    """
+    """The first `NUM_RARE` of a class, and the first `size` of the others; SettingsError where there are fewer."""
     own = [item for item in order if item["label"] == rare][:NUM_RARE]
     others = [item for item in order if item["label"] != rare][:size]
     if len(own) < NUM_RARE or len(others) < size:

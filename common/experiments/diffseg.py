@@ -23,10 +23,9 @@ EDGE_ROUNDS = 2
 
 @contextmanager
 def saved_attention(network: nn.Module) -> Iterator[list[SABlock]]:
-    """Within the block the self-attentions of a network keep their `att_mat` [B, heads, N, N]; given in their order.
+    """Within the block self-attentions keep their `att_mat` [B, heads, N, N]; given in their order.
 
-    Raises:
-        SettingsError: it has none, or fused ones, which never hold the matrix.
+    A network that has none, or fused ones, which never hold the matrix, is a SettingsError.
     """
     found = [getattr(module, "attn1", None) for module in network.modules()]
     blocks = [block for block in found if isinstance(block, SABlock)]

@@ -75,11 +75,7 @@ class FineTuning:
     overrides: Mapping[str, Any]  # further ids of train.yaml; those of its network are not for the rivals
 
     def __call__(self, trial: Trial) -> nn.Module:
-        """Fine-tune; the network is kept as `network.pt` in `run_dir(trial)`, and taken from there if it is there.
-
-        Raises:
-            SettingsError: a method that `pretrained` does not name.
-        """
+        """Fine-tune; the network is kept as `network.pt` in `run_dir(trial)`, and taken from there if it is there."""
         if trial.method not in self.pretrained:
             raise SettingsError(f"method: expected one of {', '.join(self.pretrained)}, found {trial.method!r}")
         run_dir = self.run_dir(trial)
@@ -157,11 +153,7 @@ def steps_of_equal_time(fine_tuning: FineTuning, cpu_seconds: float) -> dict[str
 
 
 def write_report(output_dir: str | Path, device: torch.device) -> dict[str, Any]:
-    """Write label_efficiency.json, .md and .png of all trials that a folder holds; return the JSON.
-
-    Raises:
-        SettingsError: there are none.
-    """
+    """Write label_efficiency.json, .md and .png of all trials that a folder holds; return the JSON."""
     trials = read_trials(Path(output_dir) / f"{STEM}.csv", Trial)
     usual = min(trial.timestep for trial, _ in trials)
     found = rows([(trial, row) for trial, row in trials if trial.timestep == usual])
@@ -226,9 +218,9 @@ def crossings(report_rows: Sequence[Row], method: str, rival: str) -> list[float
 
 
 def labels_needed(report_rows: Sequence[Row], method: str) -> list[tuple[int, float | None]]:
-    """For each budget of a method, how many labels `BASELINE` needs for the same mean mIoU.
+    """For each budget of a method, how many labels `BASELINE` needs for the same mean mIoU, None where none reaches it.
 
-    Between budgets interpolated linearly in log(budget); None where no budget of the baseline reaches it.
+    Between budgets interpolated linearly in log(budget).
     """
     own, baseline = (
         sorted((row["label_budget"], row["mean"]) for row in report_rows if row["method"] == name)

@@ -96,11 +96,7 @@ class LabelFidelity:
 
 
 def write_report(output_dir: str | Path, device: torch.device) -> dict[str, Any]:
-    """Write label_fidelity.json, .md and .png of all judges that a folder holds; return the JSON.
-
-    Raises:
-        SettingsError: there are none.
-    """
+    """Write label_fidelity.json, .md and .png of all judges that a folder holds; return the JSON."""
     trials = read_trials(Path(output_dir) / f"{STEM}.csv", Judge)
     (num_train,) = {figures["num_train"] for _, figures in trials}
     found = rows(trials)

@@ -157,10 +157,7 @@ def tune_method(
 def coordinate_search(
     start: Settings, grid: Mapping[str, Sequence[float]], objective: Callable[[Settings], float], title: str
 ) -> tuple[Settings, float]:
-    """Set one field of a dataclass after the other to its best candidate of the grid; ties keep what is there.
-
-    Higher is better; the title is that of the progress bar.
-    """
+    """Set one field of a dataclass after the other to its best candidate of the grid; higher is better, ties stay."""
     best, score = start, objective(start)
     with ProgressBar(grid.items(), desc=title, unit="setting") as bar:
         for name, candidates in bar:

@@ -108,11 +108,7 @@ def encode_chest(pipe: DinoDiffusion, pixels: Tensor, settings: SegmentSettings,
 
 
 def fitted_size(height: int, width: int, side: int, multiple: int) -> Size:
-    """Rows and columns near an area of `side`² px with nearly the aspect ratio of the image, multiples of `multiple`.
-
-    Raises:
-        SettingsError: `side` is smaller than `multiple`.
-    """
+    """Rows and columns, multiples of `multiple`, near an area of `side`² px with nearly the aspect of the image."""
     if side < multiple:
         raise SettingsError(f"side: found {side} px; expected at least {multiple}, which the networks divide by")
     scale = side / math.sqrt(height * width)
@@ -244,10 +240,7 @@ def otsu_lungs(image: Array) -> Mask:
 
 
 def membership_affinity(labels: Labels, grid: Size) -> NDArray[np.float32]:
-    """An affinity [h·w, h·w] for segments [H, W] that have none of their own: equal within a segment, 0 beyond.
-
-    Each row sums to 1; h, w is the grid.
-    """
+    """An affinity [h·w, h·w] on a grid for segments [H, W] without one: equal within one, 0 beyond; rows sum to 1."""
     rows, columns = ((np.arange(n) * 2 + 1) * length // (2 * n) for n, length in zip(grid, labels.shape, strict=True))
     flat = labels[rows][:, columns].ravel()
     same = (flat[:, None] == flat[None]).astype(np.float32)

@@ -215,10 +215,7 @@ class LungStudy:
 def framed(
     image: NDArray, scale: float = 1.0, down: float = 0.0, across: float = 0.0, angle: float = 0.0, border: float = 0.0
 ) -> NDArray[np.float32]:
-    """An image [H, W] scaled, shifted by shares of its sides and turned by degrees in a picture of the same size.
-
-    What lies around it has the value of the border.
-    """
+    """An image [H, W] scaled, shifted by shares of its sides, turned by degrees, within a border, at the same size."""
     size, turn = np.array(image.shape), math.radians(angle)
     matrix = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]) / scale
     centre = (size - 1) / 2

@@ -205,11 +205,7 @@ class ProbeClassifier:
     def fit(
         self, real: Sequence[Example], synthetic: Sequence[Example], regime: str
     ) -> tuple[Probe, dict[str, object]]:
-        """The probe of a regime, and the strengths chosen.
-
-        Raises:
-            SettingsError: less than two real images a class, so that there are no folds.
-        """
+        """The probe of a regime, and the strengths chosen; SettingsError below two real images a class: no folds."""
         if regime != PRETRAINED:
             probe, strength, loss = self._fit(real, synthetic, regime, None)
             return probe, {"l2": strength, "held_out_loss": loss}

@@ -84,11 +84,7 @@ def _flat(found: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def read_trials(path: str | Path, kind: Callable[..., TrialT]) -> list[tuple[TrialT, Row]]:
-    """All rows of an experiment's CSV as trials of a dataclass, sorted by their settings, with what was measured.
-
-    Raises:
-        SettingsError: there are none.
-    """
+    """All rows of an experiment's CSV as trials, sorted by their settings, with what was measured, or SettingsError."""
     if not Path(path).is_file():
         raise SettingsError(f"{path}: found no results; expected the CSV that the run of the experiment writes")
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
@@ -97,11 +93,7 @@ def read_trials(path: str | Path, kind: Callable[..., TrialT]) -> list[tuple[Tri
 
 
 def check_or_write_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write a report of nothing but its settings where there is none, else compare with its own.
-
-    Raises:
-        SettingsError: names what differs.
-    """
+    """Write a report of nothing but its settings where there is none; others than its own are a SettingsError."""
     wanted = json.loads(json.dumps(settings))
     older = path.with_name("settings.json")  # of 0.1
     found = read_json(path)["settings"] if path.is_file() else read_json(older) if older.is_file() else wanted
