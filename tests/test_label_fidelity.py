@@ -15,37 +15,12 @@ from common.data.transforms import load_square
 from common.errors import SettingsError
 from common.experiments.benefit_trials import VARIATION
 from common.experiments.label_fidelity import (
-    KINDS,
-    LABELS,
     ORIGINAL,
-    RECONSTRUCTION,
     Judge,
     LabelFidelity,
     markdown,
-    rows,
 )
 from common.experiments.trials import QUICK_WARNING
-
-
-def result(variation):
-    aucs = {ORIGINAL: 0.9, RECONSTRUCTION: 0.8, VARIATION: variation}
-    return {f"{kind}.{figure}": auc for kind, auc in aucs.items() for figure in ("auc", "accuracy", "same_verdict")}
-
-
-def test_rows_are_means_over_seeds_and_losses_are_paired():
-    found = rows(
-        [(Judge("densenet", 0), result(0.6)), (Judge("densenet", 1), result(0.7)), (Judge("probe", 0), result(0.5))]
-    )
-    assert [(row["classifier"], row["kind"]) for row in found] == [
-        (name, kind) for name in ("probe", "densenet") for kind in KINDS
-    ]
-    variation = found[-1]
-    assert variation["auc"]["mean"] == pytest.approx(0.65) and variation["auc"]["n"] == 2
-    assert variation["loss"]["mean"] == pytest.approx(-0.25) and "loss" not in found[0]
-    settings = {"classes": ["a", "b"], "num_test_images": 9, "num_test_patients": 8}
-    text = markdown({"rows": found, "settings": settings, "num_train": 70})
-    assert "0.650 ± 0.071 (-0.250)" in text and "all 70 labelled" in text
-    assert all(each in text for each in LABELS.values())
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,8 @@ from common.errors import SettingsError
 from common.experiments.trials import (
     QUICK_WARNING,
     Experiment,
-    by_seed,
     check_or_write_settings,
     choose_trials,
-    grouped,
     holm,
     paired_difference,
     read_trials,
@@ -175,9 +173,3 @@ def test_differences_are_paired_by_seed_and_tested_as_scipy_does():
 def test_holm_corrects_step_by_step():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.6]) == pytest.approx([1.0, 1.0]) and holm([]) == []
-
-
-def test_figures_are_grouped_by_settings_and_seeds_are_in_order_and_text():
-    rows = [(Trial("a", 10), {"auc": 0.1}), (Trial("a", 2), {"auc": 0.2}), (Trial("b", 0), {})]
-    assert grouped(rows, ("method",), "auc") == {("a",): {10: 0.1, 2: 0.2}}
-    assert list(by_seed({10: 0.1, 2: 0.2}).items()) == [("2", 0.2), ("10", 0.1)]
