@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,7 +154,7 @@ def draw_order(items: Sequence[Item], classes: Sequence[str], seed: int) -> list
 
     Items have "image", "patient_id" and "label"; those of other classes are left out.
     """
-    queues = []  # of each class one image of each patient who has any, in random order
+    queues: list[Iterator[Item]] = []  # of each class one image of each patient who has any, in random order
     for number, name in enumerate(classes):
         generator = np.random.default_rng(derive_seed(seed, Purpose.LABEL_BUDGET, number))
         by_patient: dict[str, list[Item]] = {}

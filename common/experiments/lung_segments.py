@@ -99,7 +99,8 @@ def encode_chest(pipe: DinoDiffusion, pixels: Tensor, settings: SegmentSettings,
     image = F.interpolate(chest[None], size=size, mode="bilinear", antialias=True, align_corners=False)
     encoder = pipe.encoder
     tokens = encoder(image.to(pipe.device))
-    patches = tuple(length // encoder.patch_size for length in encoder.resized_size(*size))
+    rows, columns = encoder.resized_size(*size)
+    patches = rows // encoder.patch_size, columns // encoder.patch_size
     named = {"cls_token": tokens.cls_token, "register_tokens": tokens.register_tokens}
     context = pipe.selection.select({**named, "patch_grid": pooled_patch_grid(tokens, patches, pipe.patch_grid)})
     layers = attention_layers(pipe, image[0], settings.timestep, settings.seed, context, settings.num_noises)

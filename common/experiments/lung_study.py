@@ -162,10 +162,10 @@ class LungStudy:
         encoded = [encode_chest(self.pipe, image, start[0], atlas) for image in bar]
         truths = [(e.part(mask), case.heart) for case, mask, e in zip(chosen, masks, encoded, strict=True)]
         found = {method: tune_method(method, encoded, truths, atlas, start, rounds) for method in METHODS}
-        segment_settings, choice, train_dice = ({m: each[i] for m, each in found.items()} for i in range(3))
         sources = dict(sorted(Counter(case.source for case in chosen).items()))
-        about = {"num_images": len(chosen), "sources": sources, "rounds": rounds, "mean_dice_on_these": train_dice}
-        return Tuned(atlas, segment_settings, choice), about
+        about: dict[str, Any] = {"num_images": len(chosen), "sources": sources, "rounds": rounds}
+        about["mean_dice_on_these"] = {method: mean for method, (_, _, mean) in found.items()}
+        return Tuned(atlas, {m: each[0] for m, each in found.items()}, {m: each[1] for m, each in found.items()}), about
 
     def score(self, cases: Sequence[LungCase], tuned: Tuned, framings: bool = False) -> list[Row]:
         """Dice of every method for every case, at the image's own size; what is done already is read.

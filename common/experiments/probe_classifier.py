@@ -228,8 +228,8 @@ class ProbeClassifier:
 
         def path_without(held_out: Sequence[Example]) -> list[Probe]:
             hidden = {each.path for each in held_out}
-            shown = ([e for e in kind if hidden.isdisjoint((e.path, *e.sources))] for kind in (real, synthetic))
-            return fit_path(*self._samples(*shown, regime), self.num_classes, start=start)
+            shown = [[e for e in kind if hidden.isdisjoint((e.path, *e.sources))] for kind in (real, synthetic)]
+            return fit_path(*self._samples(shown[0], shown[1], regime), self.num_classes, start=start)
 
         targets = [(self.features.of([each.path for each in fold]), _labels(fold)) for fold in turns]
         place, loss = choose_strength(lambda fold: path_without(turns[fold]), targets)
