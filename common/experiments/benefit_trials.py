@@ -158,9 +158,9 @@ def draw_order(items: Sequence[Item], classes: Sequence[str], seed: int) -> list
     for number, name in enumerate(classes):
         generator = np.random.default_rng(derive_seed(seed, Purpose.LABEL_BUDGET, number))
         by_patient: dict[str, list[Item]] = {}
-        for item in sorted(items, key=lambda each: each["image"]):
-            if item.get("label") == name:
-                by_patient.setdefault(item["patient_id"], []).append(item)
+        for film in sorted(items, key=lambda each: each["image"]):
+            if film.get("label") == name:
+                by_patient.setdefault(film["patient_id"], []).append(film)
         films = [by_patient[patient] for patient in sorted(by_patient)]
         films = [films[place] for place in generator.permutation(len(films))]
         queues.append(iter([each[int(generator.integers(len(each)))] for each in films]))
