@@ -87,6 +87,16 @@ def refused(path: Path, *found: str) -> UnreadableRadiographError:
     return error
 
 
+def assert_of_nobody_and_well_formed(dataset: Dataset, *, persons: bool = True) -> None:
+    """No dates, nothing private, and every text keeps to the length of its type; without persons, no names either."""
+    most = {"LO": 64, "SH": 16, "CS": 16, "ST": 1024, "LT": 10240, "UI": 64, "PN": 64, "DS": 16, "IS": 12}
+    for element in dataset.iterall():
+        assert not element.tag.is_private and (element.VR not in ("DA", "TM", "DT", "AS") or not element.value), element
+        assert persons or element.VR != "PN" or str(element.value) in ("", "SYNTHETIC^NOT A PATIENT"), element
+        values = element.value if element.VM > 1 else [element.value]
+        assert all(len(str(value)) <= most.get(element.VR, 2**31) for value in values), element
+
+
 def stretched(values: np.ndarray) -> np.ndarray:
     low, high = np.percentile(values, (0.5, 99.5))
     return np.clip((values - low) / (high - low), 0, 1)

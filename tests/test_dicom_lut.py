@@ -1,9 +1,6 @@
 """The grey-scale pipeline of DICOM against the standard's formulas: rescale, windows, lookup tables, padding."""
 
-from __future__ import annotations
-
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +9,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 
-def shown(value: float, centre: float, width: float, function: str) -> float:
+def shown(value, centre, width, function):
     """Show one value through a window, as in PS3.3 C.11.2.1.2 and C.11.2.1.3."""
     if function == "SIGMOID":
         return 1 / (1 + math.exp(-4 * (value - centre) / width))
@@ -26,9 +23,7 @@ def shown(value: float, centre: float, width: float, function: str) -> float:
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("rescale", [None, (0.5, -100.0), (-2.0, 30.0)])
 @pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
-def test_truth_table(
-    photometric: str, bits: int, signed: bool, rescale: tuple | None, function: str | None, tmp_path: Path
-) -> None:
+def test_truth_table(photometric, bits, signed, rescale, function, tmp_path):
     stored = ramp(bits, signed)
     slope, intercept = rescale or (1.0, 0.0)
     values = stored.astype(np.float64) * slope + intercept
@@ -49,7 +44,7 @@ def test_truth_table(
 
 
 @pytest.mark.parametrize("shape", [None, "INVERSE", "IDENTITY"])
-def test_the_presentation_lut_shape_never_inverts_again(shape: str | None, tmp_path: Path) -> None:
+def test_the_presentation_lut_shape_never_inverts_again(shape, tmp_path):
     stored = ramp(8, False)
     extra = {"PresentationLUTShape": shape} if shape else {}
     assert np.allclose(pixels(make(stored, "MONOCHROME1", **extra), tmp_path), 1 - stored / 255, atol=1e-6)
@@ -60,20 +55,20 @@ def test_the_presentation_lut_shape_never_inverts_again(shape: str | None, tmp_p
     ("centre", "width"),
     [("2000", "0"), ("2000", "-5"), ("90000", "10"), ("-5000", "1"), ("2000", "1e9"), ("2000", "1"), ("2000", None)],
 )
-def test_a_window_that_shows_nothing_is_replaced(centre: str, width: str | None, tmp_path: Path) -> None:
+def test_a_window_that_shows_nothing_is_replaced(centre, width, tmp_path):
     stored = ramp(12, False)
     dataset = make(stored, stored=12, WindowCenter=centre, WindowWidth=width)
     assert np.allclose(pixels(dataset, tmp_path), stretched(stored), atol=1e-6)
 
 
-def test_a_window_of_text_is_replaced(tmp_path: Path) -> None:
+def test_a_window_of_text_is_replaced(tmp_path):
     stored = ramp(12, False)
     path = write(make(stored, stored=12, WindowCenter="2047", WindowWidth="4093"), tmp_path / "a.dcm")
     replace_bytes(path, b"4093", b"wide")
     assert np.allclose(read(path).pixels[0].numpy(), stretched(stored), atol=1e-6)
 
 
-def test_padding_is_black_and_does_not_stretch(tmp_path: Path) -> None:
+def test_padding_is_black_and_does_not_stretch(tmp_path):
     for photometric in ("MONOCHROME1", "MONOCHROME2"):
         stored = np.linspace(1000, 2000, 600).astype(np.int16).reshape(20, 30)
         stored[:5] = -2000
@@ -86,7 +81,7 @@ def test_padding_is_black_and_does_not_stretch(tmp_path: Path) -> None:
         assert (found[:5] == 0).all()
 
 
-def lut(entries: np.ndarray, first: int, bits: int, data_vr: str) -> Sequence:
+def lut(entries, first, bits, data_vr):
     item = Dataset()
     item.add_new(0x00283002, "US" if first >= 0 else "SS", [len(entries), first, bits])
     values = entries.astype(np.uint16)
@@ -97,7 +92,7 @@ def lut(entries: np.ndarray, first: int, bits: int, data_vr: str) -> Sequence:
 
 @pytest.mark.parametrize("data_vr", ["US", "OW"])
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])
-def test_lookup_tables(data_vr: str, syntax: str, tmp_path: Path) -> None:
+def test_lookup_tables(data_vr, syntax, tmp_path):
     stored = ramp(10, False)
     curve = np.round(4095 * np.linspace(0, 1, 1024) ** 2)
     dataset = make(stored, stored=10, ModalityLUTSequence=lut(curve, 0, 12, data_vr), RescaleSlope=7)
@@ -111,7 +106,7 @@ def test_lookup_tables(data_vr: str, syntax: str, tmp_path: Path) -> None:
     assert np.allclose(pixels(dataset, tmp_path, syntax), 1 - curve[stored] / 4095, atol=1e-6)
 
 
-def test_a_table_of_8_bits_may_have_two_entries_in_a_word(tmp_path: Path) -> None:
+def test_a_table_of_8_bits_may_have_two_entries_in_a_word(tmp_path):
     stored, curve = ramp(8, False), np.arange(256)[::-1].astype(np.uint8)
     table = lut(curve, 0, 8, "OW")
     table[0].LUTData = curve.tobytes()
@@ -119,7 +114,7 @@ def test_a_table_of_8_bits_may_have_two_entries_in_a_word(tmp_path: Path) -> Non
     assert np.allclose(pixels(dataset, tmp_path), curve[stored] / 255, atol=1e-6)
 
 
-def test_malformed_lookup_tables_count_as_absent(tmp_path: Path) -> None:
+def test_malformed_lookup_tables_count_as_absent(tmp_path):
     stored = ramp(10, False)
     short = lut(np.arange(10), 0, 12, "US")
     short[0].LUTDescriptor = [1024, 0, 12]

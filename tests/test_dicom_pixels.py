@@ -1,9 +1,5 @@
 """DICOM's codings and photometric interpretations give the pixels that were put in, or one error."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
 from dicom_files import (
@@ -29,14 +25,14 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 
 
-def test_overlay_bits_above_and_below_are_not_pixels(tmp_path: Path) -> None:
+def test_overlay_bits_above_and_below_are_not_pixels(tmp_path):
     stored = ramp(10, False)
     noisy = (stored << 2) | 0x8003
     dataset = make(noisy, stored=10, HighBit=11, WindowCenter=512, WindowWidth=1024)
     assert np.allclose(pixels(dataset, tmp_path), stored / 1023, atol=1e-6)
 
 
-def test_colour_becomes_luma(tmp_path: Path) -> None:
+def test_colour_becomes_luma(tmp_path):
     grey = ramp(8, False)
     grey3 = np.stack([grey] * 3, -1)
     assert np.array_equal(pixels(make(grey3, "RGB"), tmp_path), grey / np.float32(255))
@@ -54,7 +50,7 @@ def test_colour_becomes_luma(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_palette_colour(bits: int, tmp_path: Path) -> None:
+def test_palette_colour(bits, tmp_path):
     indices = ramp(8, False)
     dataset = make(indices, "PALETTE COLOR")
     entries = np.arange(255, -1, -1).astype(np.uint16) << (bits - 8)
@@ -66,7 +62,7 @@ def test_palette_colour(bits: int, tmp_path: Path) -> None:
     refused(write(dataset, tmp_path / "a.dcm"), "BluePaletteColorLookupTableData")
 
 
-def test_8_bits_in_big_endian_words_are_swapped(tmp_path: Path) -> None:
+def test_8_bits_in_big_endian_words_are_swapped(tmp_path):
     stored = ramp(8, False)
     dataset = make(stored)
     dataset.PixelData = np.frombuffer(stored.tobytes(), "<u2").byteswap().tobytes()
@@ -76,7 +72,7 @@ def test_8_bits_in_big_endian_words_are_swapped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG, DEFLATED])
 @pytest.mark.parametrize("bits", [8, 12])
-def test_uncompressed_codings(syntax: str, bits: int, tmp_path: Path) -> None:
+def test_uncompressed_codings(syntax, bits, tmp_path):
     stored = ramp(bits, False)
     dataset = make(stored, stored=bits, WindowCenter=2 ** (bits - 1), WindowWidth=2**bits)
     if syntax == BIG:
@@ -86,7 +82,7 @@ def test_uncompressed_codings(syntax: str, bits: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])
 @pytest.mark.parametrize("drop", [128, "meta"])
-def test_without_preamble(syntax: str, drop: int | str, tmp_path: Path) -> None:
+def test_without_preamble(syntax, drop, tmp_path):
     stored = ramp(12, False)
     path = write(make(stored, stored=12), tmp_path / "a.dcm", syntax)
     content = path.read_bytes()
@@ -97,7 +93,7 @@ def test_without_preamble(syntax: str, drop: int | str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("syntax", [RLE, JPEG_LS, JPEG_2000])
 @pytest.mark.parametrize(("bits", "signed"), [(8, False), (12, False), (16, False), (16, True), (12, True)])
-def test_lossless_codings(syntax: str, bits: int, signed: bool, tmp_path: Path) -> None:
+def test_lossless_codings(syntax, bits, signed, tmp_path):
     if signed and syntax == JPEG_LS:
         pytest.skip("the encoder takes no signed values")
     stored = np.tile(ramp(bits, signed), (2, 2))  # what the JPEG 2000 encoder needs at least
@@ -108,13 +104,13 @@ def test_lossless_codings(syntax: str, bits: int, signed: bool, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("syntax", [RLE, JPEG_LS, JPEG_2000])
-def test_lossless_colour(syntax: str, tmp_path: Path) -> None:
+def test_lossless_colour(syntax, tmp_path):
     colour = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     luma = np.asarray(Image.fromarray(colour).convert("L")) / np.float32(255)
     assert np.array_equal(pixels(compressed(colour, syntax, 8, "RGB"), tmp_path, syntax), luma)
 
 
-def test_jpeg_baseline_grey_and_colour(tmp_path: Path) -> None:
+def test_jpeg_baseline_grey_and_colour(tmp_path):
     smooth = np.tile(np.linspace(20, 230, 64).astype(np.uint8), (64, 1))
     assert np.abs(pixels(compressed(smooth, JPEG, 8), tmp_path, JPEG) - smooth / 255).max() < 0.02
     colour = compressed(np.stack([smooth] * 3, -1), JPEG, 8, "YBR_FULL_422")
@@ -122,7 +118,7 @@ def test_jpeg_baseline_grey_and_colour(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("syntax", [RLE, JPEG, JPEG_LS, JPEG_2000])
-def test_broken_compressed_streams_are_refused(syntax: str, tmp_path: Path) -> None:
+def test_broken_compressed_streams_are_refused(syntax, tmp_path):
     stored = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
     frame = encoded(stored, syntax, 8)
     half = frame[: len(frame) // 4 * 2]

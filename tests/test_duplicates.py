@@ -1,7 +1,8 @@
-"""Duplicates: planted copies of drawn radiographs are found, other people are not, and the search stays linear."""
+"""Planted copies of drawn radiographs are found, other people are not; then who changes sides, and the report of it."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.data.alignment import aligned_correlation, zoomed
+from common.data.datalist_sources import write_manifest
 from common.data.datalists import radiograph_items
 from common.data.duplicates import (
     NUM_NEIGHBOURS,
@@ -22,6 +24,7 @@ from common.data.duplicates import (
     nearest_pairs,
     perceptual_hashes,
 )
+from common.data.one_side import one_side, write_duplicates
 from common.data.phantom import draw_chest_phantom
 from common.errors import DatasetError
 
@@ -72,13 +75,12 @@ def people(tmp_path_factory) -> Path:
 
 def test_copies_of_all_kinds_are_found_across_patients_and_nothing_else(people):
     items = radiograph_items(people, "all", 0.2, 0)
-    found = find_duplicates(items, progress=False)
+    found = find_duplicates(items)
     names = [Path(item["image"]).name for item in items]
     kinds = {frozenset((names[pair.first], names[pair.second])): pair.kind for pair in same_pictures(found)}
     assert kinds == {frozenset((f"{n}.png", name)): kind for n, (name, (kind, _)) in enumerate(COPIES.items())}
     assert all(items[pair.first]["patient_id"] != items[pair.second]["patient_id"] for pair in same_pictures(found))
     assert sorted(len(group) for group in found.groups()) == [2] * len(COPIES)
-    assert found.num_aligned > len(COPIES)  # the hash alone does not tell people apart
 
 
 def test_embeddings_propose_what_the_hash_does_not_and_decide_nothing(tmp_path):
@@ -87,14 +89,15 @@ def test_embeddings_propose_what_the_hash_does_not_and_decide_nothing(tmp_path):
     for number, pixels in enumerate(pictures):
         write(tmp_path / f"{number}.png", pixels)
     items = radiograph_items(tmp_path, "all", 0.2, 0)
-    assert same_pictures(find_duplicates(items, progress=False)) == []
+    assert same_pictures(find_duplicates(items)) == []
     embeddings = np.random.default_rng(0).standard_normal((len(items), 16))
     embeddings[1] = embeddings[0]
     embeddings[3] = embeddings[2]  # other people
-    (pair,) = same_pictures(find_duplicates(items, progress=False, embeddings=embeddings))
+    (pair,) = same_pictures(find_duplicates(items, embeddings=embeddings))
     assert (pair.first, pair.second, pair.kind) == (0, 1, "copy")
-    with pytest.raises(DatasetError):
-        find_duplicates(items, progress=False, embeddings=embeddings[1:])
+    for unusable, given in ((items, embeddings[1:]), ([], None)):
+        with pytest.raises(DatasetError):
+            find_duplicates(unusable, embeddings=given)
 
 
 def test_pairs_grow_with_images_not_with_their_square():
@@ -120,13 +123,8 @@ def test_an_inverted_picture_has_the_inverted_hash():
 
 def test_groups_reach_through_pairs_and_leave_alike_ones_out():
     pairs = [Pair(0, 1, "copy", 0, 0.95), Pair(1, 4, "inverted copy", 0, 0.9), Pair(2, 3, "alike", 9, 0.8)]
-    found = Duplicates(pairs, 6, 3)
+    found = Duplicates(pairs, 6)
     assert found.groups() == [[0, 1, 4]] and found.groups(with_alike=True) == [[0, 1, 4], [2, 3]]
-
-
-def test_nothing_to_compare_is_refused():
-    with pytest.raises(DatasetError):
-        find_duplicates([], progress=False)
 
 
 @pytest.mark.shared
@@ -136,13 +134,10 @@ def test_the_four_known_copies_are_found_and_patients_seen_again_are_none(shared
     items = radiograph_items(shared_data / "cxr", "all", 0.1, 0)
     some = [item for item in items if item["source"] in ("covid_chestxray", "hannover_covid", "montgomery")]
     names = [Path(item["image"]).stem for item in some]
-    pairs = same_pictures(find_duplicates(some, progress=False))
+    pairs = same_pictures(find_duplicates(some))
     found = {(names[pair.first], names[pair.second]) for pair in pairs}
     assert {(f"covid_chestxray__{name}", f"hannover_covid__{name}") for name in known} <= found
     assert all(one.split("__")[1] == other.split("__")[1] for one, other in found)  # both sources use one name
-
-
-# ---- aligning --------------------------------------------------------------------------------------------------------
 
 
 WHOLE = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
@@ -176,3 +171,91 @@ def test_another_person_an_inverted_picture_and_what_hardly_overlaps_are_unlike(
     assert correlation[0] < 0.8 and correlation[1] < 0
     correlation, _ = aligned_correlation(phantom(0), phantom(0), torch.tensor([[1.0, 1.0, 1.5, 0.0]]), 1 / 16, 0)
     assert correlation.item() == -1
+
+
+# ---- one side of a split ---------------------------------------------------------------------------------------------
+
+
+def items_of(*rows: tuple[str, str, str]) -> list[dict[str, str]]:
+    return [{"image": image, "patient_id": patient, "split": split} for image, patient, split in rows]
+
+
+def splits(items) -> list[str]:
+    return [item["split"] for item in items]
+
+
+def test_a_copy_of_a_training_image_leaves_validation_and_its_patient_with_it():
+    items = items_of(("a", "P", "train"), ("b", "Q", "val"), ("c", "Q", "val"), ("d", "R", "val"), ("e", "S", "test"))
+    placed, moves = one_side(items, [[0, 1]])
+    assert splits(placed) == ["train", "train", "train", "val", "test"]
+    assert [(move.image, move.before, move.after) for move in moves] == [("b", "val", "train"), ("c", "val", "train")]
+    assert all("a" in move.why for move in moves)
+    assert splits(items)[1] == "val"  # the given ones stay as they are
+    placed, moves = one_side(items, [[1, 3]])  # on one side
+    assert placed == items and moves == []
+    with pytest.raises(DatasetError):
+        one_side([*items, {"image": "f", "patient_id": "T"}], [])
+
+
+def test_links_reach_through_patients_and_groups():
+    items = items_of(("a", "P", "train"), ("b", "P", "train"), ("c", "Q", "val"), ("d", "Q", "val"), ("e", "R", "test"))
+    placed, _ = one_side(items, [[1, 2], [3, 4]])
+    assert splits(placed) == ["train"] * 5
+    for item in items:
+        item["group"] = "" if item["image"] == "a" else item["image"].replace("e", "d")
+    placed, moves = one_side(items, [])
+    assert splits(placed) == ["train"] * 5 and len(moves) == 3
+
+
+def test_without_a_split_patients_stay_where_the_data_list_puts_them_and_copies_join(tmp_path):
+    for number in range(40):
+        (tmp_path / f"{number:02d}.png").touch()
+    items = radiograph_items(tmp_path, "all", 0.3, 0)
+    listed = {item["image"]: split for split in ("train", "val") for item in radiograph_items(tmp_path, split, 0.3, 0)}
+    placed, moves = one_side(items, [], 0.3)
+    assert {item["image"]: item["split"] for item in placed} == listed and moves == []
+    groups = [[0, 39], [39, 5, 6], [10, 11], [20, 21], [30, 31]]
+    placed, _ = one_side(items, groups, 0.3)
+    assert set(splits(placed)) == {"train", "val"}
+    assert all(len({placed[index]["split"] for index in group}) == 1 for group in groups)
+    assert sum(item["split"] != listed[item["image"]] for item in placed) <= 6  # only those that were joined
+
+
+def test_from_a_folder_to_a_clean_manifest_and_its_report(tmp_path):
+    data, work = tmp_path / "data", tmp_path / "work"
+    data.mkdir()
+    drawn = [(draw_chest_phantom(96, 96, seed)[0].numpy() * 255).round().astype(np.uint8) for seed in (0, 1, 2, 0)]
+    for name, pixels in zip("abcd", drawn, strict=True):
+        Image.fromarray(pixels if name != "d" else 255 - pixels).save(data / f"{name}.png")
+    (data / "manifest.csv").write_text(
+        "image,patient_id,split,label\na.png,P,train,x\nb.png,Q,train,\nc.png,R,val,y\nd.png,S,val,z\n"
+    )
+    items = radiograph_items(data, "all", 0.2, 0)
+    found = find_duplicates(items)
+    placed, moves = one_side(items, found.groups())
+    write_duplicates(found, items, moves, work)
+    write_manifest(placed, work / "manifest.csv")
+    with (work / "duplicates.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["image"], row["other"]) == (str(data / "a.png"), str(data / "d.png"))
+    assert (row["kind"], row["patient_id"], row["other_patient_id"]) == ("inverted copy", "P", "S")
+    assert (row["split"], row["other_split"], row["action"]) == ("train", "val", "moved to train")
+    assert row["hash_distance"] == "0" and float(row["correlation"]) > 0.98
+    with (work / "moved.csv").open(newline="") as file:
+        assert [(line["image"], line["before"], line["after"]) for line in csv.DictReader(file)] == [
+            (str(data / "d.png"), "val", "train")
+        ]
+    with Image.open(work / "duplicates.png") as sheet:
+        assert sheet.width > 2 * 192
+    assert [item["label"] for item in radiograph_items(work, "train", 0.2, 0)] == ["x", "", "z"]
+    assert [item["image"] for item in radiograph_items(work, "val", 0.2, 0)] == [str(data / "c.png")]
+    assert sorted(path.name for path in data.iterdir()) == ["a.png", "b.png", "c.png", "d.png", "manifest.csv"]
+
+
+def test_no_duplicates_leave_empty_tables_and_no_sheet(tmp_path):
+    Image.fromarray((draw_chest_phantom(96, 96, 0)[0].numpy() * 255).astype(np.uint8)).save(tmp_path / "a.png")
+    items = radiograph_items(tmp_path, "all", 0, 0)
+    work = tmp_path / "work"
+    write_duplicates(find_duplicates(items), items, [], work)
+    assert sorted(path.name for path in work.iterdir()) == ["duplicates.csv", "moved.csv"]
+    assert len((work / "duplicates.csv").read_text().splitlines()) == 1

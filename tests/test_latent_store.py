@@ -12,13 +12,8 @@ from common.data.dataset import StepBatchSampler
 from common.data.latent_store import ARRAYS, LatentDataset, LatentStore
 from common.errors import DatasetError
 
-SHAPES = {
-    "latents_mean": (2, 4, 4),
-    "latents_std": (2, 4, 4),
-    "cls_token": (6,),
-    "register_tokens": (0, 6),
-    "patch_grid": (3, 3, 6),
-}
+SHAPES = {"latents_mean": (2, 4, 4), "latents_std": (2, 4, 4)}
+SHAPES |= {"cls_token": (6,), "register_tokens": (0, 6), "patch_grid": (3, 3, 6)}
 SPLITS = ["train", "val", "train", "train"]
 ITEMS = [{"image": f"/data/deep/bild_ä_{n}.png", "split": split, "label": ""} for n, split in enumerate(SPLITS)]
 MADE_WITH = {"image_size": 32, "dataset_dir": "/data"}
@@ -37,33 +32,22 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_rows_come_back_as_float16_holds_them(tmp_path):
+def test_rows_and_tokens_come_back_as_float16_holds_them(tmp_path):
     allocate(tmp_path)
     rows, written = [(2, 1), (0, 0), (3, 1)], values(3)
     LatentStore(tmp_path, writable=True).write(rows, written)
     store = LatentStore(tmp_path)
-    for number, (image, view) in enumerate(rows):
+    for number, row in enumerate(rows):
         for name in ARRAYS:
-            there = torch.from_numpy(np.array(store.arrays[name][image, view]))
-            assert torch.equal(there, written[name][number].half())
+            assert torch.equal(torch.from_numpy(np.array(store.arrays[name][row])), written[name][number].half())
     assert store.done.tolist() == [[1, 0], [0, 0], [0, 1], [0, 1]]
     assert store.num_views == 2 and not store.is_complete
     assert list(store.items) == ITEMS and store.made_with == MADE_WITH
-    untouched = [(0, 1), (1, 0), (1, 1), (2, 0), (3, 0)]
-    assert all(not store.arrays["cls_token"][row].any() for row in untouched)
-
-
-def test_tokens_are_those_of_the_images_in_the_order_asked_for(tmp_path):
-    allocate(tmp_path)
-    written = values(4)
-    store = LatentStore(tmp_path, writable=True)
-    store.write([(image, 1) for image in range(4)], written)
-    tokens = store.tokens([3, 1], view=1)
+    assert all(not store.arrays["cls_token"][row].any() for row in [(0, 1), (1, 0), (1, 1), (2, 0), (3, 0)])
+    tokens = store.tokens([3, 2], view=1)
     assert tokens.keys() == {"cls_token", "register_tokens", "patch_grid"}
     for name, value in tokens.items():
-        assert value.dtype == torch.float32
-        assert torch.equal(value, written[name][[3, 1]].half().float())
-    assert not store.tokens([3, 1])["cls_token"].any()  # view 0
+        assert value.dtype == torch.float32 and torch.equal(value, written[name][[2, 0]].half().float())
 
 
 @pytest.mark.parametrize("kill_at", ARRAYS)
@@ -109,14 +93,8 @@ def test_a_store_that_the_disk_cannot_hold_is_refused_before_it_is_begun(tmp_pat
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("store.json", None),
-        ("store.json", b'{"version": 1, "items": ['),
-        ("store.json", b"\xff\xfe\x00"),
-        ("store.json", b'{"version": 99}'),
-        ("rows.npy", None),
-        ("rows.npy", 100),
-        ("done.npy", b""),
-        ("ends.npy", b""),
+        *(("store.json", c) for c in (None, b'{"version": 1, "items": [', b"\xff\xfe\x00", b'{"version": 99}')),
+        *(("rows.npy", None), ("rows.npy", 100), ("done.npy", b""), ("ends.npy", b"")),
     ],
 )
 def test_what_is_no_store_is_named(tmp_path, name, content):
@@ -186,13 +164,11 @@ def test_a_split_holds_its_images_and_no_others_once_the_store_is_finished(tmp_p
     store = LatentStore(tmp_path)
     train, val = LatentDataset(store, "train"), LatentDataset(store, "val")
     assert len(train) == 3 and len(val) == 1
-    for index, image in enumerate([0, 2, 3]):
-        item = train[index]
-        assert item["index"] == index and item["draw"] == 0
+    for image, item in ((0, train[0]), (2, train[1]), (3, train[2]), (1, val[0])):
+        assert item["draw"] == 0 and item["index"] == {0: 0, 2: 1, 3: 2, 1: 0}[image]
         for name in ARRAYS:
             assert item[name].dtype == torch.float32
             assert torch.equal(item[name], written[name][image].half().float())
-    assert torch.equal(val[0]["cls_token"], written["cls_token"][1].half().float())
     assert torch.equal(train.all_tokens()["patch_grid"], written["patch_grid"][[0, 2, 3]].half().float())
     with pytest.raises(DatasetError, match="test"):
         LatentDataset(store, "test")
@@ -203,16 +179,11 @@ def test_training_goes_through_the_views_pass_by_pass_and_validation_takes_the_p
     dataset = LatentDataset(store, "train")
     loader = iter(DataLoader(dataset, batch_sampler=StepBatchSampler(3, batch_size=2, seed=0)))
     batches = [next(loader) for _ in range(6)]  # four passes over three images
-    draws = torch.cat([batch["draw"] for batch in batches])
-    assert draws.tolist() == list(range(12))
-    tokens, indices = (torch.cat([batch[name] for batch in batches]) for name in ("cls_token", "index"))
-    for draw, index in enumerate(indices.tolist()):
-        view = (draw // 3) % 2
-        assert torch.equal(tokens[draw], torch.from_numpy(store.arrays["cls_token"][index, view].astype(np.float32)))
-    for start in range(0, 12, 3):
-        assert sorted(indices[start : start + 3].tolist()) == [0, 1, 2]
-    plain = LatentDataset(store, "val")[0]["cls_token"]
-    assert torch.equal(plain, torch.from_numpy(store.arrays["cls_token"][3, 0].astype(np.float32)))
+    draws, tokens, indices = (torch.cat([batch[name] for batch in batches]) for name in ("draw", "cls_token", "index"))
+    assert draws.tolist() == list(range(12)) and indices.view(4, 3).sort().values.tolist() == [[0, 1, 2]] * 4
+    there = torch.from_numpy(store.arrays["cls_token"].astype(np.float32))
+    assert torch.equal(tokens, there[indices, draws // 3 % 2])
+    assert torch.equal(LatentDataset(store, "val")[0]["cls_token"], there[3, 0])
 
 
 @pytest.mark.parametrize("name", ["rows.npy", "crc32.npy", "items.jsonl", "ends.npy", "splits.npy", "store.json"])

@@ -17,10 +17,6 @@ def mask():
     return np.random.default_rng(0).integers(0, 6, (123, 457))
 
 
-def grey(size=(123, 457)):
-    return np.random.default_rng(1).integers(0, 255, size, np.uint8)
-
-
 def write(path, mask, folder):
     formats = {"overlay": True, "nifti": True, "dicom_seg": False}
     return write_segmentation(read_radiograph(path), mask, folder / "case", GROUPED, "test 0", **formats)
@@ -44,21 +40,19 @@ def test_labels_without_class_are_not_written(mask, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_each_image_gets_its_files_at_its_own_size(mask, tmp_path, suffix):
-    Image.fromarray(grey()).save(tmp_path / f"image.{suffix}")
+def test_each_image_gets_its_files_at_its_own_size_or_none(mask, tmp_path, suffix):
+    grey = np.random.default_rng(1).integers(0, 255, mask.shape, np.uint8)
+    Image.fromarray(grey.T).save(tmp_path / f"turned.{suffix}")
+    with pytest.raises(ValueError, match=r"turned\.\w+: found a mask \(123, 457\); expected \(457, 123\)"):
+        write(tmp_path / f"turned.{suffix}", mask, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    Image.fromarray(grey).save(tmp_path / f"image.{suffix}")
     row = write(tmp_path / f"image.{suffix}", mask, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"case_mask.png", "case_overlay.png", "case_mask.nii.gz"}
     assert np.array_equal(read_mask(tmp_path / "out" / "case_mask.png"), mask)
     assert np.array_equal(read_mask(tmp_path / "out" / "case_mask.nii.gz"), mask)
     assert (row["rows"], row["columns"], row["decay_mm2"]) == (123, 457, "")
-
-
-def test_a_mask_of_another_size_is_refused_before_anything_is_written(mask, tmp_path):
-    Image.fromarray(grey((457, 123))).save(tmp_path / "image.png")
-    with pytest.raises(ValueError, match=r"image\.png: found a mask \(123, 457\); expected \(457, 123\)"):
-        write(tmp_path / "image.png", mask, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_areas_by_hand(tmp_path):
@@ -73,9 +67,6 @@ def test_areas_by_hand(tmp_path):
     assert list(first)[:5] == ["image", "rows", "columns", "row_spacing_mm", "column_spacing_mm"]
     assert (first["root_px"], float(first["row_spacing_mm"])) == ("6", 0.5)
     assert (second["image"], second["root_px"], second["root_mm2"]) == ("b, c", "6", "")
-
-
-# ---- the overlay -----------------------------------------------------------------------------------------------------
 
 
 def drawn(label=4, size=(90, 400)):
@@ -121,20 +112,13 @@ def test_the_legend_shows_every_class_below_the_image(table, width):
     assert (sheet[:50, width:] == 255).all()
 
 
-def test_areas_that_touch_the_border_have_no_outline_there():
+def test_areas_are_outlined_against_each_other_but_not_at_the_border():
     mask = np.zeros((30, 200), int)
-    mask[:10] = 1
+    mask[:10], mask[15:20, 50:100], mask[15:20, 100:150] = 1, 1, 2
     picture = np.asarray(overlay_image(torch.zeros(1, 30, 200), mask, GROUPED))
-    root = np.array(GROUPED.classes[0].colour)
+    root, canal = (np.array(entry.colour) for entry in GROUPED.classes[:2])
     assert np.array_equal(picture[9, 100], root) and not np.array_equal(picture[0, 100], root)
-
-
-def test_neighbouring_classes_are_outlined_against_each_other():
-    mask = np.zeros((30, 200), int)
-    mask[10:20, 50:100], mask[10:20, 100:150] = 1, 2
-    picture = np.asarray(overlay_image(torch.zeros(1, 30, 200), mask, GROUPED))
-    assert np.array_equal(picture[15, 99], GROUPED.classes[0].colour)
-    assert np.array_equal(picture[15, 100], GROUPED.classes[1].colour)
+    assert np.array_equal(picture[17, 99], root) and np.array_equal(picture[17, 100], canal)
 
 
 def test_what_does_not_fit_is_refused():

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_codec, run_ranks
+from conftest import make_tiny_codec, make_tiny_denoiser, run_ranks
 from PIL import Image
 
 from common.data import open_store
@@ -24,7 +24,6 @@ from common.distributed import rank
 from common.errors import DatasetError, RunError, SettingsError
 from common.files import locked_folder
 from common.networks.dino import DinoEncoder
-from common.networks.latent_denoiser import LatentDenoiser
 from common.networks.weights import save_weights
 
 NUM_ROWS = 16  # 4 patients of 2 images, 2 views each
@@ -74,14 +73,8 @@ def make_codec(seed=0, mean=0.5):
 
 
 def make_cache(folder, images, encoder, codec=None, **settings):
-    fixed = {
-        "val_fraction": 0.3,
-        "patient_id_pattern": r"(p\d)_",
-        "batch_size": BATCH_SIZE,
-        "num_workers": 0,
-        "amp": False,
-    }
-    settings = {"image_size": 32, "patch_grid": 2, "num_views": 2, **fixed, **settings}
+    fixed = {"val_fraction": 0.3, "patient_id_pattern": r"(p\d)_", "batch_size": BATCH_SIZE, "num_workers": 0}
+    settings = {**fixed, "amp": False, "image_size": 32, "patch_grid": 2, "num_views": 2, **settings}
     return LatentCache(str(folder), str(images), codec or make_codec(), encoder, **settings)
 
 
@@ -250,23 +243,18 @@ def test_a_data_set_that_was_moved_finds_its_store_again_and_the_decoder_is_not_
     assert {Path(item["image"]).parent for item in made.items} == {images}
 
 
-def as_version_1(store, folder):
-    """A store as it was before 1.0: an array per file, directly in the cache's folder, knowing its place alone."""
-    folder.mkdir()
-    for name in ARRAYS:
-        np.save(folder / f"{name}.npy", store.arrays[name])
-    np.save(folder / "done.npy", store.done)
-    made_with = {name: value for name, value in store.made_with.items() if name != "data_list_sha256"}
-    (folder / "store.json").write_text(json.dumps({"version": 1, "made_with": made_with, "items": list(store.items)}))
-
-
 def test_stores_of_version_1_are_found_where_their_images_were(made, images, tiny_dino, tmp_path):
-    as_version_1(made, tmp_path / "stores")
-    store = make_cache(tmp_path / "stores", images, CountingEncoder(tiny_dino, kill_at_call=1)).run()
-    assert store.folder == tmp_path / "stores"
+    """An array per file, directly in the cache's folder, knowing its place alone."""
+    folder = tmp_path / "stores"
+    folder.mkdir()
+    for name, array in {**made.arrays, "done": made.done}.items():
+        np.save(folder / f"{name}.npy", array)
+    made_with = {name: value for name, value in made.made_with.items() if name != "data_list_sha256"}
+    (folder / "store.json").write_text(json.dumps({"version": 1, "made_with": made_with, "items": list(made.items)}))
+    assert make_cache(folder, images, CountingEncoder(tiny_dino, kill_at_call=1)).run().folder == folder
     shutil.copytree(images, tmp_path / "moved")
     encoder = CountingEncoder(tiny_dino)
-    assert make_cache(tmp_path / "stores", tmp_path / "moved", encoder).run().folder.parent == tmp_path / "stores"
+    assert make_cache(folder, tmp_path / "moved", encoder).run().folder.parent == folder
     assert encoder.num_images > 0
 
 
@@ -280,12 +268,6 @@ def test_an_exact_encoder_size_is_pooled_rows_first_and_recognised_again(images,
     torch.testing.assert_close(row(store, "patch_grid", 0, 0)[0, 1], top_right, atol=1e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize("wrong", [{"num_views": 0}, {"image_size": 30}])
-def test_numbers_out_of_range_are_refused(images, tiny_dino, tmp_path, wrong):
-    with pytest.raises(SettingsError):
-        make_cache(tmp_path, images, CountingEncoder(tiny_dino), **wrong)
-
-
 def test_two_processes_that_know_nothing_of_each_other_do_not_make_one_store(images, tiny_dino, tmp_path):
     cache = make_cache(tmp_path, images, CountingEncoder(tiny_dino))
     with locked_folder(cache._folder()), pytest.raises(RunError):
@@ -295,28 +277,14 @@ def test_two_processes_that_know_nothing_of_each_other_do_not_make_one_store(ima
         assert cache.run().is_complete
 
 
-def test_a_size_that_the_networks_cannot_divide_is_refused_before_a_store_is_made(tmp_path):
+def test_sizes_and_numbers_that_cannot_be_are_refused_before_a_store_is_made(images, tiny_dino, tmp_path):
+    for wrong in ({"num_views": 0}, {"image_size": 30}):
+        with pytest.raises(SettingsError):
+            make_cache(tmp_path / "cache", images, CountingEncoder(tiny_dino), **wrong)
     codec = make_tiny_codec()
     save_weights(codec, tmp_path / "codec.pt")
-    denoiser = LatentDenoiser(
-        latent_channels=codec.latent_channels,
-        channels=[32, 32, 32],
-        num_res_blocks=1,
-        attention_levels=[False, False, True],
-        num_head_channels=32,
-        num_tokens=1,
-        token_dim=8,
-        context_dim=8,
-    )
-    for network, size in ((None, codec.downsampling_factor * 9 // 2), (denoiser, codec.downsampling_factor * 6)):
+    places = str(tmp_path / "cache"), str(tmp_path), str(tmp_path / "codec.pt"), "no folder"
+    for network, sides in ((None, 4.5), (make_tiny_denoiser(), 7)):
         with pytest.raises(SettingsError, match="image_size"):
-            open_store.open_store(
-                str(tmp_path / "cache"),
-                str(tmp_path),
-                str(tmp_path / "codec.pt"),
-                "no folder",
-                image_size=size,
-                device=torch.device("cpu"),
-                denoiser=network,
-            )
+            open_store.open_store(*places, image_size=int(codec.downsampling_factor * sides), denoiser=network)
     assert not (tmp_path / "cache").exists()

@@ -1,9 +1,5 @@
 """DICOM through the reader: headers, spacing, what is refused, and real specimens."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
 from dicom_files import JPEG, compressed, make, pixels, ramp, read, refused, replace_bytes, stretched, write
@@ -22,13 +18,13 @@ from pydicom.dataset import Dataset
         ({"PixelSpacing": None, "ImagerPixelSpacing": [300, 300]}, None),
     ],
 )
-def test_spacing(elements: dict, expected: tuple | None, tmp_path: Path) -> None:
+def test_spacing(elements, expected, tmp_path):
     radiograph = read(write(make(ramp(8, False), **elements), tmp_path / "a.dcm"))
     assert radiograph.spacing_mm == expected and radiograph.modality == "DX"
 
 
 DELETE = object()
-BROKEN: dict[str, tuple[dict[str, object], str]] = {
+BROKEN = {
     "frames": ({"NumberOfFrames": 2}, "2 frames"),
     "no pixel data": ({"PixelData": DELETE}, "without pixel data"),
     "empty pixel data": ({"PixelData": b""}, "without pixel data"),
@@ -48,7 +44,7 @@ BROKEN: dict[str, tuple[dict[str, object], str]] = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_headers_and_pixels_give_the_one_error(kind: str, tmp_path: Path) -> None:
+def test_broken_headers_and_pixels_give_the_one_error(kind, tmp_path):
     changes, word = BROKEN[kind]
     dataset = make(ramp(12, False), stored=12)
     for keyword, value in changes.items():
@@ -59,7 +55,7 @@ def test_broken_headers_and_pixels_give_the_one_error(kind: str, tmp_path: Path)
     refused(write(dataset, tmp_path / "a.dcm"), word)
 
 
-def test_lenient_where_nothing_is_lost(tmp_path: Path) -> None:
+def test_lenient_where_nothing_is_lost(tmp_path):
     stored = ramp(12, False)
     dataset = make(stored, SpecificCharacterSet="NO_SUCH_SET", NumberOfFrames=1)
     for keyword in ("BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "Modality"):
@@ -73,7 +69,7 @@ def test_lenient_where_nothing_is_lost(tmp_path: Path) -> None:
     assert np.allclose(pixels(dataset, tmp_path), 1 - stretched(stored), atol=1e-6)
 
 
-def test_objects_without_an_image_and_cut_files_are_refused(tmp_path: Path) -> None:
+def test_objects_without_an_image_and_cut_files_are_refused(tmp_path):
     report = Dataset()
     report.SOPClassUID, report.SOPInstanceUID, report.Modality = "1.2.840.10008.5.1.4.1.1.88.11", "1.2.3", "SR"
     refused(write(report, tmp_path / "sr.dcm"), "Basic Text SR")
@@ -106,7 +102,7 @@ SPECIMENS = {
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", SPECIMENS)
-def test_real_specimens_read_as_they_were_seen(name: str, shared_data: Path) -> None:
+def test_real_specimens_read_as_they_were_seen(name, shared_data):
     radiograph = read(shared_data / "dicom" / f"{name}.dcm")
     shape, spacing, mean, deviation = SPECIMENS[name]
     assert tuple(radiograph.pixels.shape) == (1, *shape) and radiograph.spacing_mm == spacing

@@ -1,12 +1,9 @@
 """Kinds of files that other readers, or this one in its time, got wrong without a word; each with the right values."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import struct
 import zlib
-from pathlib import Path
 
 import imagecodecs
 import nibabel
@@ -46,7 +43,7 @@ TWELVE = np.tile(ramp(12, False), (2, 2))
 SMOOTH = np.add.outer(np.arange(64), np.arange(96)).astype(np.uint8)
 
 
-def words_of(kind: str) -> tuple[np.ndarray, dict]:
+def words_of(kind):
     """Twelve bits in words of sixteen, compressed with all of them: the words, and what the header says."""
     return {
         "overlay": (TWELVE | (TWELVE % 2) << 15, WINDOW),
@@ -57,14 +54,14 @@ def words_of(kind: str) -> tuple[np.ndarray, dict]:
 
 @pytest.mark.parametrize("syntax", LOSSLESS)
 @pytest.mark.parametrize("kind", ["overlay", "high bit 15", "signed"])
-def test_only_the_bits_that_count_are_pixels(kind: str, syntax: str, tmp_path: Path) -> None:
+def test_only_the_bits_that_count_are_pixels(kind, syntax, tmp_path):
     words, elements = words_of(kind)
     dataset = framed(words, encoded(words, syntax, 16), 12, **elements)
     assert np.allclose(pixels(dataset, tmp_path, syntax), TWELVE / 4095, atol=1e-6)
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_coding_errors_beyond_the_bits_that_count_are_clipped(signed: bool, tmp_path: Path) -> None:
+def test_coding_errors_beyond_the_bits_that_count_are_clipped(signed, tmp_path):
     values = np.clip(TWELVE.astype(int), 1000, 3000) - (2000 if signed else 0)
     values = values.astype("i2" if signed else "u2")
     values[0, 0], values[0, 1] = (2100, -2100) if signed else (4200, 0)  # 4200 in 12 bits is 104
@@ -82,17 +79,15 @@ def test_coding_errors_beyond_the_bits_that_count_are_clipped(signed: bool, tmp_
 
 @pytest.mark.parametrize("syntax", [JPEG, JPEG_12, JPEG_LOSSLESS, JPEG_LS, JPEG_2000])
 @pytest.mark.parametrize("padding", [64, 512])
-def test_zeros_behind_the_end_of_an_image_do_no_harm(syntax: str, padding: int, tmp_path: Path) -> None:
+def test_zeros_behind_the_end_of_an_image_do_no_harm(syntax, padding, tmp_path):
     bits, values = (8, SMOOTH) if syntax == JPEG else (12, SMOOTH.astype(np.uint16) * 16)
     frame = encoded(values, syntax, bits)
-    assert np.abs(pixels(framed(values, frame + bytes(padding), bits, **WINDOW), tmp_path, syntax) - 0.5).max() <= 0.5
+    for behind in (bytes(padding), b"\xff " * padding):
+        pixels(framed(values, frame + behind, bits, **WINDOW), tmp_path, syntax)
     refused(write(framed(values, frame[:-2] + bytes(padding), bits), tmp_path / "a.dcm", syntax), "without its end")
-    assert (
-        np.abs(pixels(framed(values, frame + b"\xff " * padding, bits, **WINDOW), tmp_path, syntax) - 0.5).max() <= 0.5
-    )
 
 
-def test_the_length_tells_whether_two_pixels_share_their_colour(tmp_path: Path) -> None:
+def test_the_length_tells_whether_two_pixels_share_their_colour(tmp_path):
     ycc = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     dataset = make(ycc, "YBR_FULL_422")
     assert np.array_equal(pixels(dataset, tmp_path), ycc[..., 0] / np.float32(255))
@@ -100,35 +95,25 @@ def test_the_length_tells_whether_two_pixels_share_their_colour(tmp_path: Path) 
     assert np.array_equal(pixels(dataset, tmp_path), ycc[..., 0] / np.float32(255))
 
 
-@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL", "YBR_FULL_422"])
-@pytest.mark.parametrize("marker", ["JFIF", "Adobe"])
-def test_the_markers_of_a_jpeg_tell_its_colours(marker: str, photometric: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422"])
+@pytest.mark.parametrize("told_by", ["JFIF", "Adobe", "component names", "transform"])
+def test_the_image_tells_its_colours_better_than_the_header(told_by, photometric, tmp_path):
     picture = Image.fromarray(np.stack([SMOOTH, 255 - SMOOTH, SMOOTH // 2], -1))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=95, subsampling=0, keep_rgb=marker == "Adobe")
-    dataset = framed(np.asarray(picture), buffer.getvalue(), 8, photometric)
-    assert np.abs(pixels(dataset, tmp_path, JPEG) - np.asarray(picture.convert("L")) / 255).max() < 0.03
-
-
-@pytest.mark.parametrize("photometric", ["YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422"])
-def test_component_names_and_transforms_tell_colours_where_no_marker_does(photometric: str, tmp_path: Path) -> None:
-    picture = Image.fromarray(np.stack([SMOOTH, 255 - SMOOTH, SMOOTH // 2], -1))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=95, keep_rgb=True)
-    frame = buffer.getvalue()
-    at = frame.index(b"\xff\xee")  # Adobe's marker of 16 bytes
-    samples = np.asarray(picture)
-    transformed = imagecodecs.jpeg2k_encode(samples, 0, codecformat="J2K", reversible=True, mct=True)
-    for syntax, each in ((JPEG, frame[:at] + frame[at + 16 :]), (JPEG_2000, transformed)):
-        found = pixels(framed(samples, each, 8, photometric), tmp_path, syntax)
-        assert np.abs(found - np.asarray(picture.convert("L")) / 255).max() < 0.03
+    samples, buffer = np.asarray(picture), io.BytesIO()
+    picture.save(buffer, "JPEG", quality=95, subsampling=0, keep_rgb=told_by != "JFIF")
+    frame, syntax = buffer.getvalue(), JPEG
+    if told_by == "component names":
+        at = frame.index(b"\xff\xee")  # Adobe's marker of 16 bytes
+        frame = frame[:at] + frame[at + 16 :]
+    elif told_by == "transform":
+        frame, syntax = imagecodecs.jpeg2k_encode(samples, 0, codecformat="J2K", reversible=True, mct=True), JPEG_2000
+    found = pixels(framed(samples, frame, 8, photometric), tmp_path, syntax)
+    assert np.abs(found - np.asarray(picture.convert("L")) / 255).max() < 0.03
 
 
 @pytest.mark.parametrize("sop_class", ["12.1", "12.2", "1"])
 @pytest.mark.parametrize("relationship", ["LOG", "DISP", "LIN"])
-def test_the_modality_lut_of_xa_and_xrf_to_beam_intensity_is_not_for_display(
-    sop_class: str, relationship: str, tmp_path: Path
-) -> None:
+def test_the_modality_lut_of_xa_and_xrf_to_beam_intensity_is_not_for_display(sop_class, relationship, tmp_path):
     item = Dataset()
     item.LUTDescriptor, item.ModalityLUTType = [4096, 0, 16], "US"
     curve = (65535 * np.linspace(1, 0, 4096) ** 2).astype(np.uint16)
@@ -140,7 +125,7 @@ def test_the_modality_lut_of_xa_and_xrf_to_beam_intensity_is_not_for_display(
     assert np.allclose(pixels(dataset, tmp_path), expected, atol=1e-5)
 
 
-def test_what_modality_values_may_be_tells_the_sign_of_a_voi_lut(tmp_path: Path) -> None:
+def test_what_modality_values_may_be_tells_the_sign_of_a_voi_lut(tmp_path):
     item = Dataset()
     item.add_new(0x00283002, "US", [4096, 65536 - 1000, 12])  # -1000, in the VR that has no sign
     item.add_new(0x00283006, "US", list(range(4096)))
@@ -150,7 +135,7 @@ def test_what_modality_values_may_be_tells_the_sign_of_a_voi_lut(tmp_path: Path)
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_padding_is_known_by_the_bits_that_do_not_count(signed: bool, tmp_path: Path) -> None:
+def test_padding_is_known_by_the_bits_that_do_not_count(signed, tmp_path):
     values = np.linspace(1000, 2000, 600).astype(np.uint16).reshape(20, 30)
     values[:5] = 0x8FFF
     dataset = make(values.view(np.int16) if signed else values, stored=12)
@@ -159,7 +144,7 @@ def test_padding_is_known_by_the_bits_that_do_not_count(signed: bool, tmp_path: 
     assert (found[:5] == 0).all() and np.allclose(found[5:], stretched(values[5:]), atol=1e-6)
 
 
-def cut_scan(frame: bytes, share: float) -> bytes:
+def cut_scan(frame, share):
     """Leave out a share of the entropy-coded data but keep the end of the image."""
     start, end = frame.rfind(b"\xff\xda") + 10, frame.rfind(b"\xff\xd9")
     kept = frame[: start + int((end - start) * (1 - share))]
@@ -168,7 +153,7 @@ def cut_scan(frame: bytes, share: float) -> bytes:
 
 @pytest.mark.parametrize("syntax", [JPEG, JPEG_12, JPEG_LOSSLESS, JPEG_LS, JPEG_2000])
 @pytest.mark.parametrize("share", [0.5, 0.1])
-def test_an_image_of_which_a_part_is_missing_is_refused(syntax: str, share: float, tmp_path: Path) -> None:
+def test_an_image_of_which_a_part_is_missing_is_refused(syntax, share, tmp_path):
     values = np.random.default_rng(0).integers(0, 200, (64, 64)).astype(np.uint8 if syntax == JPEG else np.uint16)
     frame = encoded(values, syntax, 8 if syntax == JPEG else 12)
     broken = cut_scan(frame, share) if syntax not in (JPEG_LS, JPEG_2000) else frame[: int(len(frame) * (1 - share))]
@@ -181,7 +166,7 @@ def test_an_image_of_which_a_part_is_missing_is_refused(syntax: str, share: floa
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}, {"optimize": True}], ids=str
 )
-def test_a_jpeg_file_of_which_a_part_is_missing_is_refused(options: dict, tmp_path: Path) -> None:
+def test_a_jpeg_file_of_which_a_part_is_missing_is_refused(options, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.jpg", **options)
     whole = (tmp_path / "a.jpg").read_bytes()
@@ -195,9 +180,7 @@ def test_a_jpeg_file_of_which_a_part_is_missing_is_refused(options: dict, tmp_pa
 @pytest.mark.parametrize("lost", [slice(None, 0), slice(None, -100), slice(50, -50), slice(100, None)], ids=str)
 @pytest.mark.parametrize("syntax", [JPEG, JPEG_LOSSLESS])
 @pytest.mark.parametrize("restart", [0, 4])
-def test_a_part_of_a_scan_that_is_missing_or_zeros_is_refused(
-    lost: slice, syntax: str, restart: int, tmp_path: Path
-) -> None:
+def test_a_part_of_a_scan_that_is_missing_or_zeros_is_refused(lost, syntax, restart, tmp_path):
     noise = np.random.default_rng(0).integers(0, 60, (128, 160), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG", quality=90, restart_marker_blocks=restart)
@@ -212,9 +195,8 @@ def test_a_part_of_a_scan_that_is_missing_or_zeros_is_refused(
         first, last = {None: (0, marks[39] + 2), 50: (marks[20], marks[60]), 100: (marks[39], len(scan))}[lost.start]
         broken = scan[:first] + scan[last:]
     else:
-        first, last, _ = slice(*(None if n is None else n * len(scan) // 200 for n in (lost.start, lost.stop))).indices(
-            len(scan)
-        )
+        places = slice(*(None if n is None else n * len(scan) // 200 for n in (lost.start, lost.stop)))
+        first, last, _ = places.indices(len(scan))
         broken = scan[:first] + scan[last:]
     refused(write(framed(noise, frame[:start] + broken.rstrip(b"\xff") + frame[-2:], 8), tmp_path / "a.dcm", syntax))
 
@@ -222,7 +204,7 @@ def test_a_part_of_a_scan_that_is_missing_or_zeros_is_refused(
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"])
 @pytest.mark.parametrize("options", [{}, {"compression": "lzw"}, {"compression": "zlib", "predictor": True}], ids=str)
-def test_tiff_numbers_are_those_that_were_written(byteorder: str, dtype: str, options: dict, tmp_path: Path) -> None:
+def test_tiff_numbers_are_those_that_were_written(byteorder, dtype, options, tmp_path):
     low, high = (0, 1) if dtype[0] == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     values = np.linspace(low, high, 2400).reshape(40, 60).astype(dtype)
     tifffile.imwrite(tmp_path / "a.tif", values, byteorder=byteorder, **options)
@@ -232,7 +214,7 @@ def test_tiff_numbers_are_those_that_were_written(byteorder: str, dtype: str, op
 
 
 @pytest.mark.parametrize("offset", [0, 348])
-def test_the_header_of_a_nifti_is_no_pixels(offset: int, tmp_path: Path) -> None:
+def test_the_header_of_a_nifti_is_no_pixels(offset, tmp_path):
     shown = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
     nibabel.save(nibabel.Nifti1Image(shown.T, np.diag([-1.0, -1, 1, 1])), tmp_path / "a.nii")
     content = bytearray((tmp_path / "a.nii").read_bytes())
@@ -243,7 +225,7 @@ def test_the_header_of_a_nifti_is_no_pixels(offset: int, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("highest", [7, 11, 32])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16])
-def test_labels_are_whole_within_a_step_of_what_they_were_scaled_to(highest: int, dtype: type, tmp_path: Path) -> None:
+def test_labels_are_whole_within_a_step_of_what_they_were_scaled_to(highest, dtype, tmp_path):
     mask = np.random.default_rng(0).integers(0, highest + 1, (50, 70))
     for name, values in (("mask", mask), ("probabilities", mask / 7.3)):
         image = nibabel.Nifti1Image(values.T.astype(np.float32), np.diag([-1.0, -1, 1, 1]))
@@ -255,7 +237,7 @@ def test_labels_are_whole_within_a_step_of_what_they_were_scaled_to(highest: int
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_mask_is_turned_as_its_image_is(orientation: int, tmp_path: Path) -> None:
+def test_a_mask_is_turned_as_its_image_is(orientation, tmp_path):
     mask = np.random.default_rng(0).integers(0, 2, (8, 32)).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -265,7 +247,7 @@ def test_a_mask_is_turned_as_its_image_is(orientation: int, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("groups", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
-def test_functional_groups_of_one_frame_are_read(groups: str, tmp_path: Path) -> None:
+def test_functional_groups_of_one_frame_are_read(groups, tmp_path):
     group, measures, voi, values = Dataset(), Dataset(), Dataset(), Dataset()
     measures.PixelSpacing, voi.WindowCenter, voi.WindowWidth = [0.2, 0.1], 1048, 4096
     values.RescaleSlope, values.RescaleIntercept = 1, -1000
@@ -277,7 +259,7 @@ def test_functional_groups_of_one_frame_are_read(groups: str, tmp_path: Path) ->
     assert np.allclose(radiograph.pixels[0].numpy(), TWELVE / 4095, atol=1e-6) and radiograph.spacing_mm == (0.2, 0.1)
 
 
-def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path) -> None:
+def test_sizes_are_checked_before_memory_is_taken(tmp_path):
     image = nibabel.Nifti1Image(np.zeros((2, 2), np.uint8), np.eye(4))
     header = bytearray(image.to_bytes()[:352])
     header[40:58] = struct.pack("<9h", 3, 32000, 24000, 1, 1, 1, 1, 1, 1)
@@ -290,7 +272,7 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path) -> None:
     refused(write(framed(np.zeros((4000, 4000), np.uint8), blank, 8), tmp_path / "a.dcm", JPEG_LS), "pixels in")
 
 
-def test_a_deflate_bomb_is_refused_without_inflating_it(tmp_path: Path) -> None:
+def test_a_deflate_bomb_is_refused_without_inflating_it(tmp_path):
     path = write(make(TWELVE, stored=12), tmp_path / "a.dcm", DEFLATED)
     content = path.read_bytes()
     start = 144 + int.from_bytes(content[140:144], "little")
@@ -306,25 +288,28 @@ def test_a_deflate_bomb_is_refused_without_inflating_it(tmp_path: Path) -> None:
     refused(path, "deflated")
 
 
-def test_the_content_tells_a_radiograph_where_the_name_does_not(tmp_path: Path) -> None:
-    dataset = make(TWELVE, stored=12)
-    whole = write(dataset, tmp_path / "a.dcm").read_bytes()
-    for name in ("IM0001", "1.2.840.MR.7", "scan.ima", "scan.img", "scan.dic", "PORTABLE.CHEST"):
-        (tmp_path / name).write_bytes(whole)
-        assert is_radiograph_file(tmp_path / name), name
+def test_the_content_tells_a_radiograph_where_the_name_does_not(tmp_path):
+    whole = write(make(TWELVE, stored=12), tmp_path / "a.dcm").read_bytes()
     bare = whole[144 + int.from_bytes(whole[140:144], "little") :]
-    (tmp_path / "bare").write_bytes(bare)
-    Image.fromarray(SMOOTH).save(tmp_path / "a.jpe", "JPEG")
-    Image.fromarray(SMOOTH).save(tmp_path / "picture", "JPEG")
-    assert all(is_radiograph_file(tmp_path / name) for name in ("bare", "a.jpe", "picture"))
-    (tmp_path / "notes").write_text("no image")
+    dicom = ("IM0001", "1.2.840.MR.7", "scan.ima", "scan.img", "scan.dic", "PORTABLE.CHEST", "x.txt")
+    for name, content in {**dict.fromkeys(dicom, whole), "bare": bare, "b.PNG": b"", "a.nii.gz": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        assert is_radiograph_file(tmp_path / name), name
+    for name in ("a.jpe", "picture"):
+        Image.fromarray(SMOOTH).save(tmp_path / name, "JPEG")
+        assert is_radiograph_file(tmp_path / name), name
     Image.fromarray(SMOOTH).save(tmp_path / "a.bmp")
     (tmp_path / "dangling.png").symlink_to(tmp_path / "absent")
-    assert not any(is_radiograph_file(tmp_path / name) for name in ("notes", "a.bmp", "dangling.png"))
+    (tmp_path / "folder.png").mkdir()
+    others = {"README": b"text", "._a.png": b"", ".DS_Store": whole, "DICOMDIR": whole, "a.gz": b""}
+    for name, content in others.items():
+        (tmp_path / name).write_bytes(content)
+    for name in (*others, "a.bmp", "dangling.png", "folder.png", "missing.png"):
+        assert not is_radiograph_file(tmp_path / name), name
 
 
 @pytest.mark.shared
-def test_shared_faults_have_their_right_values(shared_data: Path) -> None:
+def test_shared_faults_have_their_right_values(shared_data):
     right = np.load(shared_data / "faults" / "right.npz")
     for name in right.files:
         found = read(shared_data / "faults" / name)

@@ -1,9 +1,6 @@
 """NIfTI through the reader: orientation, spacing, range, and what is refused."""
 
-from __future__ import annotations
-
 import gzip
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -17,12 +14,12 @@ SHOWN = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # as displayed: 6 rows,
 UNIT = SHOWN.astype(np.float32) / np.float32(255)
 
 
-def save(path: Path, data: np.ndarray, affine: np.ndarray | None) -> Path:
+def save(path, data, affine):
     nib.Nifti1Image(data, affine).to_filename(path)
     return path
 
 
-def affine_of(i: tuple[float, float, float], j: tuple[float, float, float]) -> np.ndarray:
+def affine_of(i, j):
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = i, j
     affine[:3, 2] = np.cross(i, j) / np.linalg.norm(np.cross(i, j))
@@ -32,7 +29,7 @@ def affine_of(i: tuple[float, float, float], j: tuple[float, float, float]) -> n
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("slices", [False, True])
-def test_what_itk_writes_for_a_png_reads_like_the_png(suffix: str, slices: bool, tmp_path: Path) -> None:
+def test_what_itk_writes_for_a_png_reads_like_the_png(suffix, slices, tmp_path):
     Image.fromarray(SHOWN).save(tmp_path / "a.png")
     data = SHOWN.T[..., None] if slices else SHOWN.T
     path = save(tmp_path / f"a{suffix}", data, np.diag([-0.2, -0.1, 1, 1]))
@@ -53,19 +50,19 @@ def test_what_itk_writes_for_a_png_reads_like_the_png(suffix: str, slices: bool,
         ((0, 0.1, 0), (-0.2, 0, 0), SHOWN[::-1]),
     ],
 )
-def test_the_affine_says_how_to_display(i: tuple, j: tuple, stored: np.ndarray, tmp_path: Path) -> None:
+def test_the_affine_says_how_to_display(i, j, stored, tmp_path):
     radiograph = read_radiograph(save(tmp_path / "a.nii", np.ascontiguousarray(stored), affine_of(i, j)))
     assert np.array_equal(radiograph.pixels[0].numpy(), UNIT)
     assert radiograph.spacing_mm == pytest.approx((0.1, 0.2))
 
 
 @pytest.mark.parametrize("affine", [None, np.eye(4)])
-def test_without_geometry_the_stored_order_is_kept(affine: np.ndarray | None, tmp_path: Path) -> None:
+def test_without_geometry_the_stored_order_is_kept(affine, tmp_path):
     radiograph = read_radiograph(save(tmp_path / "a.nii", SHOWN.T, affine))
     assert np.array_equal(radiograph.pixels[0].numpy(), UNIT) and radiograph.spacing_mm is None
 
 
-def test_nifti_2_big_endian_and_metres(tmp_path: Path) -> None:
+def test_nifti_2_big_endian_and_metres(tmp_path):
     nib.Nifti2Image(SHOWN.T, np.diag([-0.2, -0.1, 1, 1])).to_filename(tmp_path / "a.nii")
     assert np.array_equal(read_radiograph(tmp_path / "a.nii").pixels[0].numpy(), UNIT)
     image = nib.Nifti1Image(SHOWN.T, np.diag([-0.0002, -0.0001, 1, 1]), nib.Nifti1Header(endianness=">"))
@@ -77,7 +74,7 @@ def test_nifti_2_big_endian_and_metres(tmp_path: Path) -> None:
     assert radiograph.spacing_mm == pytest.approx((0.1, 0.2))
 
 
-def test_the_ranges_are_those_of_the_other_formats(tmp_path: Path) -> None:
+def test_the_ranges_are_those_of_the_other_formats(tmp_path):
     lps = np.diag([-1.0, -1.0, 1, 1])
     generated = np.linspace(0.1, 0.6, 48, dtype=np.float32).reshape(8, 6)
     assert np.array_equal(read_radiograph(save(tmp_path / "a.nii", generated, lps)).pixels[0].numpy(), generated.T)
@@ -87,7 +84,7 @@ def test_the_ranges_are_those_of_the_other_formats(tmp_path: Path) -> None:
     assert np.allclose(pixels, np.clip((wide.T - low) / (high - low), 0, 1), atol=1e-6)
 
 
-def test_volumes_colour_and_damage_are_refused(tmp_path: Path) -> None:
+def test_volumes_colour_and_damage_are_refused(tmp_path):
     lps = np.diag([-1.0, -1.0, 1, 1])
     noise = np.random.default_rng(0).integers(0, 255, (30, 20), dtype=np.uint8)
     refused(save(tmp_path / "volume.nii", np.stack([noise] * 4, -1), lps), "shape")

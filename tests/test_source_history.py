@@ -38,18 +38,12 @@ def test_jpeg_is_told_with_its_ratio(tmp_path, options):
     assert lossy.ratio == pytest.approx(max(1.0, RAMP.size / (tmp_path / "a").stat().st_size), abs=0.01)
 
 
-def test_dicom_without_a_word_is_lossless(tmp_path):
+def test_dicom_statements_are_taken_over(tmp_path):
     assert dicom(tmp_path / "a.dcm") == SourceHistory()
-
-
-def test_dicom_statement_is_taken_over(tmp_path):
     stated = {"LossyImageCompression": "01", "LossyImageCompressionRatio": [4, 2.5]}
     found = dicom(tmp_path / "a.dcm", **stated, LossyImageCompressionMethod=["ISO_15444_1", "ISO_10918_1"])
     assert found.lossy == LossyCompression(10.0, "ISO_10918_1")
     assert dicom(tmp_path / "b.dcm", LossyImageCompression="01").lossy == LossyCompression(None, "")
-
-
-def test_text_burned_into_the_pixels_is_told(tmp_path):
     assert dicom(tmp_path / "a.dcm", BurnedInAnnotation="YES").burned_in
     assert not dicom(tmp_path / "b.dcm", BurnedInAnnotation="NO").burned_in
 

@@ -42,14 +42,11 @@ def test_aspect_ratio_is_kept(height, width, expected):
     assert resize_shorter_side(torch.rand(1, height, width), 32).shape == (1, *expected)
 
 
-def test_resizing_keeps_the_range_and_the_mean():
+def test_resizing_keeps_range_and_mean_and_the_crop_is_central():
     image = torch.rand(1, 128, 128)
     resized = resize_shorter_side(image, 32)
     assert resized.min() >= 0 and resized.max() <= 1
     assert abs(resized.mean() - image.mean()) < 0.01
-
-
-def test_the_crop_is_central():
     image = torch.zeros(1, 8, 16)
     image[:, :, 7:9] = 1.0
     assert torch.equal(center_square(image, 8), image[:, :, 4:12])

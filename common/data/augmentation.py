@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from ..seeding import Purpose, derive_seed
 
 # Of the views that DiNO-Diffusion trains on (arXiv 2407.11594, section 2.5)
-MAX_SHEAR = 0.05  # of the side
-MAX_TRANSLATION = 0.05  # of the side
+MAX_SHEAR, MAX_TRANSLATION = 0.05, 0.05  # of the side
 SCALE_RANGE = (0.9, 1.4)
 MAX_SHARPENING = 1.0  # weight of image - blurred
 
@@ -50,9 +49,7 @@ class RandomAugmentation:
         flip_vertical: flip half of them upside down.
         max_rotation_degrees: either way.
         max_translation: of the side, either way.
-        max_scale: enlarged or reduced by up to this factor, at least 1.
-        max_gamma: gamma is between 1 / this and this, at least 1.
-        max_gain: likewise.
+        max_scale, max_gamma, max_gain: factors of at least 1; drawn are those between 1 / this and this.
 
     Raises:
         ValueError: a factor below 1.
@@ -73,8 +70,7 @@ class RandomAugmentation:
             if factor < 1:
                 raise ValueError(f"{name}: expected at least 1 (no change), found {factor}")
         self.mirrored_labels = torch.tensor(list(mirrored_labels))
-        self.flip_horizontal = flip_horizontal
-        self.flip_vertical = flip_vertical
+        self.flips = flip_horizontal, flip_vertical
         self.max_rotation = math.radians(max_rotation_degrees)
         self.max_translation = max_translation
         self.max_logs = np.log([max_scale, max_gamma, max_gain])
@@ -98,7 +94,7 @@ class RandomAugmentation:
 
         Every number is drawn whether used or not, so that switching one change off leaves the others as they were.
         """
-        flips = (generator.random(2) < 0.5) & [self.flip_horizontal, self.flip_vertical]
+        flips = (generator.random(2) < 0.5) & self.flips
         angle = generator.uniform(-self.max_rotation, self.max_rotation)
         translation = generator.uniform(-self.max_translation, self.max_translation, 2) * 2  # coordinates span 2
         scale, gamma, gain = np.exp(generator.uniform(-self.max_logs, self.max_logs))

@@ -15,10 +15,7 @@ class BodyCanvas:
     """The pixel grid in body coordinates, and the drawing primitives on it; every array is [H, W].
 
     `tilt` is the rotation of the body in the picture, radians; `shift` its origin, (x, y), in half shorter sides;
-    `scale` half shorter sides per body unit.
-
-    Raises:
-        ValueError: the size is below 16 pixels.
+    `scale` half shorter sides per body unit. Sizes below 16 pixels raise ValueError.
     """
 
     def __init__(

@@ -20,13 +20,10 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 MANIFEST_NAME = "manifest.csv"
 PATH_COLUMNS = ("image", "mask")
-IMAGE_COLUMN_ALIASES = ("file", "filename", "path", "image_path")
-"""What other data sets call the `image` column; taken where it is missing and just one of these is there."""
-
-TEXT_SUFFIXES = {".md", ".txt", ".csv", ".json"}
-"""Of files that belong beside images, so that leaving them out is no news."""
-
-_KNOWN_COLUMNS = ("image", "label", "patient_id", "split", "mask")
+IMAGE_COLUMN_ALIASES = ("file", "filename", "path", "image_path")  # taken where just one of them is there, and no image
+TEXT_SUFFIXES = {".md", ".txt", ".csv", ".json"}  # of files that belong beside images: leaving them out is no news
+_NEEDED = ("image", "patient_id", "split")  # where there is such a column, no cell of it is empty
+_KNOWN_COLUMNS = (*_NEEDED, "label", "mask")
 
 
 def first_few(names: Iterable[object], count: int = 3) -> str:
@@ -62,24 +59,23 @@ def folder_items(root: Path) -> list[dict[str, str]]:
             continue
         visited.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
-        for name in list(subfolders):
-            if (here == root and name == "outputs") or is_of_the_product(here / name):
-                logger.warning("%s holds results and is left out of the data set", here / name)
-                subfolders.remove(name)
-        for name in files:
-            if is_radiograph_file(here / name):
-                names.append((here / name).relative_to(root).as_posix())
-            elif not name.startswith("."):
-                others[kind_of_other(here / name)] += 1
+        for path in [here / name for name in subfolders]:
+            if path == root / "outputs" or is_of_the_product(path):
+                logger.warning("%s holds results and is left out of the data set", path)
+                subfolders.remove(path.name)
+        for path in (here / name for name in files):
+            if is_radiograph_file(path):
+                names.append(path.relative_to(root).as_posix())
+            elif not path.name.startswith("."):
+                others[kind_of_other(path)] += 1
     counts = f"{counted(others.total(), 'other file')} ({count_by_kind(others)})" if others else "no files"
-    if names and others:
-        level = logging.INFO if others.keys() <= TEXT_SUFFIXES else logging.WARNING
-        logger.log(level, "%s: left out %s", root, counts)
     if not names:
         raise DatasetError(
             f"no radiographs in {root}: found {counts}; put images there "
             f"({', '.join(IMAGE_SUFFIXES)}, at any depth) or a {MANIFEST_NAME} with an image column"
         )
+    if others:
+        logger.log(logging.INFO if others.keys() <= TEXT_SUFFIXES else logging.WARNING, "%s: left out %s", root, counts)
     return [{"image": str(root / name)} for name in sorted(names)]
 
 
@@ -94,37 +90,56 @@ def count_by_kind(kinds: Counter[str]) -> str:
 
 
 def manifest_items(root: Path) -> list[dict[str, str]]:
-    """The manifest's rows in its order, checked."""
+    """The manifest's rows in its order, checked; raises `DatasetError`."""
     path = root / MANIFEST_NAME
-    columns, records = _read_csv(path)
+    columns, lines = _read_csv(path)
+    first_line: dict[str, int] = {}
+    items = []
+    for number, cells in lines:
+        line = f"{path} line {number}"
+        if len(cells) != len(columns):
+            found = f"{len(cells)} cells, the header has {len(columns)}"
+            raise DatasetError(f"{line} has {found}; quote text with commas")
+        item = {name: cell for name, cell in zip(columns, cells, strict=True) if name and (cell or name != "mask")}
+        for column in _NEEDED:
+            if item.get(column) == "":
+                raise DatasetError(f"{line}: {column} is empty; fill it in, or remove the row or the column")
+        item |= {column: os.path.abspath(root / item[column]) for column in PATH_COLUMNS if column in item}
+        if "split" in item:
+            if item["split"].lower() not in SPLITS:
+                raise DatasetError(f"{line}: split is {item['split']!r}; it must be train, val or test")
+            item["split"] = item["split"].lower()
+        if (other := first_line.setdefault(item["image"], number)) != number:
+            raise DatasetError(f"{line}: {name_in(root, item['image'])} is already on line {other}; remove one")
+        items.append(item)
+    if not items:
+        raise DatasetError(f"{path} has a header but no rows; list one image per row")
+    return items
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Columns and (line, cells) of a comma-separated file with a column `image`; without empty lines."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header, *lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader] or [(0, [])]
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text ({error}); save it as CSV UTF-8") from error
+    except (csv.Error, OSError) as error:
+        raise DatasetError(f"{path} cannot be read: {error}") from error
+    columns = [name.lower() if name.lower() in _KNOWN_COLUMNS else name for name in header[1]]
+    aliases = [name for name in columns if name.lower() in IMAGE_COLUMN_ALIASES]
+    if "image" not in columns and len(aliases) == 1:
+        columns[columns.index(aliases[0])] = "image"
+    twice = [repr(name) for name, count in Counter(columns).items() if name and count > 1]
+    if twice:
+        raise DatasetError(f"{path} has the column {first_few(twice)} more than once")
     if "image" not in columns:
         raise DatasetError(
             f"{path} has no column named image (nor one of {', '.join(IMAGE_COLUMN_ALIASES)}); "
             f"found {first_few(columns, 12) or 'no header'}; columns are separated by commas"
         )
-    items: list[dict[str, str]] = []
-    first_line: dict[str, int] = {}
-    for line, record in records:
-        for column in ("image", "patient_id", "split"):
-            if record.get(column) == "":
-                raise DatasetError(
-                    f"{path} line {line}: {column} is empty; fill it in, or remove the row or the column"
-                )
-        item = {key: value for key, value in record.items() if not (key == "mask" and value == "")}
-        for column in PATH_COLUMNS:
-            if column in item:
-                item[column] = os.path.abspath(root / item[column])
-        if "split" in item:
-            item["split"] = item["split"].lower()
-            if item["split"] not in SPLITS:
-                raise DatasetError(f"{path} line {line}: split is {record['split']!r}; it must be train, val or test")
-        if (other := first_line.setdefault(item["image"], line)) != line:
-            name = name_in(root, item["image"])
-            raise DatasetError(f"{path} line {line}: {name} is already on line {other}; remove one")
-        items.append(item)
-    if not items:
-        raise DatasetError(f"{path} has a header but no rows; list one image per row")
-    return items
+    return columns, [(number, cells) for number, cells in lines if any(cells)]
 
 
 def data_list_sha256(dataset_dir: str | Path) -> str | None:
@@ -141,51 +156,20 @@ def data_list_sha256(dataset_dir: str | Path) -> str | None:
 def write_manifest(items: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Write items as a manifest that `listed_images` reads back, atomically; images and masks by absolute paths.
 
-    So a folder that holds this one file, named `MANIFEST_NAME`, can be the `dataset_dir` of originals that stay where
-    they are. The items have `image`; all have `patient_id` and `split`, or none. Other columns may be absent here and
-    there.
+    So a folder that holds this one file can be the `dataset_dir` of originals that stay where they are.
 
     Raises:
-        DatasetError: no items, or some without `image`, `patient_id` or `split`.
+        DatasetError: no items, or some without `image`, or without a `patient_id` or `split` that others have.
     """
+    if not items:
+        raise DatasetError(f"{path} not written: there are no items to list")
     columns = list(dict.fromkeys(column for item in items for column in item))
-    for column in ("image", "patient_id", "split"):
+    for column in _NEEDED:
         count = sum(not item.get(column) for item in items)
         if count and (column in columns or column == "image"):
             raise DatasetError(f"{path} not written: {column} is missing in {count} of {len(items)} items; fill it in")
-    if not items:
-        raise DatasetError(f"{path} not written: there are no items to list")
     rows = []
     for item in items:
         paths = {column: os.path.abspath(item[column]) for column in PATH_COLUMNS if item.get(column)}
         rows.append([{**item, **paths}.get(column, "") for column in columns])
     write_csv(path, columns, rows)
-
-
-def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Header and (line, cells by column) of a comma-separated file; empty lines and nameless columns are skipped."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = [cell.strip() for cell in next(reader, [])]
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is not UTF-8 text ({error}); save it as CSV UTF-8") from error
-    except (csv.Error, OSError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from error
-    columns = [name.lower() if name.lower() in _KNOWN_COLUMNS else name for name in header]
-    other_names = [name for name in columns if name.lower() in IMAGE_COLUMN_ALIASES]
-    if "image" not in columns and len(other_names) == 1:
-        columns[columns.index(other_names[0])] = "image"
-    twice = [name for name, count in Counter(columns).items() if name and count > 1]
-    if twice:
-        raise DatasetError(f"{path} has the column {first_few(repr(name) for name in twice)} more than once")
-    records = []
-    for line, cells in lines:
-        if not any(cells):
-            continue
-        if len(cells) != len(columns):
-            found = f"{path} line {line} has {len(cells)} cells, the header has {len(columns)}"
-            raise DatasetError(f"{found}; quote text with commas")
-        records.append((line, {name: cell for name, cell in zip(columns, cells, strict=True) if name}))
-    return columns, records

@@ -34,10 +34,6 @@ def radiograph_items(
 ) -> Items:
     """List the radiographs of one split; no patient is ever in two splits.
 
-    `dataset_dir` holds either a `manifest.csv` (column `image`; optionally `label`, `patient_id`, `split`, `mask`; all
-    further columns are passed on as text) or just images at any depth. In a folder without manifest, hidden files,
-    `__MACOSX`, a folder `outputs` directly in `dataset_dir` and everything that is no radiograph are left out.
-
     A `split` column is used as it is. Without one, a hash of seed and patient id decides where a patient goes, so
     added files move nobody else; in sets so small that a split would stay empty, the nearest patient fills it.
 
@@ -45,7 +41,8 @@ def radiograph_items(
     (unless anonymised away), else each file counts as a patient of its own.
 
     Args:
-        dataset_dir: the folder.
+        dataset_dir: holds a `manifest.csv` (column `image`; optionally `label`, `patient_id`, `split`, `mask`; further
+            ones are passed on as text) or just images at any depth, without hidden files and `outputs`.
         split: "train", "val", "test" or "all".
         val_fraction: share of the patients for validation, in [0, 1); unused with a `split` column.
         seed: of the split.
@@ -64,39 +61,45 @@ def radiograph_items(
     Raises:
         DatasetError: the folder, the manifest or the request cannot be used; the message says why.
     """
-    _check_request(split, val_fraction, limit)
-    if not str(dataset_dir):
-        raise DatasetError("dataset_dir is empty; point it to the folder that holds the images")
+    for is_right, problem in (
+        (split in (*SPLITS, "all"), f"split is {split!r}; choose one of train, val, test, all"),
+        (0 <= val_fraction < 1, f"val_fraction is {val_fraction}; it is 0 or more and, to train on something, below 1"),
+        (limit is None or limit >= 1, f"limit is {limit}; give at least 1, or null for no limit"),
+        (str(dataset_dir), "dataset_dir is empty; point it to the folder that holds the images"),
+    ):
+        if not is_right:
+            raise DatasetError(problem)
     root = Path(os.path.abspath(Path(dataset_dir).expanduser()))
     if not root.is_dir():
         kind = "is a file, not a folder" if root.exists() else "does not exist"
         raise DatasetError(f"dataset_dir {root} {kind}; point dataset_dir to the folder that holds the images")
     items = with_patients(listed_images(root), root, patient_id_pattern)
-    is_listed = "split" in items[0]
-
-    def split_up(items: Items) -> dict[str, Items]:
-        split_of = {} if is_listed else split_by_hash(_patients(items), val_fraction, seed)
-        by_split: dict[str, Items] = {name: [] for name in SPLITS}
-        for item in items:
-            by_split[item["split"] if is_listed else split_of[item["patient_id"]]].append(item)
-        assert_disjoint_patients(**by_split)
-        return {"all": items, **by_split}
-
-    by_split = split_up(items)
+    by_split = _split_up(items, val_fraction, seed)
     if by_split[split] and (where or limit):
         _check_where(by_split[split], where)
         by_split = {name: _matching(members, where)[:limit] for name, members in by_split.items()}
     if by_split[split] and keep is not None:
-        looked_at = by_split[split] if is_listed or split == "all" else [i for name in SPLITS for i in by_split[name]]
-        images = {item["image"] for item in keep([dict(item) for item in looked_at])}
-        kept = [item for item in looked_at if item["image"] in images]
-        by_split = {**by_split, split: kept} if is_listed or split == "all" else split_up(kept)
+        is_fixed = "split" in items[0] or split == "all"
+        candidates = by_split[split] if is_fixed else [item for name in SPLITS for item in by_split[name]]
+        images = {item["image"] for item in keep([dict(item) for item in candidates])}
+        kept = [item for item in candidates if item["image"] in images]
+        by_split = {**by_split, split: kept} if is_fixed else _split_up(kept, val_fraction, seed)
     chosen = by_split[split]
     if not chosen:
         raise DatasetError(_explain_empty_split(root, split, by_split, val_fraction))
     found = counted(len(chosen), "image"), counted(len(_patients(chosen)), "patient")
     logger.info("%s of %s: %s of %s", split, root, *found)
     return [dict(item) for item in chosen]
+
+
+def _split_up(items: Items, val_fraction: float, seed: int) -> dict[str, Items]:
+    """The items by split, in their order, and under "all"."""
+    split_of = split_by_hash(_patients(items), val_fraction, seed)
+    by_split: dict[str, Items] = {name: [] for name in SPLITS}
+    for item in items:
+        by_split[item.get("split") or split_of[item["patient_id"]]].append(item)
+    assert_disjoint_patients(**by_split)
+    return {"all": items, **by_split}
 
 
 def _patients(items: Iterable[Mapping[str, str]]) -> set[str]:
@@ -120,13 +123,17 @@ def assert_disjoint_patients(**splits: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _check_request(split: str, val_fraction: float, limit: int | None) -> None:
-    if split not in (*SPLITS, "all"):
-        raise DatasetError(f"split is {split!r}; choose one of train, val, test, all")
-    if not 0 <= val_fraction < 1:
-        raise DatasetError(f"val_fraction is {val_fraction}; it is 0 or more and leaves something to train on, below 1")
-    if limit is not None and limit < 1:
-        raise DatasetError(f"limit is {limit}; give at least 1, or null for no limit")
+def split_by_hash(patients: Iterable[str], val_fraction: float, seed: int) -> dict[str, str]:
+    """The split of each patient, by a hash of seed and name; one at least in both where it is wanted and can be."""
+
+    def draw(patient: str) -> float:
+        digest = hashlib.blake2b(f"{seed}\0{patient}".encode("utf-8", "surrogateescape"), digest_size=7).digest()
+        return int.from_bytes(digest, "big") / 2.0**56
+
+    ranked = sorted((draw(patient), patient) for patient in set(patients))
+    held_out = max(sum(value < val_fraction for value, _ in ranked), int(val_fraction > 0))
+    held_out = min(held_out, len(ranked) - 1)
+    return {patient: "val" if place < held_out else "train" for place, (_, patient) in enumerate(ranked)}
 
 
 # ---- whose image it is ---------------------------------------------------------------------------------------------
@@ -140,9 +147,10 @@ def with_patients(items: Items, root: Path, pattern: str | None) -> Items:
     if pattern is not None:
         patients = _patients_by_pattern(names, pattern)
     else:
+        suffixes = [next((end for end in IMAGE_SUFFIXES if name.lower().endswith(end)), "") for name in names]
         patients = [
-            _patient_in_header(item["image"]) or name[: len(name) - _suffix_length(name)]
-            for item, name in zip(items, names, strict=True)
+            _patient_in_header(item["image"], suffix) or name[: len(name) - len(suffix)]
+            for item, name, suffix in zip(items, names, suffixes, strict=True)
         ]
     return [
         {"image": item["image"], "patient_id": patient, **item} for item, patient in zip(items, patients, strict=True)
@@ -166,15 +174,9 @@ def _patients_by_pattern(names: list[str], pattern: str) -> list[str]:
     return [match[1] for match in found if match is not None]
 
 
-def _suffix_length(name: str) -> int:
-    """Length of the image suffix of a file name, 0 without one."""
-    return max((len(suffix) for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), default=0)
-
-
-def _patient_in_header(image: str) -> str | None:
+def _patient_in_header(image: str, suffix: str) -> str | None:
     """The PatientID of a DICOM file; None for other files, unreadable headers and anonymised ones."""
-    name = Path(image).name.lower()
-    if not name.endswith((".dcm", ".dicom")) and _suffix_length(name):
+    if suffix not in ("", ".dcm", ".dicom"):
         return None
     import pydicom  # only where a data set has DICOM files
 
@@ -186,20 +188,7 @@ def _patient_in_header(image: str) -> str | None:
     return None if re.sub(r"[\W_]", "", patient.lower()) in _NOT_A_PATIENT else patient
 
 
-# ---- which split it belongs to -------------------------------------------------------------------------------------
-
-
-def split_by_hash(patients: Iterable[str], val_fraction: float, seed: int) -> dict[str, str]:
-    """The split of each patient, by a hash of seed and name; one at least in both where it is wanted and can be."""
-
-    def draw(patient: str) -> float:
-        digest = hashlib.blake2b(f"{seed}\0{patient}".encode("utf-8", "surrogateescape"), digest_size=7).digest()
-        return int.from_bytes(digest, "big") / 2.0**56
-
-    ranked = sorted((draw(patient), patient) for patient in set(patients))
-    held_out = max(sum(value < val_fraction for value, _ in ranked), int(val_fraction > 0))
-    held_out = min(held_out, len(ranked) - 1)
-    return {patient: "val" if place < held_out else "train" for place, (_, patient) in enumerate(ranked)}
+# ---- requests that leave nothing -------------------------------------------------------------------------------------
 
 
 def _explain_empty_split(root: Path, split: str, by_split: Mapping[str, Items], val_fraction: float) -> str:

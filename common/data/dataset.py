@@ -79,16 +79,13 @@ class StepBatchSampler(Sampler):
 
 
 class TensorBatches:
-    """Batches of what is in memory already, on whatever device: picked there, without a loading process.
+    """Batches of tensors [n, ...] that are in memory already, on whatever device: picked there, without a process.
 
-    Args:
-        tensors: [n, ...] each.
-        sampler: gives batches of (index, number of the draw), as `StepBatchSampler` does.
+    The sampler gives batches of (index, number of the draw), as `StepBatchSampler` does.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], sampler: Iterable[list[tuple[int, int]]]) -> None:
-        self.tensors = tensors
-        self.sampler = sampler
+        self.tensors, self.sampler = tensors, sampler
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield the tensors' rows, with "draw" and "index" [B] on the CPU."""

@@ -5,8 +5,7 @@ of an encoder if there are any, say cheaply which pairs to look at; the correlat
 decides. Chest radiographs resemble each other, so hash or embedding alone calls different patients the same.
 
 Found: pictures that were stored again, resized, changed in contrast or polarity, cropped or framed by up to 5 % on each
-side (more where the crop is central, or with embeddings), squashed to another aspect ratio. Not looked for: turned and
-mirrored ones, and small parts of large pictures, such as a tooth of a panoramic.
+side (more where the crop is central, or with embeddings), squashed. Not looked for: turned, mirrored, small parts.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,9 +36,8 @@ logger = logging.getLogger(__name__)
 SIDE = 64  # px of the pictures that are compared
 HASH_SIDE = 12  # the hash is the signs of the lowest 12 × 12 cosines without the first: 143 bits
 MAX_HASH_DISTANCE = 36  # bits; so near are all planted copies but larger crops, and 0.2 % of other chest films
+# Shares of height and width around the centre that are hashed: what a crop or a frame leaves, or a square crop
 VIEWS = ((1.0, 1.0), (0.9, 0.9), (0.8, 0.8), (1.0, 0.85), (1.0, 0.7), (0.85, 1.0), (0.7, 1.0))
-"""Shares of height and width around the centre that are hashed: what a crop or a frame leaves, or a square crop."""
-
 NUM_NEIGHBOURS = 20  # pairs looked at per picture, so that their number grows as that of the pictures
 NUM_EMBEDDING_NEIGHBOURS = 5
 MAX_IMAGES = 100_000
@@ -64,13 +61,11 @@ class Pair(NamedTuple):
     correlation: float  # of fine detail after aligning, up to 1
 
 
-@dataclass(frozen=True)
-class Duplicates:
-    """Pairs among N images, highest correlation first; of `num_aligned`, at most 25 N, pixels were compared."""
+class Duplicates(NamedTuple):
+    """Pairs among N images, highest correlation first."""
 
     pairs: list[Pair]
     num_images: int
-    num_aligned: int
 
     def groups(self, with_alike: bool = False) -> list[list[int]]:
         """Indices of images that are one picture, in groups of two or more; alike ones count if asked for."""
@@ -88,9 +83,7 @@ def linked_groups(count: int, links: Sequence[tuple[int, int]]) -> list[list[int
     return [group.tolist() for group in groups if len(group) > 1]
 
 
-def find_duplicates(
-    items: Sequence[Mapping[str, Any]], progress: bool = True, embeddings: NDArray[np.floating] | None = None
-) -> Duplicates:
+def find_duplicates(items: Sequence[Mapping[str, Any]], embeddings: NDArray[np.floating] | None = None) -> Duplicates:
     """Compare all images with each other.
 
     Thresholds were chosen on 4,944 chest and 705 dental radiographs. Planted copies of 450 of them (JPEG of quality 30,
@@ -103,7 +96,6 @@ def find_duplicates(
 
     Args:
         items: dicts with "image", the path; readable ones, such as `readable_radiographs` gives.
-        progress: show progress bars.
         embeddings: [N, D] of the same images, such as DINO's cls tokens; each image's nearest are then looked at,
             too. Of crops by up to 10 % a side that finds 98 %, hashes alone 85 %. They decide nothing: other patients
             reach a cosine of 0.99.
@@ -119,26 +111,30 @@ def find_duplicates(
         )
     if embeddings is not None and len(embeddings) != len(items):
         raise DatasetError(f"duplicates: found {len(embeddings)} embeddings of {len(items)} images; give one for each")
-    pictures, digests = _read([str(item["image"]) for item in items], progress)
+
+    def read(item: Mapping[str, Any]) -> tuple[NDArray[np.float16], bytes]:
+        pixels = read_radiograph(item["image"]).pixels
+        digest = hashlib.blake2b(str(tuple(pixels.shape)).encode() + pixels.numpy().tobytes(), digest_size=16)
+        return small_picture(pixels), digest.digest()
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        pictures, digests = zip(*ProgressBar(pool.map(read, items), total=len(items), desc="reading"), strict=True)
     first_of: dict[bytes, int] = {}
     first = [first_of.setdefault(digest, index) for index, digest in enumerate(digests)]
     pairs = [Pair(one, index, IDENTICAL, 0, 1.0) for index, one in enumerate(first) if one != index]
     distinct = np.array(list(first_of.values()))
-    hashes = perceptual_hashes(pictures[distinct], progress)
+    different = np.stack([pictures[index] for index in distinct])
+    hashes = perceptual_hashes(different)
     links = nearest_pairs(hashes, NUM_NEIGHBOURS, 1 - 2 * MAX_HASH_DISTANCE / hashes.shape[2])
     if embeddings is not None:
-        near = nearest_pairs(_unit(embeddings[distinct])[:, None], NUM_EMBEDDING_NEIGHBOURS, -1.0)
+        spread = embeddings[distinct] - embeddings[distinct].mean(0)
+        spread /= np.maximum(embeddings[distinct].std(0), 1e-6)
+        unit = (spread / np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), 1e-6)).astype(np.float32)
+        near = nearest_pairs(unit[:, None], NUM_EMBEDDING_NEIGHBOURS, -1.0)
         links = np.unique(np.concatenate([links, near]), axis=0)
-    for pair in _looked_at(pictures[distinct], hashes, links, progress):
+    for pair in _compared(different, hashes, links):
         pairs.append(pair._replace(first=int(distinct[pair.first]), second=int(distinct[pair.second])))
-    pairs.sort(key=lambda pair: (-pair.correlation, pair.first, pair.second))
-    return Duplicates(pairs, len(items), len(links))
-
-
-def _unit(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Standardised by feature, then of length 1."""
-    centred = (embeddings - embeddings.mean(0)) / np.maximum(embeddings.std(0), 1e-6)
-    return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6)).astype(np.float32)
+    return Duplicates(sorted(pairs, key=lambda pair: (-pair.correlation, pair.first, pair.second)), len(items))
 
 
 def small_picture(pixels: Tensor) -> NDArray[np.float16]:
@@ -147,10 +143,10 @@ def small_picture(pixels: Tensor) -> NDArray[np.float16]:
     return ((picture - picture.mean()) / picture.std().clamp_min(1e-6)).numpy().astype(np.float16)
 
 
-def perceptual_hashes(pictures: NDArray[np.float16], progress: bool = False) -> NDArray[np.int8]:
+def perceptual_hashes(pictures: NDArray[np.float16]) -> NDArray[np.int8]:
     """Hashes [N, views, 143] of pictures [N, 64, 64], as -1 and 1: an inverted picture has the inverted hash."""
     hashes = []
-    for start in ProgressBar(range(0, len(pictures), _BLOCK), desc="hashing", disable=not progress):
+    for start in ProgressBar(range(0, len(pictures), _BLOCK), desc="hashing"):
         block = torch.from_numpy(pictures[start : start + _BLOCK].astype(np.float32))[:, None]
         views = [zoomed(block, torch.tensor([[*view, 0, 0]]).expand(len(block), 4))[:, 0].numpy() for view in VIEWS]
         cosines = dctn(np.stack(views, 1), axes=(2, 3))[..., :HASH_SIDE, :HASH_SIDE]
@@ -178,19 +174,6 @@ def nearest_pairs(views: NDArray[Any], num_neighbours: int, least: float) -> Int
     return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
 
 
-def _read(paths: Sequence[str], progress: bool) -> tuple[NDArray[np.float16], list[bytes]]:
-    """Small pictures [N, 64, 64] and a digest of all pixels of each."""
-
-    def read(path: str) -> tuple[NDArray[np.float16], bytes]:
-        pixels = read_radiograph(path).pixels
-        digest = hashlib.blake2b(str(tuple(pixels.shape)).encode() + pixels.numpy().tobytes(), digest_size=16)
-        return small_picture(pixels), digest.digest()
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = list(ProgressBar(pool.map(read, paths), total=len(paths), desc="reading", disable=not progress))
-    return np.stack([picture for picture, _ in results]), [digest for _, digest in results]
-
-
 def _starts(hashes: NDArray[np.int8], pairs: Integers) -> tuple[Integers, Tensor, Integers, Integers]:
     """The most similar views of each pair: (target, picture) [P, 2], box in the picture, sign, hash distance."""
     ends = hashes[pairs].astype(np.float32)  # [P, 2, V, D]
@@ -205,12 +188,10 @@ def _starts(hashes: NDArray[np.int8], pairs: Integers) -> tuple[Integers, Tensor
     return ordered, boxes, np.where(product < 0, -1, 1), distance.round().astype(int)
 
 
-def _looked_at(
-    pictures: NDArray[np.float16], hashes: NDArray[np.int8], pairs: Integers, progress: bool
-) -> Iterator[Pair]:
-    """Those of the pairs that are at least alike."""
+def _compared(pictures: NDArray[np.float16], hashes: NDArray[np.int8], pairs: Integers) -> Iterator[Pair]:
+    """Those of the pairs that are at least alike, by a coarse look and, where that is promising, a fine one."""
     size, detail, num_iterations, go_on = _FIRST_LOOK
-    for start in ProgressBar(range(0, len(pairs), _BLOCK), desc="comparing", disable=not progress):
+    for start in ProgressBar(range(0, len(pairs), _BLOCK), desc="comparing"):
         ordered, boxes, sign, distance = _starts(hashes, pairs[start : start + _BLOCK])
         both = torch.from_numpy(pictures[ordered].astype(np.float32))
         both[:, 1] *= torch.from_numpy(sign)[:, None, None]
@@ -219,8 +200,7 @@ def _looked_at(
         kept = (correlation >= go_on).nonzero()[:, 0]
         if not len(kept):
             continue
-        both = both[kept]
-        correlation, _ = aligned_correlation(both[:, :1], both[:, 1:], boxes[kept], _DETAIL, _ITERATIONS)
+        correlation, _ = aligned_correlation(both[kept, :1], both[kept, 1:], boxes[kept], _DETAIL, _ITERATIONS)
         for row, value in zip(kept.tolist(), correlation.tolist(), strict=True):
             if value >= ALIKE:
                 kind = SIMILAR if value < SAME_PICTURE else COPY if sign[row] > 0 else INVERTED

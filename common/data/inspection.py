@@ -29,10 +29,7 @@ MOST_ELONGATED = 1.5  # times the aspect ratio that a network sees
 LEAST_LETTERS = 4  # in one line; side markers have one to three
 
 _TEXT_SIDE = 1024  # px of the longer side at most, when text is looked for
-_STROKE, _CONTRAST = (
-    9,
-    0.3,
-)  # px: strokes are narrower than that, and so much brighter or darker than their surroundings
+_STROKE, _CONTRAST = 9, 0.3  # px and grey: strokes are narrower, and brighter or darker than what surrounds them
 _LETTER_HEIGHT = (5, 64)  # px
 
 
@@ -59,8 +56,7 @@ def look_at(item: Mapping[str, Any], typical: Mapping[str, TypicalImages]) -> Lo
     path = Path(item["image"])
     try:
         radiograph = read_radiograph(path)
-        pixels = radiograph.pixels
-        rows, columns = pixels.shape[1:]
+        pixels, (rows, columns) = radiograph.pixels, radiograph.pixels.shape[1:]
         if "mask" in item and (found := read_mask(item["mask"]).shape) != (rows, columns):
             return Look(str(path), f"found a mask of {found[0]} × {found[1]} px; expected {rows} × {columns}")
     except UnreadableRadiographError as error:
@@ -106,12 +102,12 @@ def oddities(look: Look, network_size: tuple[int, int], chest: str) -> dict[str,
         found["range"] = f"96 % of the pixels lie within {look.span:.2f} of the range from black to white"
     elif look.white > MOST_WHITE or look.black > MOST_BLACK:
         found["range"] = f"{look.white:.0%} of the pixels are white, {look.black:.0%} black"
-    short, long = sorted(look.size)
-    least, most = sorted(network_size)
+    (short, long), (least, most) = sorted(look.size), sorted(network_size)
+    size = f"{look.size[0]} × {look.size[1]} px"
     if short < least or long < most:
-        found["size"] = f"{look.size[0]} × {look.size[1]} px, fewer than the {least} × {most} that the networks see"
+        found["size"] = f"{size}, fewer than the {least} × {most} that the networks see"
     elif long / short > MOST_ELONGATED * most / least:
-        found["size"] = f"{look.size[0]} × {look.size[1]} px, {long / short:.1f} times as long as wide"
+        found["size"] = f"{size}, {long / short:.1f} times as long as wide"
     if look.says_burned_in or look.letters >= LEAST_LETTERS:
         seen = f"a line of {look.letters} letters or so" if look.letters >= LEAST_LETTERS else "no letters are seen"
         found["text"] = f"the header says so; {seen}" if look.says_burned_in else seen
@@ -125,10 +121,9 @@ def letters_in_line(pixels: Tensor) -> int:
     name and a date of 10 to 36 px, drawn onto 104 radiographs, nine in ten are found; of 700 without, one was named: it
     had a time of day in its corner. Turned text, and words of three letters, are not looked for.
     """
-    scale = max(pixels.shape) / _TEXT_SIDE
-    if scale > 1:
-        pixels = F.interpolate(pixels[None], [max(1, round(side / scale)) for side in pixels.shape[1:]], mode="area")[0]
-    image = pixels[0].numpy()
+    scale = max(1.0, max(pixels.shape) / _TEXT_SIDE)
+    size = [max(1, round(side / scale)) for side in pixels.shape[1:]]
+    image = F.interpolate(pixels[None], size, mode="area")[0, 0].numpy()
     return max(_longest_line(picture) for picture in (image, 1 - image))
 
 

@@ -14,9 +14,8 @@ from ..io.mask_files import read_mask, written_table
 from ..io.segmentation_classes import OWN_LABELS, ClassTable
 from ..io.segmentation_classes import class_table as find_table
 from ..seeding import Purpose, derive_seed
-from .datalists import radiograph_items
 from .mask_transforms import check_mask_values
-from .readability import readable_items
+from .readability import readable_radiographs
 
 
 def labelled_radiographs(
@@ -46,18 +45,8 @@ def labelled_radiographs(
         DatasetError: no image has a mask, too many files are unreadable, the budget is larger than what there is, or
             nothing tells what the values of the masks mean; or some have values without a label.
     """
-
-    def keep(items: list[dict[str, str]]) -> list[dict[str, str]]:
-        labelled = [item for item in items if "mask" in item]
-        if not labelled:
-            raise DatasetError(
-                f"{dataset_dir}: none of the {len(items)} images has a mask; expected a manifest.csv with a column "
-                "mask. pretrain.yaml needs no masks"
-            )
-        name = split if "split" in items[0] else "all"
-        return readable_items(labelled, report_dir, name, max_unreadable_share, keys=("image", "mask"))
-
-    items = radiograph_items(dataset_dir, split, val_fraction, seed, keep=keep, **selection)
+    options = {"max_unreadable_share": max_unreadable_share, "keys": ("image", "mask"), **selection}
+    items = readable_radiographs(dataset_dir, split, val_fraction, seed, report_dir, **options)
     chosen = items if label_budget is None else within_budget(items, label_budget, budget_seed)
     labelled = [{**item, "label": item["mask"]} for item in chosen]
     if mask_values is None and class_table is not None:
@@ -76,16 +65,16 @@ def recognised_values(items: Sequence[Mapping[str, str]], classes: ClassTable) -
     Raises:
         DatasetError: all values may be labels of the table as well as those of a data set.
     """
-    values: set[int] = set()
     if classes.recognised(range(classes.num_labels)) == OWN_LABELS:  # whichever they are, they mean the same
         return OWN_LABELS
+    values: set[int] = set()
+    found: str | None = OWN_LABELS
     for item in items:
-        if item.get("mask_values") or written_table(item["mask"]):
-            continue
-        values |= set(np.unique(read_mask(item["mask"])).tolist())
-        if (found := classes.recognised(values)) not in (None, OWN_LABELS):
-            return str(found)
-    found = classes.recognised(values) if values else OWN_LABELS
+        if not item.get("mask_values") and not written_table(item["mask"]):
+            values |= set(np.unique(read_mask(item["mask"])).tolist())
+            found = classes.recognised(values)
+            if found not in (None, OWN_LABELS):
+                break
     if found is None:
         raise DatasetError(
             f"masks such as {items[0]['mask']} have no values but {sorted(values)}: these may be labels of class table "
@@ -111,6 +100,6 @@ def within_budget(items: Sequence[dict[str, str]], label_budget: int, budget_see
     ranked = []
     for place, index in enumerate(order):
         group = items[index].get("group", items[index].get("patient_id", str(index)))
-        ranked.append((seen[group], place, int(index)))
+        ranked.append((seen[group], place, items[index]))
         seen[group] += 1
-    return [items[index] for _, _, index in sorted(ranked)[:label_budget]]
+    return [item for _, _, item in sorted(ranked, key=lambda each: each[:2])[:label_budget]]

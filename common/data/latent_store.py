@@ -8,7 +8,7 @@ import mmap
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ class LatentStore:
     - `made_with`: what it is of; `items`: one dict per image, and `splits` of them as bytes. They are read from the
       disk as they are asked for: a million of them in every process would take a gigabyte.
 
-    Stores of version 1, with a file per array and the items in store.json, are read too.
+    Stores of version 1, with a file per array and the items in store.json, are read too; they have no sums.
 
     Args:
         folder: where it is, or a folder that holds just one store.
@@ -62,15 +62,18 @@ class LatentStore:
             self.folder = inside[0]
         described = self.description(self.folder)
         self.made_with: dict[str, Any] = described["made_with"]
+        self.items: Sequence[dict[str, Any]]
         self.rows: NDArray[Any] | None = None
         self.sums: NDArray[np.uint32] | None = None
-        self.items: Sequence[dict[str, Any]]
         mode: Literal["r", "r+"] = "r+" if writable else "r"
         if described["version"] == 1:
             self.items = described["items"]
             self.splits = np.array([item["split"] for item in self.items], dtype="S5")
             self.arrays = {name: self._mapped(f"{name}.npy", mode) for name in ARRAYS}
         else:
+            for name, digest in described.get("sha256", {}).items():
+                if not (self.folder / name).is_file() or file_sha256(self.folder / name) != digest:
+                    raise _damaged(self.folder / name)
             root = dataset_dir or self.made_with["dataset_dir"]
             self.items = _Items(self.folder / ITEMS_NAME, self._mapped("ends.npy", "r"), root)
             self.splits = self._mapped("splits.npy", "r")
@@ -83,44 +86,11 @@ class LatentStore:
             if hasattr(os, "posix_fadvise"):  # else every row brings a megabyte of its neighbours from the disk
                 os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             self.sums = self._mapped(SUMS_NAME, mode) if "sha256" in described else None
-            for name, digest in described.get("sha256", {}).items():
-                if not (self.folder / name).is_file() or file_sha256(self.folder / name) != digest:
-                    raise _damaged(self.folder / name)
         self.done = self._mapped("done.npy", mode)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let a process that is started open the files itself; a copy of what is mapped would be the whole store."""
         return type(self), self._arguments
-
-    def row(self, image: int, view: int) -> Mapping[str, Any]:
-        """Arrays of a row by name; as it was written, where it is done. Stores from before 1.0 cannot tell.
-
-        Raises:
-            DatasetError: it is damaged.
-        """
-        if self.rows is None:
-            return {name: array[image, view] for name, array in self.arrays.items()}
-        # Not through the map: its page faults read fifty times as much from the disk, or the row in several accesses.
-        size = self.rows.dtype.itemsize
-        start = self.rows.offset + (int(image) * self.num_views + view) * size  # type: ignore[attr-defined]
-        read = getattr(os, "pread", None)  # not on Windows
-        data = read(self._file.fileno(), size, start) if read else self.rows[image, view].tobytes()
-        if self.sums is not None and self.done[image, view] and zlib.crc32(data, self.kind) != self.sums[image, view]:
-            raise _damaged(f"{self.folder}: the row of {self.items[image]['image']} (view {view})")
-        return np.frombuffer(data, self.rows.dtype)[0]
-
-    def check(self, rows: Iterable[tuple[int, int]]) -> None:
-        """See to it that finished rows (image, view) are as they were written.
-
-        Raises:
-            DatasetError: one is not.
-        """
-        for image, view in rows:
-            self.row(image, view)
-
-    def _sum(self, image: int, view: int) -> int:
-        assert self.rows is not None
-        return zlib.crc32(self.rows[image, view].tobytes(), self.kind)
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
@@ -129,11 +99,7 @@ class LatentStore:
 
     @staticmethod
     def description(folder: str | Path) -> dict[str, Any]:
-        """What store.json says.
-
-        Raises:
-            DatasetError: it is damaged, or of an unknown version.
-        """
+        """What store.json says; raises `DatasetError` where it is damaged, or of an unknown version."""
         path = Path(folder) / DESCRIPTION_NAME
         try:
             described = json.loads(path.read_text(encoding="utf-8"))
@@ -161,12 +127,8 @@ class LatentStore:
     ) -> None:
         """Make the files of an empty store; its description comes last, so that a kill before leaves no store.
 
-        Args:
-            folder: of the store.
-            made_with: plain settings; paths of the items that lie in its `dataset_dir` move with it.
-            items: dicts with "image" and "split".
-            num_views: per image.
-            shapes: of the arrays, without images and views.
+        Paths of the items that lie in the `dataset_dir` of `made_with`, plain settings, move with it. Items have
+        "image" and "split"; `shapes` are those of the arrays without images and views.
 
         Raises:
             DatasetError: the disk has no room for it.
@@ -213,6 +175,23 @@ class LatentStore:
         """Whether every row was written."""
         return bool(self.done.all())
 
+    def row(self, image: int, view: int) -> Mapping[str, Any]:
+        """Arrays of a row by name; as it was written, where it is done. Stores without sums cannot tell.
+
+        Raises:
+            DatasetError: it is damaged.
+        """
+        if self.rows is None:
+            return {name: array[image, view] for name, array in self.arrays.items()}
+        # Not through the map: its page faults read fifty times as much from the disk, or the row in several accesses.
+        size = self.rows.dtype.itemsize
+        start = self.rows.offset + (int(image) * self.num_views + view) * size  # type: ignore[attr-defined]
+        read = getattr(os, "pread", None)  # not on Windows
+        data = read(self._file.fileno(), size, start) if read else self.rows[image, view].tobytes()
+        if self.sums is not None and self.done[image, view] and zlib.crc32(data, self.kind) != self.sums[image, view]:
+            raise _damaged(f"{self.folder}: the row of {self.items[image]['image']} (view {view})")
+        return np.frombuffer(data, self.rows.dtype)[0]
+
     def write(self, rows: Sequence[tuple[int, int]], values: Mapping[str, Tensor]) -> None:
         """Write rows (image, view) and then mark them done.
 
@@ -231,7 +210,7 @@ class LatentStore:
                 )
             self.arrays[name][images, views] = halves
         if self.rows is not None and self.sums is not None:
-            self.sums[images, views] = [self._sum(*row) for row in rows]
+            self.sums[images, views] = [zlib.crc32(self.rows[row].tobytes(), self.kind) for row in rows]
         self.done[images, views] = 1
 
     def flush(self) -> None:
@@ -241,22 +220,14 @@ class LatentStore:
                 array.flush()
 
     def indices(self, split: str) -> NDArray[np.integer]:
-        """Numbers of the images of a split.
-
-        Raises:
-            DatasetError: there are none.
-        """
+        """Numbers of the images of a split; raises `DatasetError` where there are none."""
         found = np.flatnonzero(self.splits == split.encode())
         if not len(found):
             raise DatasetError(f"{self.folder}: no images of the split '{split}' in the store")
         return found
 
     def tokens(self, indices: Sequence[int] | NDArray[np.integer], view: int = 0) -> dict[str, Tensor]:
-        """Tokens of one view of these images, float32, ready for `TokenSelection.select`.
-
-        Raises:
-            DatasetError: damaged ones.
-        """
+        """Tokens of one view of these images, float32, ready for `TokenSelection.select`; raises as `row`."""
         found = {name: torch.empty(len(indices), *self.arrays[name].shape[2:]) for name in TOKENS}
         for number, image in enumerate(indices):
             row = self.row(image, view)

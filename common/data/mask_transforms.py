@@ -17,6 +17,7 @@ from ..errors import DatasetError
 from ..io import UnreadableRadiographError
 from ..io.mask_files import read_mask, written_table
 from ..io.segmentation_classes import OWN_LABELS, ClassTable, class_table
+from .transforms import resized
 
 GEOMETRY_KEY = "geometry"
 NAMED_PROBLEMS = 10  # in a message
@@ -28,36 +29,32 @@ class LoadMaskd(MapTransform):
     An item's own "mask_values", where it has one, goes before the argument: the data set that the masks come from, as
     `classes.mask_values` names it, or "labels" where they hold the labels of `classes` already, such as masks that this
     bundle wrote. What the file itself says goes before both. Masks must have the size of the image under `image_key`.
+
+    Raises:
+        UnreadableRadiographError: when called, a file that is no mask, or one of another size than its image.
+        DatasetError: when called, a value without a label, or the file says that its labels are of another table.
     """
 
     def __init__(self, keys: Sequence[str], classes: ClassTable, mask_values: str, image_key: str = "image") -> None:
         super().__init__(keys)
-        self.classes = classes
-        self.mask_values = mask_values
-        self.image_key = image_key
+        self.classes, self.mask_values, self.image_key = classes, mask_values, image_key
 
     def __call__(self, data: dict) -> dict:
-        """Load every key of one item.
-
-        Raises:
-            UnreadableRadiographError: a file that is no mask, or one of another size than its image.
-            DatasetError: a value without a label, or the file says that it holds labels of another table.
-        """
+        """Load every key of one item."""
         item = dict(data)
-        mask_values = item.get("mask_values") or self.mask_values
-        size = tuple(item[self.image_key].shape[-2:])
+        rows, columns = item[self.image_key].shape[-2:]
         for key in self.keys:
             path = str(item[key])
-            labels = mask_labels(path, self.classes, mask_values)
-            if labels.shape != size:
+            labels = mask_labels(path, self.classes, item.get("mask_values") or self.mask_values)
+            if labels.shape != (rows, columns):
+                image = item.get(f"{self.image_key}_path", "its image")
                 raise UnreadableRadiographError(
                     path,
                     f"a mask of {labels.shape[0]} × {labels.shape[1]} pixels",
-                    f"{size[0]} × {size[1]}, the rows × columns of {item.get(f'{self.image_key}_path', 'its image')}",
+                    f"{rows} × {columns}, the rows × columns of {image}",
                     "Check that mask and image belong together and are not turned.",
                 )
-            item[key] = torch.from_numpy(labels)[None]
-            item[f"{key}_path"] = path
+            item |= {key: torch.from_numpy(labels)[None], f"{key}_path": path}
         return item
 
 
@@ -127,15 +124,14 @@ class PadResized(MapTransform):
     `geometry` int64 [6] in the item says how; `to_original` undoes it.
 
     Args:
-        keys: images [1, H, W], resized bilinearly, and masks [1, H, W] of integers, by majority; all of one
-            size.
+        keys: images [1, H, W], resized bilinearly, and masks [1, H, W] of integers, by majority; all of one size.
         size: px, (rows, columns) that the image has to fit into, or one number for both.
         turn: exchange rows and columns of `size` for an image that is taller than wide where `size` is wider than tall,
             and the other way round. Images of a batch then may differ in size.
         pad: False leaves the padding out.
 
     Raises:
-        ValueError: less than 1 px.
+        ValueError: less than 1 px; when called, images of several sizes.
     """
 
     def __init__(self, keys: Sequence[str], size: int | Sequence[int], turn: bool = False, pad: bool = True) -> None:
@@ -156,36 +152,26 @@ class PadResized(MapTransform):
         if self.turn and (height - width) * (rows - columns) < 0:
             rows, columns = columns, rows
         factor = min(rows / height, columns / width)
-        resized = max(1, round(height * factor)), max(1, round(width * factor))
-        padded = (rows, columns) if self.pad else resized
-        top, left = (padded[0] - resized[0]) // 2, (padded[1] - resized[1]) // 2
-        geometry = PadGeometry(height, width, *resized, top, left)
+        size = max(1, round(height * factor)), max(1, round(width * factor))
+        below, beside = (rows - size[0], columns - size[1]) if self.pad else (0, 0)
+        top, left = below // 2, beside // 2
         for key in self.keys:
-            item[key] = _resize_and_pad(item[key], geometry, padded)
-        item[GEOMETRY_KEY] = torch.tensor(geometry)
+            image = item[key]
+            image = resized(image, size) if image.is_floating_point() else resized_labels(image, size)
+            item[key] = F.pad(image, (left, beside - left, top, below - top))
+        item[GEOMETRY_KEY] = torch.tensor(PadGeometry(height, width, *size, top, left))
         return item
 
 
-def _resize_and_pad(image: Tensor, geometry: PadGeometry, padded_size: tuple[int, int]) -> Tensor:
-    size = [geometry.resized_height, geometry.resized_width]
-    if list(image.shape[-2:]) != size:
-        image = _resized(image, size) if image.is_floating_point() else _resized_labels(image, size)
-    bottom = padded_size[0] - size[0] - geometry.top
-    right = padded_size[1] - size[1] - geometry.left
-    return F.pad(image, (geometry.left, right, geometry.top, bottom))
-
-
-def _resized(image: Tensor, size: list[int]) -> Tensor:
-    return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
-
-
-def _resized_labels(labels: Tensor, size: list[int]) -> Tensor:
-    """The label with the largest share of each new pixel.
+def resized_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """The label with the largest share of each new pixel, [1, H, W].
 
     Taking the nearest pixel would shift masks by half a pixel where the side is halved, and drop thin canals in parts.
     """
+    if tuple(labels.shape[-2:]) == tuple(size):
+        return labels
     found = labels.unique()
-    shares = [_resized((labels == label).float(), size) for label in found]
+    shares = [resized((labels == label).float(), size) for label in found]
     return found[torch.cat(shares).argmax(dim=0, keepdim=True)]
 
 
@@ -205,9 +191,8 @@ def to_original(probabilities: Tensor, geometry: PadGeometry | Tensor) -> Tensor
             f"to_original: found {tuple(probabilities.shape)}; expected [C, H', W'] of at least {bottom} × {right}. "
             "Give one image's output and its own geometry."
         )
-    values = probabilities.as_subclass(torch.Tensor)[:, geometry.top : bottom, geometry.left : right].float()
-    size = [geometry.height, geometry.width]
-    return values if list(values.shape[-2:]) == size else _resized(values, size)
+    values = probabilities.as_subclass(torch.Tensor)[:, geometry.top : bottom, geometry.left : right]
+    return resized(values.float(), geometry[:2])
 
 
 def label_map(logits: Tensor, geometry: PadGeometry | Tensor) -> Tensor:
@@ -220,10 +205,7 @@ class ToOriginald(MapTransform):
 
     def __call__(self, data: dict) -> dict:
         """Undo PadResized for every key of one item."""
-        item = dict(data)
-        for key in self.keys:
-            item[key] = to_original(item[key], item[GEOMETRY_KEY])
-        return item
+        return {**data, **{key: to_original(data[key], data[GEOMETRY_KEY]) for key in self.keys}}
 
 
 class CleanUpd(MapTransform):

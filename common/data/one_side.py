@@ -69,6 +69,7 @@ def one_side(
         first: dict[Any, int] = {}
         named = [(item[column], index) for index, item in enumerate(items) if item.get(column)]
         links += [(first.setdefault(value, index), index) for value, index in named]
+    placed, moves = [dict(item) for item in items], []
     together = linked_groups(len(items), links)
     if not given:
         names = [str(item["patient_id"]) for item in items]
@@ -77,8 +78,7 @@ def one_side(
             for index in members:
                 names[index] = name
         split_of = split_by_hash(names, val_fraction, seed)
-        return [{**item, "split": split_of[name]} for item, name in zip(items, names, strict=True)], []
-    placed, moves = [dict(item) for item in items], []
+        return [{**item, "split": split_of[name]} for item, name in zip(placed, names, strict=True)], []
     for members in together:
         for index in members:
             item = items[index]
@@ -91,10 +91,7 @@ def one_side(
 
 
 def write_duplicates(
-    found: Duplicates,
-    items: Sequence[Mapping[str, Any]],
-    moves: Sequence[Move],
-    work_dir: str | Path,
+    found: Duplicates, items: Sequence[Mapping[str, Any]], moves: Sequence[Move], work_dir: str | Path
 ) -> None:
     """Write duplicates.csv, moved.csv and, where there are pairs, duplicates.png, each atomically.
 
@@ -102,7 +99,7 @@ def write_duplicates(
     """
     work_dir = Path(work_dir)
     moved = {move.image for move in moves}
-    rows = []
+    rows, sheet = [], []
     for pair in found.pairs:
         one, other = items[pair.first], items[pair.second]
         action = "moved to train" if moved & {str(one["image"]), str(other["image"])} else "on one side"
@@ -110,24 +107,20 @@ def write_duplicates(
         sides = [item.get(column) for column in ("patient_id", "split") for item in (one, other)]
         measured = pair.kind, pair.hash_distance, f"{pair.correlation:.3f}"
         rows.append((one["image"], other["image"], *measured, *sides, action))
+        whose = ", ".join(f"{item['patient_id']} {item.get('split', '')}".strip() for item in (one, other))
+        sheet.append((f"{pair.kind} {pair.correlation:.2f}: {whose}", one["image"], other["image"]))
     write_csv(work_dir / DUPLICATES_NAME, _COLUMNS, rows)
     write_csv(work_dir / MOVED_NAME, Move._fields, moves)
-    if found.pairs:
-        _draw(found, items, work_dir / SHEET_NAME)
+    if sheet:
+        sheet = sheet[::-1][:_MAX_PAIRS_DRAWN]
+        lines = [sheet[start : start + _PAIRS_PER_ROW] for start in range(0, len(sheet), _PAIRS_PER_ROW)]
+        pictures = [[thumbnail(image) for _, *both in line for image in both] for line in lines]
+        captions = [" | ".join(caption for caption, *_ in line) for line in lines]
+        save_contact_sheet(pictures, work_dir / SHEET_NAME, None, captions)
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(pair.kind for pair in found.pairs).items())
     told = f"pairs of duplicates: {kinds}" if kinds else "no duplicates"
     moved_too = f"; {counted(len(moves), 'image')} moved to train" if moves else ""
     logger.info("%s: %s%s; see %s", counted(len(items), "image"), told, moved_too, work_dir / DUPLICATES_NAME)
-
-
-def _draw(found: Duplicates, items: Sequence[Mapping[str, Any]], path: Path) -> None:
-    pairs = found.pairs[::-1][:_MAX_PAIRS_DRAWN]
-    rows, captions = [], []
-    for start in range(0, len(pairs), _PAIRS_PER_ROW):
-        some = pairs[start : start + _PAIRS_PER_ROW]
-        rows.append([thumbnail(items[index]["image"]) for pair in some for index in (pair.first, pair.second)])
-        captions.append(" | ".join(_caption(items[p.first], items[p.second], p.kind, p.correlation) for p in some))
-    save_contact_sheet(rows, path, None, captions)
 
 
 def thumbnail(path: str) -> Tensor:
@@ -136,8 +129,3 @@ def thumbnail(path: str) -> Tensor:
     scale = _SHEET_SIDE / max(pixels.shape)
     size = [max(1, round(side * scale)) for side in pixels.shape[1:]]
     return F.interpolate(pixels[None], size=size, mode="area")[0]
-
-
-def _caption(one: Mapping[str, Any], other: Mapping[str, Any], kind: str, correlation: float) -> str:
-    sides = [f"{item['patient_id']} {item.get('split', '')}".strip() for item in (one, other)]
-    return f"{kind} {correlation:.2f}: {', '.join(sides)}"

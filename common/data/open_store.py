@@ -8,11 +8,12 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..amp import autocast
 from ..checks import check_multiple, check_numbers
@@ -36,6 +37,8 @@ from .transforms import load_square
 
 _logger = logging.getLogger(__name__)
 
+Row = tuple[int, int]  # image and view
+
 
 def open_store(
     cache_dir: str,
@@ -47,21 +50,15 @@ def open_store(
     denoiser: LatentDenoiser | None = None,
     **settings: Any,
 ) -> LatentStore:
-    """Make, complete or just open the store of a data set: what configs name.
+    """Make, complete or just open the store of a data set, for a denoiser: what configs name.
 
-    Args:
-        cache_dir: folder of stores.
-        dataset_dir: of the images.
-        codec_path: weights of the autoencoder.
-        dino_source: Hugging Face folder or hub id of the encoder.
-        dino_image_size: px at which the encoder sees an image.
-        device: of both networks.
-        denoiser: that the store is for.
-        settings: others of `LatentCache`.
+    `cache_dir` is a folder of stores, `dino_source` a Hugging Face folder or hub id of the encoder, which sees images
+    at `dino_image_size` px; `settings` are others of `LatentCache`.
 
     Raises:
         SettingsError: numbers out of range, or an image size that autoencoder and denoiser cannot divide.
         WeightsError: of the autoencoder.
+        DatasetError, RunError: as `LatentCache.run`.
     """
     codec = load_described(codec_path, device)
     size, factor = settings.get("image_size", LatentCache.image_size), denoiser.downsampling_factor if denoiser else 1
@@ -72,49 +69,31 @@ def open_store(
 
 @dataclass
 class LatentCache:
-    """Make, or go on making, or just open the store of a data set.
+    """The stores of a folder: one for each data list and each set of settings.
 
-    Each data list and each set of settings has a store of its own in `cache_dir`, so that a trial does not touch the
-    store of the real run, and a data set that was moved finds its store again. A finished store is opened without
-    looking at the images, so training can run where they are not. Processes that share the work have to be on one
-    machine, as they write to the same memory maps.
-
-    Args:
-        cache_dir: folder of stores.
-        dataset_dir: of the images; its data list is part of what the store is for, not its place.
-        codec: with weights and latent statistics.
-        encoder: frozen DINO encoder.
-        image_size: px; shorter side, then the central square.
-        patch_grid: k of the grid of pooled patch tokens, 0 for none.
-        num_views: views per image: the image itself, and num_views - 1 augmented ones.
-        val_fraction: as of `readable_radiographs`, like the next two.
-        patient_id_pattern: see there.
-        limit: see there.
-        seed: of split and views.
-        batch_size: images at a time.
-        num_workers: loading processes.
-        amp: bfloat16 where the hardware has it.
-        device: of codec and encoder.
+    So a trial does not touch the store of the real run, and a data set that was moved finds its store again. A finished
+    store is opened without looking at the images, so training can run where they are not. Processes that share the
+    work have to be on one machine, as they write to the same memory maps.
 
     Raises:
         SettingsError: numbers out of range, or an image size that the codec cannot divide.
     """
 
     cache_dir: str
-    dataset_dir: str
-    codec: LatentCodec
+    dataset_dir: str  # its data list is part of what the store is for, not its place
+    codec: LatentCodec  # with weights and latent statistics
     encoder: DinoEncoder
-    image_size: int = 256
-    patch_grid: int = 4
-    num_views: int = 1
-    val_fraction: float = 0.1
+    image_size: int = 256  # px; shorter side, then the central square
+    patch_grid: int = 4  # k of the grid of pooled patch tokens, 0 for none
+    num_views: int = 1  # per image: the image itself, and others that are augmented
+    val_fraction: float = 0.1  # as of `readable_radiographs`, like the next two
     patient_id_pattern: str | None = None
     limit: int | None = None
-    seed: int = 0
+    seed: int = 0  # of split and views
     batch_size: int = 16
     num_workers: int = 1
-    amp: bool = True
-    device: torch.device | str = "cpu"
+    amp: bool = True  # bfloat16 where the hardware has it
+    device: torch.device | str = "cpu"  # of codec and encoder
 
     def __post_init__(self) -> None:
         check_numbers(num_views=self.num_views, batch_size=self.batch_size, num_workers=self.num_workers)
@@ -145,24 +124,18 @@ class LatentCache:
         is_done = begun and LatentStore(folder).is_complete
         wait_for_all()  # nobody begins before all have looked
         with locked_folder(folder) if is_rank_zero() and not is_done else nullcontext():
-            store = self._completed(folder, begun)
+            if not begun:
+                self._begin(folder)
+                wait_for_all()
+            store = LatentStore(folder, dataset_dir=self.made_with["dataset_dir"])
+            missing = [(int(image), int(view)) for image, view in zip(*(store.done == 0).nonzero(), strict=True)]
+            wait_for_all()  # nobody writes before all know what is missing, or their shares would not fit together
+            if missing:
+                self._fill(LatentStore(folder, writable=True, dataset_dir=self.made_with["dataset_dir"]), missing)
+                wait_for_all()
         if is_rank_zero():
             counts = {split: int((store.splits == split.encode()).sum()) for split in ("train", "val")}
             _logger.info("store %s: %s images, %d views each, in %s", folder, counts, store.num_views, elapsed())
-        return store
-
-    def _completed(self, folder: Path, begun: bool) -> LatentStore:
-        if not begun:
-            self._begin(folder)
-            wait_for_all()
-        place = self.made_with["dataset_dir"]
-        store = LatentStore(folder, dataset_dir=place)
-        missing = [(int(image), int(view)) for image, view in zip(*(store.done == 0).nonzero(), strict=True)]
-        wait_for_all()  # nobody writes before all know what is missing, or their shares would not fit together
-        if missing:
-            self._fill(LatentStore(folder, writable=True, dataset_dir=place), missing)
-            wait_for_all()
-            store = LatentStore(folder, dataset_dir=place)
         return store
 
     def _folder(self) -> Path:
@@ -201,18 +174,16 @@ class LatentCache:
         shapes = {name: tuple(value.shape[1:]) for name, value in first.items()}
         LatentStore.allocate(folder, self.made_with, items, self.num_views, shapes)
 
-    def _fill(self, store: LatentStore, missing: Sequence[tuple[int, int]]) -> None:
+    def _fill(self, store: LatentStore, missing: Sequence[Row]) -> None:
         mine = missing[rank() :: world_size()]
-        views = _Views(store.items, mine, self.image_size, self.seed)
         # Its own generator: from the global one it would draw only where a store is made, and the weights that are
         # initialised afterwards would depend on that.
         options: dict[str, Any] = {"num_workers": self.num_workers, "generator": torch.Generator()}
-        done = 0
+        load = partial(_load_views, store.items, self.image_size, self.seed)
         with ProgressBar(total=len(mine), desc="caching", unit="image", disable=not is_rank_zero()) as bar:
-            for images in DataLoader(views, self.batch_size, **options):
-                store.write(mine[done : done + len(images)], self._encode(images))
-                done += len(images)
-                bar.update(len(images))
+            for rows, images in DataLoader(mine, self.batch_size, collate_fn=load, **options):  # type: ignore[arg-type]
+                store.write(rows, self._encode(images))
+                bar.update(len(rows))
         store.flush()
 
     @torch.inference_mode()
@@ -225,18 +196,12 @@ class LatentCache:
         return {"latents_mean": self.codec.scale(mean.float()), "latents_std": scaled_std, **tokens}
 
 
-class _Views(Dataset):
-    """The missing rows (image, view) of a store as images."""
-
-    def __init__(
-        self, items: Sequence[dict[str, Any]], rows: Sequence[tuple[int, int]], image_size: int, seed: int
-    ) -> None:
-        self.items, self.rows, self.image_size, self.seed = items, rows, image_size, seed
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: int) -> torch.Tensor:
-        image, view = self.rows[key]
-        pixels = load_square(self.items[image]["image"], self.image_size)
-        return augmented_view(pixels, derive_seed(self.seed, Purpose.VIEW, image, view)) if view else pixels
+def _load_views(
+    items: Sequence[Mapping[str, Any]], image_size: int, seed: int, rows: list[Row]
+) -> tuple[list[Row], torch.Tensor]:
+    """The rows (image, view) of a store, and their images [B, 1, size, size]."""
+    images = []
+    for image, view in rows:
+        pixels = load_square(items[image]["image"], image_size)
+        images.append(augmented_view(pixels, derive_seed(seed, Purpose.VIEW, image, view)) if view else pixels)
+    return rows, torch.stack(images)

@@ -38,10 +38,7 @@ def rounded_store(
 ) -> tuple[dict[str, Rounded], dict[str, float]]:
     """View 0 of a store in eight bits: latents by channel, tokens by feature; the posterior's std by channel alone.
 
-    Args:
-        store: complete.
-        patch_grid: k of the grid of patch tokens, which divides the store's.
-        latents: False for the tokens only.
+    `patch_grid` is k of the grid of patch tokens, which divides the store's; without `latents` it is tokens only.
 
     Returns:
         Arrays by the names of the store, and of each what rounding lost: root mean square over standard deviation.
@@ -50,7 +47,8 @@ def rounded_store(
         DatasetError: rows are missing or damaged, or the store's grid cannot be pooled to this one.
     """
     LatentDataset(store, "train")  # refuses what is incomplete
-    store.check((image, 0) for image in range(len(store.items)))
+    for image in range(len(store.items)):
+        store.row(image, 0)
     found: dict[str, Rounded] = {}
     lost: dict[str, float] = {}
     for name in ("latents_mean", *TOKENS) if latents else TOKENS:
@@ -80,13 +78,9 @@ def _pooled(grids: NDArray[Any], side: int) -> NDArray[np.float32]:
 def write_pack(
     path: str | Path, arrays: Mapping[str, Rounded], items: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
 ) -> None:
-    """Write atomically.
+    """Write arrays [N, ...], or [1, ...] for what is the same of all, and of N items split and label, atomically.
 
-    Args:
-        path: of the file.
-        arrays: [N, ...] each, or [1, ...] for what is the same of all.
-        items: N of them; only split and label are kept.
-        about: plain settings to come back as `PackedData.about`.
+    Plain settings in `about` come back as `PackedData.about`.
     """
     kept = [{name: str(item.get(name) or "") for name in CARRIED} for item in items]
     text = json.dumps({"items": kept, "about": dict(about)}).encode()

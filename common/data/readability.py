@@ -40,20 +40,27 @@ def readable_radiographs(
     seed: int,
     report_dir: str | os.PathLike[str],
     max_unreadable_share: float = 0.5,
+    keys: Sequence[str] = ("image",),
     **selection: Any,
 ) -> list[dict[str, str]]:
-    """List the radiographs of one split that can be read: `radiograph_items` and `readable_items` in one.
+    """List the radiographs of one split that have all `keys` and can be read, see `readable_items`.
 
     Where the data set brings no `split` column, files are read before patients are split, and the share of bad ones is
     that of all files. `selection` is what else `radiograph_items` takes.
 
     Raises:
-        DatasetError: as both of them.
+        DatasetError: as `radiograph_items` and `readable_items`; or no image has a mask that is among the keys.
     """
 
     def keep(items: list[dict[str, str]]) -> list[dict[str, str]]:
+        complete = [item for item in items if item.keys() >= set(keys)]
+        if not complete:
+            raise DatasetError(
+                f"{dataset_dir}: none of the {len(items)} images has a mask; expected a manifest.csv with a column "
+                "mask. pretrain.yaml needs no masks"
+            )
         name = split if "split" in items[0] else "all"
-        return readable_items(items, report_dir, name, max_unreadable_share)
+        return readable_items(complete, report_dir, name, max_unreadable_share, keys)
 
     return radiograph_items(dataset_dir, split, val_fraction, seed, keep=keep, **selection)
 
@@ -65,12 +72,12 @@ def readable_items(
     max_unreadable_share: float = 0.05,
     keys: Sequence[str] = ("image",),
 ) -> list[dict[str, Any]]:
-    """Keep the items whose files can be read.
+    """Copies of the items whose files can be read, in the given order; never none.
 
     Every file is decoded once. Readable ones are remembered by path, size and modification time in
-    `<report_dir>/readable.csv`, which all names share, so a scan that was killed goes on where it was and the next
-    start reads only what is new or changed. Unreadable ones are not remembered: they are tried again at each start,
-    as they may have been repaired or their decoder installed. They are listed in `<report_dir>/skipped.csv`.
+    `<report_dir>/readable.csv`, which all names share, so that the next scan, and that after a kill, reads only what is
+    new or changed. Unreadable ones are listed in `<report_dir>/skipped.csv` and tried again at each start, as they may
+    have been repaired or their decoder installed.
 
     In a distributed run rank 0 scans and writes, the others wait for its verdict; all must pass the same items.
 
@@ -80,9 +87,6 @@ def readable_items(
         name: what the list is called in messages and in skipped.csv, for instance "train".
         max_unreadable_share: largest share of unusable items to go on with, in [0, 1].
         keys: what to read fully, "mask" as a mask. A `mask` that is not among them only has to exist.
-
-    Returns:
-        Copies of the usable items, in the given order; never empty.
 
     Raises:
         DatasetError: no items, none usable, or more than `max_unreadable_share` not; skipped.csv is written before.
@@ -94,7 +98,7 @@ def readable_items(
 
     def scan() -> list[int]:
         report = Path(report_dir) / SKIPPED_NAME
-        problems = _scan(items, Path(report_dir), name, keys)
+        problems = _scan(items, Path(report_dir) / INDEX_NAME, name, keys)
         others = [tuple(row) for row in _read_rows(report, _SKIPPED_COLUMNS) if row[0] != name]
         write_csv(report, _SKIPPED_COLUMNS, [*others, *((name, *problem) for problem in problems.values())])
         _judge(len(items), list(problems.values()), report, name, max_unreadable_share)
@@ -136,26 +140,24 @@ def _on_first_rank(scan: Callable[[], list[int]]) -> list[int]:
     return verdict[0]
 
 
-def _scan(items: Sequence[Mapping[str, Any]], report_dir: Path, name: str, keys: Sequence[str]) -> dict[int, Problem]:
-    """The first problem of each unusable item, by index; reads what readable.csv does not know yet."""
-    index_path = report_dir / INDEX_NAME
+def _scan(items: Sequence[Mapping[str, Any]], index_path: Path, name: str, keys: Sequence[str]) -> dict[int, Problem]:
+    """The first problem of each unusable item, by its place; reads what readable.csv does not know yet."""
     index = _read_index(index_path)
-    looked_at = (*keys, "mask")
-    kinds = {str(item[key]): key for item in items for key in looked_at if key in item}
+    places = [[(key, str(item[key])) for key in (*keys, "mask") if key in item] for item in items]
+    kinds = {path: key for of_item in places for key, path in of_item}
     stamps = {path: file_stamp(path) for path in sorted(kinds)}
     problems: dict[str, Problem] = {path: (path, *_MISSING) for path, stamp in stamps.items() if not stamp}
-    unknown = {path: stamp for path, stamp in stamps.items() if stamp and kinds[path] in keys}
-    unknown = {path: stamp for path, stamp in unknown.items() if index.get(path) != stamp}
+    unknown = [path for path, stamp in stamps.items() if stamp and kinds[path] in keys and index.get(path) != stamp]
     saved = time.monotonic()
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         found = pool.map(_try_to_read, unknown, [kinds[path] for path in unknown])
         bar = ProgressBar(found, total=len(unknown), desc=f"reading {name}", unit="file", disable=not unknown)
-        for (path, stamp), problem in zip(unknown.items(), bar, strict=True):
+        for path, problem in zip(unknown, bar, strict=True):
             if problem is not None:
                 problems[path] = problem
             else:
-                index[path] = stamp
+                index[path] = stamps[path]
             if time.monotonic() - saved >= SAVE_EVERY_S:
                 _write_index(index_path, index)
                 saved = time.monotonic()
@@ -163,20 +165,14 @@ def _scan(items: Sequence[Mapping[str, Any]], report_dir: Path, name: str, keys:
         pool.shutdown(wait=True, cancel_futures=True)
         if unknown:
             _write_index(index_path, index)
-    bad = {
-        i: [problems[path] for key in looked_at if (path := str(item.get(key))) in problems]
-        for i, item in enumerate(items)
-    }
-    return {i: of_item[0] for i, of_item in bad.items() if of_item}
+    of_items = [next((problems[path] for _, path in of_item if path in problems), None) for of_item in places]
+    return {number: problem for number, problem in enumerate(of_items) if problem is not None}
 
 
 def _try_to_read(path: str, kind: str) -> Problem | None:
     """Decode one file; None when that works."""
     try:
-        if kind == "mask":
-            read_mask(path)
-        else:
-            read_radiograph(path)
+        read_mask(path) if kind == "mask" else read_radiograph(path)
     except UnreadableRadiographError as error:
         return path, str(error.found), str(error.expected), str(error.hint)
     except Exception as error:  # whatever a decoder does with a damaged file, it must not end the scan

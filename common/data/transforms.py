@@ -36,14 +36,17 @@ class LoadRadiographd(MapTransform):
         return item
 
 
+def resized(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize [C, H, W] to rows and columns, bilinear with antialiasing; one that fits is untouched."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return interpolate(image[None], size=list(size), mode="bilinear", antialias=True, align_corners=False)[0]
+
+
 def resize_shorter_side(image: Tensor, size: int) -> Tensor:
     """Resize [1, H, W] so that its shorter side is `size`, keeping the aspect; one that fits is untouched."""
-    height, width = image.shape[-2:]
-    if min(height, width) == size:
-        return image
-    factor = size / min(height, width)
-    new_size = [max(size, round(height * factor)), max(size, round(width * factor))]
-    return interpolate(image[None], size=new_size, mode="bilinear", antialias=True, align_corners=False)[0]
+    factor = size / min(image.shape[-2:])
+    return resized(image, [max(size, round(side * factor)) for side in image.shape[-2:]])
 
 
 def center_square(image: Tensor, size: int) -> Tensor:
@@ -54,11 +57,7 @@ def center_square(image: Tensor, size: int) -> Tensor:
 
 
 def load_square(path: str | Path, size: int) -> Tensor:
-    """Read a radiograph as the networks see it, [1, size, size] in [0, 1].
-
-    Raises:
-        UnreadableRadiographError: names the file, what was found and what was expected.
-    """
+    """Read a radiograph as the networks see it, [1, size, size] in [0, 1]; raises as `read_radiograph`."""
     return center_square(read_radiograph(path).pixels, size)
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,7 @@ _NEEDED = 32  # bytes at the end of a scan, which some pixels must depend on
 _MOST_PIXELS_PER_BYTE = 1000  # radiographs have noise; even at a ratio of 100 there are some 50
 
 
-@dataclass(frozen=True)
-class Codestream:
+class Codestream(NamedTuple):
     """What a compressed image says about itself."""
 
     rows: int  # of pixels
@@ -62,14 +61,9 @@ def read_codestream(frame: bytes) -> Codestream:
 
 
 def decode(frame: bytes, stream: Codestream) -> NDArray:
-    """Decode an image; colours are left as they are stored, but for the transform inside of JPEG 2000.
+    """Decode an image to integers [rows, columns, samples] of 8, 16 or 32 bits; what is incomplete or damaged raises.
 
-    Returns:
-        Integers [rows, columns, samples] of 8, 16 or 32 bits.
-
-    Raises:
-        RefusalError: part of the image is missing.
-        Exception: what imagecodecs raises for a damaged image.
+    Colours are left as they are stored, but for the transform inside of JPEG 2000.
     """
     import imagecodecs
 
@@ -86,7 +80,7 @@ def decode(frame: bytes, stream: Codestream) -> NDArray:
 
 
 def decode_whole_jpeg(frame: bytes, decode_jpeg: Callable[[bytes], NDArray]) -> NDArray:
-    """Decode a JPEG image, three times: of what is missing or too much in its scans decoders say nothing.
+    """Decode a JPEG image, three times: decoders say nothing of what is missing or too much in its scans.
 
     The second time there is filler behind each scan, as one more restart interval if it has them, which who has all
     pixels skips, and who lacks some takes for pixels. The third time there is filler in place of the last bytes, which
@@ -94,42 +88,43 @@ def decode_whole_jpeg(frame: bytes, decode_jpeg: Callable[[bytes], NDArray]) -> 
 
     Raises:
         RefusalError: part of the image is missing.
-        Exception: what the decoder raises.
     """
     values = decode_jpeg(frame)
     intervals = list(_intervals(frame))
     filled, at, restarts = bytearray(), 0, 0
     for marker, _, end in intervals:
         if marker in _RESTARTS and marker != _RESTARTS[restarts % 8]:
-            raise _part_missing()
+            raise _incomplete("a JPEG image of which a part is missing")
         more = bytes([0xFF, _RESTARTS[restarts % 8]]) + _FILLER if restarts and marker not in _RESTARTS else b""
         filled += frame[at:end] + _FILLER + more
         restarts = restarts + 1 if marker in _RESTARTS else 0
         at = end
     if not np.array_equal(values, decode_jpeg(bytes(filled + frame[at:]))):
-        raise _part_missing()
+        raise _incomplete("a JPEG image of which a part is missing")
     is_long = bool(intervals) and at - intervals[-1][1] > 2 * _NEEDED
     if is_long and np.array_equal(values, decode_jpeg(frame[: at - _NEEDED] + _FILLER + frame[at:])):
-        raise _part_missing()
+        raise _incomplete("a JPEG image of which a part is missing")
     return values
 
 
 def _read_jpeg2000(frame: bytes) -> Codestream | None:
+    def number(at: int, length: int = 4) -> int:
+        return int.from_bytes(frame[at : at + length], "big")
+
     start = max(frame.find(_J2K_START), 0)
-    siz = frame[start + 6 : start + 6 + 39]  # from Rsiz to the first component
-    if len(siz) < 39:
+    if len(frame) < start + 45:  # up to the first component
         return None
     transformed, at = False, start + 2
     while frame[at : at + 2] not in (_SOT, _END) and at < len(frame):
         transformed = transformed or (frame[at : at + 2] == _COD and frame[at + 8] == 1)
-        at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
-    while frame[at : at + 2] == _SOT and (length := int.from_bytes(frame[at + 6 : at + 10], "big")):
+        at += 2 + number(at + 2, 2)
+    while frame[at : at + 2] == _SOT and (length := number(at + 6)):
         at += length
     # Where the lengths of its parts do not lead to the end, it is near that of the bytes, but for zeros or boxes.
     if frame[at : at + 2] != _END and _END not in frame.rstrip(b"\0")[-64:]:
-        raise _no_end()
-    x1, y1, x0, y0 = (int.from_bytes(siz[at : at + 4], "big") for at in (2, 6, 10, 14))
-    samples, depth = int.from_bytes(siz[34:36], "big"), siz[36]
+        raise _incomplete("a compressed image without its end")
+    x1, y1, x0, y0 = (number(start + 8 + 4 * place) for place in range(4))
+    samples, depth = number(start + 40, 2), frame[start + 42]
     colour = "RGB" if transformed and samples == 3 else ""  # the decoder undoes the transform
     return Codestream(y1 - y0, x1 - x0, samples, (depth & 0x7F) + 1, bool(depth & 0x80), "jpeg2000", colour)
 
@@ -148,7 +143,7 @@ def _read_jpeg(frame: bytes) -> Codestream | None:
             colour = colour or ("RGB" if found[6::3] == b"RGB" else "")
             return Codestream(rows, columns, found[5], found[0], False, kind, colour)
     if found:
-        raise _no_end()
+        raise _incomplete("a compressed image without its end")
     return None
 
 
@@ -183,9 +178,5 @@ def _segments(frame: bytes) -> Iterator[tuple[int, bytes, int]]:
         at = end
 
 
-def _no_end() -> RefusalError:
-    return RefusalError("a compressed image without its end", "a complete one", "Copy or export the file again.")
-
-
-def _part_missing() -> RefusalError:
-    return RefusalError("a JPEG image of which a part is missing", "a complete one", "Copy or export the file again.")
+def _incomplete(found: str) -> RefusalError:
+    return RefusalError(found, "a complete one", "Copy or export the file again.")

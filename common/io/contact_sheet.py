@@ -62,14 +62,15 @@ def contact_sheet_array(
             x = GAP + column * (width + GAP)
             sheet.paste(_colour(mode, PADDING), (x, y, x + width, y + height))
             sheet.paste(tile.convert(mode), (x, y))
-    return np.asarray(sheet if footer is None else _with_footer(sheet, footer(sheet.width)))
+    return np.asarray(sheet if footer is None else below_each_other(sheet, footer(sheet.width)))
 
 
-def _with_footer(sheet: Image.Image, below: Image.Image) -> Image.Image:
-    size = max(sheet.width, below.width), sheet.height + below.height
+def below_each_other(upper: Image.Image, lower: Image.Image) -> Image.Image:
+    """Two pictures in one, RGB, both at the left."""
+    size = max(upper.width, lower.width), upper.height + lower.height
     whole = Image.new("RGB", size, _colour("RGB", BACKGROUND))
-    whole.paste(sheet.convert("RGB"), (0, 0))
-    whole.paste(below.convert("RGB"), (0, sheet.height))
+    whole.paste(upper, (0, 0))
+    whole.paste(lower, (0, upper.height))
     return whole
 
 

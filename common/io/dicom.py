@@ -5,13 +5,11 @@ The pipeline is the standard's: stored values → Modality LUT → VOI LUT or wi
 - The header is believed. A file whose header contradicts its pixels (MONOCHROME1 over an image that is not)
   comes out wrong; no reader can know.
 - Polarity is PhotometricInterpretation's alone: MONOCHROME1 is inverted, once, at the end. PresentationLUTShape
-  INVERSE repeats the same statement (the standard ties the two), so it counts only where
-  PhotometricInterpretation is missing.
+  INVERSE repeats it (the standard ties the two), so it counts only where PhotometricInterpretation is missing.
 - A window or LUT that is absent, malformed or leaves nearly nothing of the image is replaced: 8-bit data without
   rescale by x/255, as in a PNG, everything else by percentiles (see `scaling`).
 - Pixels of PixelPaddingValue take no part in the percentiles and end up 0, black, in either polarity.
-- PixelSpacing is preferred, then ImagerPixelSpacing, then NominalScannedPixelSpacing; implausible values count as
-  absent.
+- Implausible values of a spacing count as absent.
 """
 
 from __future__ import annotations
@@ -33,18 +31,14 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_SPACING_KEYWORDS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+_SPACING_KEYWORDS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")  # by preference
 
 
 def read_dicom(path: Path) -> tuple[Float32Array, tuple[float, float] | None, str]:
-    """Read a single-frame DICOM image, with or without preamble.
+    """Read a single-frame DICOM image, with or without preamble; whatever else it is raises.
 
     Returns:
         float32 [rows, columns] in [0, 1], the spacing in mm, (row, column), or None, and the Modality.
-
-    Raises:
-        RefusalError: no image, several frames, an unsupported coding, or pixel data that do not fit the header.
-        Exception: whatever pydicom and the decoders raise for a damaged file.
     """
     import pydicom
 
@@ -54,10 +48,8 @@ def read_dicom(path: Path) -> tuple[Float32Array, tuple[float, float] | None, st
     lift_functional_groups(header)
     layout = read_layout(header)
     dataset = pydicom.dcmread(path, force=True)
-    if layout.photometric in ("MONOCHROME1", "MONOCHROME2"):
-        unit = _grey_pipeline(dataset, header, layout)
-    else:
-        unit = to_unit_range(grey_values(dataset, layout))
+    is_grey = layout.photometric in ("MONOCHROME1", "MONOCHROME2")
+    unit = _grey_pipeline(dataset, header, layout) if is_grey else to_unit_range(grey_values(dataset, layout))
     spacings = (plausible_spacing(numbers(header, keyword)) for keyword in _SPACING_KEYWORDS)
     return unit, next((spacing for spacing in spacings if spacing), None), text(header, "Modality")
 
@@ -89,7 +81,7 @@ def _padding(header: Dataset, layout: PixelLayout, words: NDArray, stored: NDArr
         words = words.view(words.dtype.str.replace("u", "i"))
     # The value's VR often disagrees with the pixels about the sign, so both are read as the pixels' type. It may use
     # bits beyond those that count, which `stored` has lost.
-    ends = [_as_stored(b, layout) for b in bounds if b is not None]
+    ends = [_as_stored(bound, layout) for bound in bounds if bound is not None]
     mask = (words >= min(ends)) & (words <= max(ends)) | (stored >= min(ends)) & (stored <= max(ends))
     return mask if 0 < float(mask.mean()) < 0.99 else None
 

@@ -2,15 +2,13 @@ r"""Radiographs of any format as DICOM DX (or intra-oral IO), For Presentation, 
 
 Projection images have no place in space, and OHIF cannot lay a DICOM SEG over an image without one. So each file gets a
 nominal plane: Image Position (Patient) 0\0\0, Image Orientation (Patient) 1\0\0\0\1\0, Pixel Spacing, 1 mm of
-thickness and a frame of reference of its own, a Standard Extended SOP Class (PS3.4 B.4.1). Patient Orientation repeats
-it. It says where a pixel of the mask lies on the picture and nothing about the patient; Image Comments say so.
+thickness and a frame of reference of its own, a Standard Extended SOP Class (PS3.4 B.4.1). It says where a pixel of the
+mask lies on the picture and nothing about the patient; Image Comments say so.
 
-Filled are the modules of the Digital X-Ray Image IOD (PS3.3 A.26) that it demands: Patient, General Study, General
-Series, DX Series, General Equipment, General Image, Image Pixel, DX Anatomy Imaged, DX Image, DX Detector, VOI LUT,
-Acquisition Context and SOP Common; for IO (A.28) also Intra-Oral Series and Intra-Oral Image. Beyond it: Frame of
-Reference and Image Plane. General Acquisition has nothing that is mandatory. What nobody knows and the standard wants
-to have a value is stated as weakly as it allows: laterality U (unpaired; B for IO), pixel intensity LOG with sign -1
-(bone bright), imager pixel spacing as the pixel spacing.
+Filled are the modules that the Digital X-Ray Image IOD (PS3.3 A.26) and the Intra-Oral one (A.28) demand, Frame of
+Reference and Image Plane. What nobody knows and the standard wants to have a value is stated as weakly as it allows:
+laterality U (unpaired; B for IO), pixel intensity LOG with sign -1 (bone bright), imager pixel spacing as the pixel
+spacing.
 
 Nothing comes from the source but pixels, spacing and, because it may not be dropped, a lossy compression. Patient,
 study and frame of reference are hashes of the picture, so that the same picture converted again is the same study and
@@ -44,6 +42,7 @@ from .synthetic_dicom import (
     PREFIX,
     SYNTHETIC_DATA,
     add_pixels,
+    coded,
     decimal_strings,
     new_dataset,
     save_dataset,
@@ -79,48 +78,31 @@ _LATERALITIES = {"DX": ("U", "R", "L", "B"), "IO": ("B", "R", "L")}
 
 @dataclass(frozen=True)
 class DxSettings:
-    """What the pictures do not say of themselves.
+    """What the pictures do not say of themselves; values that the class does not have raise SettingsError."""
 
-    Attributes:
-        modality: DX, or IO for the intra-oral class. MONAI Label is told one modality to look for, DX by default.
-        bits: stored, 12 or 16. 8-bit grey values come back exactly from 16 and to half a level from 12.
-        body_part: Body Part Examined such as CHEST or JAW; "" leaves it open, and is JAW for IO.
-        laterality: R, L, B (both) or, for DX, U (unpaired); "" for the weakest that the class allows.
-        patient_prefix: PatientID and PatientName begin with it.
-        uid_seed: another text makes other UIDs and patients of the same pictures.
-        model: of synthetic pictures, what generated them; "" for pictures of patients.
-
-    Raises:
-        SettingsError: values that the class does not have.
-    """
-
-    modality: str = "DX"
-    bits: int = 16
-    body_part: str = ""
-    laterality: str = ""
-    patient_prefix: str = "ANON"
-    uid_seed: str = ""
-    model: str = ""
+    modality: str = "DX"  # or IO, the intra-oral class; MONAI Label is told one modality to look for, DX by default
+    bits: int = 16  # stored, or 12: 8-bit grey values come back exactly from 16 and to half a level from 12
+    body_part: str = ""  # Body Part Examined such as CHEST or JAW; "" leaves it open, and is JAW for IO
+    laterality: str = ""  # R, L, B (both) or, for DX, U (unpaired); "" for the weakest that the class allows
+    patient_prefix: str = "ANON"  # of PatientID and PatientName
+    uid_seed: str = ""  # another text makes other UIDs and patients of the same pictures
+    model: str = ""  # of synthetic pictures, what generated them; "" for pictures of patients
 
     def __post_init__(self) -> None:
-        sides = _LATERALITIES.get(self.modality, ())
-        intra_oral = self.modality == "IO"
+        sides, intra_oral = _LATERALITIES.get(self.modality, ()), self.modality == "IO"
         parts = f"one of {', '.join(_INTRA_ORAL_REGIONS)} with IO" if intra_oral else "up to 16 capitals and digits"
-        is_part = (
-            self.body_part in ("", *_INTRA_ORAL_REGIONS)
-            if intra_oral
-            else re.fullmatch(r"[A-Z0-9 _]{0,16}", self.body_part)
-        )
-        for name, is_right, expected in (
-            ("modality", bool(sides), "DX, or IO for intra-oral radiographs"),
-            ("bits", self.bits in (12, 16), "12 or 16"),
-            ("body_part", is_part, f"{parts}, such as JAW"),
-            ("laterality", self.laterality in ("", *sides), f"one of {', '.join(sides)} with {self.modality}"),
-            ("patient_prefix", re.fullmatch(r"[A-Za-z0-9_-]{1,32}", self.patient_prefix), "1 to 32 letters and digits"),
-            ("model", re.fullmatch(r"[^\\\x00-\x1f\x7f]{0,64}", self.model), "up to 64 characters, no backslash"),
+        part = "|".join(_INTRA_ORAL_REGIONS) if intra_oral else "[A-Z0-9 _]{1,16}"
+        for name, pattern, expected in (
+            ("modality", "DX|IO", "DX, or IO for intra-oral radiographs"),
+            ("bits", "12|16", "12 or 16"),
+            ("body_part", f"({part})?", f"{parts}, such as JAW"),
+            ("laterality", f"[{''.join(sides)}]?", f"one of {', '.join(sides)} with {self.modality}"),
+            ("patient_prefix", "[A-Za-z0-9_-]{1,32}", "1 to 32 letters and digits"),
+            ("model", r"[^\\\x00-\x1f\x7f]{0,64}", "up to 64 characters, no backslash"),
         ):
-            if not is_right:
-                raise SettingsError(f"{name}: found {getattr(self, name)!r}; expected {expected}.")
+            found = getattr(self, name)
+            if not re.fullmatch(pattern, repr(found) if name == "bits" else found):
+                raise SettingsError(f"{name}: found {found!r}; expected {expected}.")
 
 
 def dx_dataset(
@@ -144,12 +126,9 @@ def dx_dataset(
     levels = stored_values(pixels, 16)  # also for 12 bits: the number of bits must not change the patient
     picture = hashlib.sha256(f"{settings.uid_seed}\0{levels.shape}\0".encode() + levels.tobytes()).hexdigest()
     details = [asdict(settings), spacing_mm, None if lossy is None else asdict(lossy), dict(provenance or {})]
-    dataset = _begin(settings, picture, json.dumps(details, sort_keys=True))
-    _add_geometry(dataset, spacing_mm, picture)
+    dataset = _begin(settings, picture, json.dumps(details, sort_keys=True), spacing_mm)
     _add_anatomy(dataset, settings)
     _add_derivation(dataset, settings, spacing_mm, lossy, provenance or {})
-    dataset.PixelIntensityRelationship, dataset.PixelIntensityRelationshipSign = "LOG", -1
-    dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = "0", "1", "US"
     exact = pixels.detach().as_subclass(torch.Tensor).cpu().double()[0] * (2**settings.bits - 1)
     add_pixels(dataset, exact.round().numpy().astype(np.uint16), settings.bits)
     return dataset
@@ -173,21 +152,19 @@ def write_dx(dataset: Dataset, path: str | Path, pixels: Tensor) -> Path:
     return Path(path)
 
 
-def _uid(level: str, *sources: str) -> str:
-    from pydicom.uid import generate_uid
-
-    return generate_uid(entropy_srcs=[MANUFACTURER, "\0DX\0", level, *("\0" + source for source in sources)])
-
-
-def _begin(settings: DxSettings, picture: str, details: str) -> Dataset:
-    """Modules Patient, General Study, General, DX and Intra-Oral Series, General Equipment, SOP Common."""
+def _begin(settings: DxSettings, picture: str, details: str, spacing_mm: tuple[float, float] | None) -> Dataset:
+    """What `new_dataset` fills, DX and Intra-Oral Series, Frame of Reference, Image Plane and DX Detector."""
     from pydicom.uid import DigitalIntraOralXRayImageStorageForPresentation as IntraOral
     from pydicom.uid import DigitalXRayImageStorageForPresentation as Digital
+    from pydicom.uid import generate_uid
+
+    def uid(level: str, *sources: str) -> str:
+        return generate_uid(entropy_srcs=[MANUFACTURER, "\0DX\0", level, *("\0" + source for source in sources)])
 
     prefix, is_synthetic = PREFIX if settings.model else settings.patient_prefix, bool(settings.model)
     dataset = new_dataset(
         IntraOral if settings.modality == "IO" else Digital,
-        [_uid("study", picture), _uid("series", picture, details), _uid("instance", picture, details)],
+        [uid("study", picture), uid("series", picture, details), uid("instance", picture, details)],
         (f"{prefix}-{picture[:16]}", PATIENT_NAME if is_synthetic else f"{prefix}^{picture[:16]}"),
         GENERATED if is_synthetic else "Only pixels and pixel spacing were taken from the source",
         settings.modality,
@@ -195,41 +172,29 @@ def _begin(settings: DxSettings, picture: str, details: str) -> Dataset:
         settings.model or "png_to_dx",
     )
     dataset.StudyID, dataset.PresentationIntentType = prefix[:16], "FOR PRESENTATION"
-    return dataset
-
-
-def _add_geometry(dataset: Dataset, spacing_mm: tuple[float, float] | None, picture: str) -> None:
-    """Modules Frame of Reference and Image Plane, and DX Detector."""
-    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = _uid("frame of reference", picture), ""
+    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = uid("frame of reference", picture), ""
     dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
     dataset.SliceThickness = "1"  # highdicom and dcmqi ask for it where there is a frame of reference
     dataset.PatientOrientation = ["L", "P"]  # of this plane; another would contradict it
     dataset.PixelSpacing = dataset.ImagerPixelSpacing = decimal_strings(spacing_mm or UNKNOWN_SPACING_MM)
     dataset.DetectorType = ""
+    dataset.PixelIntensityRelationship, dataset.PixelIntensityRelationshipSign = "LOG", -1
+    dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = "0", "1", "US"
+    return dataset
 
 
 def _add_anatomy(dataset: Dataset, settings: DxSettings) -> None:
     """Modules DX Anatomy Imaged, Intra-Oral Image and Acquisition Context."""
-    from pydicom.sequence import Sequence
-
     part = settings.body_part or ("JAW" if settings.modality == "IO" else "")
     if part:
         dataset.BodyPartExamined = part
-    dataset.AnatomicRegionSequence = Sequence([_code(*_REGIONS[part])] if part in _REGIONS else [])
+    dataset.AnatomicRegionSequence = [coded(*_REGIONS[part])] if part in _REGIONS else []
     dataset.ImageLaterality = settings.laterality or _LATERALITIES[settings.modality][0]
-    dataset.AcquisitionContextSequence = Sequence([])
+    dataset.AcquisitionContextSequence = []
     if settings.modality == "IO":
         dataset.PositionerType = "NONE"
         # Some structure is demanded; which tooth it is, nobody has said.
-        dataset.PrimaryAnatomicStructureSequence = Sequence([_code("38199008", "Tooth structure")])
-
-
-def _code(value: str, meaning: str) -> Dataset:
-    from pydicom.dataset import Dataset
-
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "SCT", meaning
-    return item
+        dataset.PrimaryAnatomicStructureSequence = [coded("38199008", "Tooth structure")]
 
 
 def _add_derivation(

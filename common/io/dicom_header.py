@@ -96,9 +96,13 @@ def read_layout(header: Dataset) -> PixelLayout:
         RefusalError: this is no image, has several frames, or lacks what pixels cannot be read without.
     """
     rows, columns = integer(header, "Rows"), integer(header, "Columns")
+    syntax = text(getattr(header, "file_meta", None), "TransferSyntaxUID")
     if rows is None or columns is None:
+        from pydicom.uid import UID
+
+        uid = text(header, "SOPClassUID") or text(getattr(header, "file_meta", None), "MediaStorageSOPClassUID")
         raise RefusalError(
-            f"a DICOM file without an image ({_object_name(header)})",
+            f"a DICOM file without an image ({UID(uid).name if uid else 'no SOP Class'})",
             "a DICOM image with Rows and Columns",
             "Reports, plans and directories hold no pixels; choose the image itself.",
         )
@@ -119,7 +123,6 @@ def read_layout(header: Dataset) -> PixelLayout:
     high_bit = integer(header, "HighBit")
     if high_bit is None or not stored <= high_bit + 1 <= allocated:
         high_bit = stored - 1
-    syntax = text(getattr(header, "file_meta", None), "TransferSyntaxUID")
     return PixelLayout(
         rows=rows,
         columns=columns,
@@ -149,12 +152,3 @@ def _photometric(header: Dataset) -> str:
         "MONOCHROME1, MONOCHROME2, PALETTE COLOR, RGB or YBR",
         "The header does not say how to display the pixels; export the image again.",
     )
-
-
-def _object_name(header: Dataset) -> str:
-    uid = text(header, "SOPClassUID") or text(getattr(header, "file_meta", None), "MediaStorageSOPClassUID")
-    if not uid:
-        return "no SOP Class"
-    from pydicom.uid import UID
-
-    return UID(uid).name

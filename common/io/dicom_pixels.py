@@ -38,7 +38,6 @@ def stored_values(dataset: Dataset, layout: PixelLayout) -> tuple[NDArray, NDArr
 
     Raises:
         RefusalError: no pixel data, too few or too many of them, or no decoder.
-        Exception: what a decoder raises for a damaged stream.
     """
     data, vr = _pixel_data(dataset)
     if layout.syntax in _NATIVE:
@@ -81,13 +80,12 @@ def _pixel_data(dataset: Dataset) -> tuple[bytes, str]:
     """Return the bytes of the pixel data and their VR, "" if implicit."""
     # get_item leaves the element raw: resolving its VR would need a header that is complete.
     element = dataset.get_item(_PIXEL_DATA) if _PIXEL_DATA in dataset else None
-    value = getattr(element, "value", None)
-    if not value:
-        if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
-            raise RefusalError("a DICOM image with float pixel data", "integer pixel data", "Export it as integers.")
-        hint = "The pixels were left out or the file was cut; export it again."
-        raise RefusalError("a DICOM header without pixel data", "integer pixel data", hint)
-    return bytes(value), str(getattr(element, "VR", None) or "")
+    if value := getattr(element, "value", None):
+        return bytes(value), str(getattr(element, "VR", None) or "")
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        raise RefusalError("a DICOM image with float pixel data", "integer pixel data", "Export it as integers.")
+    hint = "The pixels were left out or the file was cut; export it again."
+    raise RefusalError("a DICOM header without pixel data", "integer pixel data", hint)
 
 
 def _native_words(data: bytes, vr: str, layout: PixelLayout) -> NDArray:
@@ -134,10 +132,8 @@ def _rle_words(frame: bytes, layout: PixelLayout) -> NDArray:
             raise RefusalError(f"an RLE segment of {len(plane)} bytes", f"{pixels} bytes")
         planes.append(np.frombuffer(plane, np.uint8, pixels))
     # The most significant byte comes first; little endian has it last.
-    in_bytes = (
-        np.stack(planes).reshape(layout.samples, size, layout.rows, layout.columns)[:, ::-1].transpose(2, 3, 0, 1)
-    )
-    words = np.ascontiguousarray(in_bytes).view(f"<u{size}")[..., 0]
+    in_bytes = np.stack(planes).reshape(layout.samples, size, layout.rows, layout.columns)[:, ::-1]
+    words = np.ascontiguousarray(in_bytes.transpose(2, 3, 0, 1)).view(f"<u{size}")[..., 0]
     return words.astype(words.dtype.newbyteorder("="), copy=False)
 
 

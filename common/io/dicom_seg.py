@@ -38,11 +38,7 @@ _MAY_BE_EMPTY = ("PatientID", "PatientBirthDate", "PatientSex", "StudyID", "Stud
 
 
 def require_highdicom() -> Any:
-    """Import highdicom.
-
-    Raises:
-        DatasetError: it is not installed.
-    """
+    """Import highdicom; raises `DatasetError` where it is not installed."""
     try:
         import highdicom.seg
     except ImportError as error:
@@ -66,9 +62,8 @@ def write_dicom_seg(
 
     Patient and study are those of the `source`, the single-frame DICOM file of the image; series and instance are new,
     the same for the same mask, `model` (what drew it, at most 64 characters) and source, unless it is an annotation:
-    that somebody has corrected or confirmed, of algorithm type SEMIAUTOMATIC. One that is submitted again after another
-    must not pass for the old one. Classes without pixels are segments, too, each with its empty frame: without one OHIF
-    shows no segment at all.
+    that somebody has corrected or confirmed, of algorithm type SEMIAUTOMATIC. Classes without pixels are segments, too,
+    each with its empty frame: without one OHIF shows no segment at all.
 
     Raises:
         DatasetError: highdicom is missing, the source is no such DICOM file, or the mask is of another size.
@@ -77,8 +72,7 @@ def write_dicom_seg(
     highdicom = require_highdicom()
     import pydicom
 
-    labels = as_uint8(mask)
-    classes.map_mask(labels, None)
+    labels = as_uint8(mask, classes)
     dataset = _read_source(Path(source), labels.shape)
     identity = [str(dataset.SOPInstanceUID), model, classes.name, hashlib.sha256(labels.tobytes()).hexdigest()]
     identity += [uuid.uuid4().hex] if is_annotation else []

@@ -18,13 +18,11 @@ MIN_SHARE = 0.4  # of the rows, and of the columns, that has to be left
 
 
 def trim_padding(image: Tensor) -> Tensor:
-    """A copy of an image [C, H, W] in [0, 1] without the rows and columns at its border that are black.
+    """A copy of an image [C, H, W] in [0, 1] without black rows and columns at its border, as `PadResized` adds them.
 
-    Training images are made to fit the network's size and padded (`PadResized`), so that samples have bars above and
-    below or left and right; without them they have the aspect ratio of a radiograph. A line is black if at least nine
-    tenths of its pixels are at or below `BRIGHTEST_BLACK`. Rows and columns are judged by the whole image: bars at the
-    sides that leave less than a tenth of a row would make all of it black. So an image that would keep less than
-    `MIN_SHARE`, such as one that is black all over, comes back whole.
+    A line is black if at least nine tenths of its pixels are at or below `BRIGHTEST_BLACK`. Rows and columns are judged
+    by the whole image: bars at the sides that leave less than a tenth of a row would make all of it black. So an image
+    that would keep less than `MIN_SHARE`, such as one that is black all over, comes back whole.
     """
     bright = (image > BRIGHTEST_BLACK).any(dim=0).float()
     kept = []
@@ -40,12 +38,8 @@ def write_png(pixels: Tensor, path: str | Path, bits: int = 8, provenance: Mappi
     """Write a generated image [1, H, W] in [0, 1] as a grey PNG of 8 or 16 bits, atomically; returns the path.
 
     The same arguments give the same bytes. The file carries the text `Synthetic: true` and the provenance, nothing that
-    names a patient, so that a picture that leaves its folder still says what it is; `PIL.Image.open(path).text` shows
-    it.
-
-    `read_radiograph` gives an 8-bit file back exactly (to the rounding). A 16-bit one it stretches between its 0.5 and
-    99.5 percentiles, as it does every 16-bit image whose header has no window; for 16 bits that come back as they were,
-    use `synthetic_dicom`.
+    names a patient; `PIL.Image.open(path).text` shows it. `read_radiograph` gives an 8-bit file back exactly (to the
+    rounding); a 16-bit one it stretches, so for 16 bits that come back as they were use `synthetic_dicom`.
 
     Raises:
         ValueError: as `stored_values`.

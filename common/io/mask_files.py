@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +38,7 @@ _WHOLE_WITHIN, _MOST_WITHIN = 1e-3, 0.1
 
 
 def read_mask(path: str | os.PathLike[str]) -> NDArray[np.int64]:
-    """Read the stored numbers of a mask; the format is told by the content, not by the name.
-
-    That is a PNG, grey, palette (its indices count) or RGB with equal channels; or a NIfTI of one slice.
+    """Read the numbers of a mask: a PNG, grey, palette (its indices count) or RGB with equal channels, or a NIfTI.
 
     Returns:
         int64 [H, W], 0 or more, turned as its image is.
@@ -78,9 +77,7 @@ def write_mask_png(mask: NDArray[np.integer], path: str | Path, classes: ClassTa
     Raises:
         ValueError: no mask, or labels that the table does not have.
     """
-    labels = as_uint8(mask)
-    classes.map_mask(labels, None)
-    image = Image.fromarray(labels)
+    image = Image.fromarray(as_uint8(mask, classes))
     image.putpalette(classes.palette())
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG", optimize=False, bits=8)
@@ -108,9 +105,8 @@ def write_nifti_mask(
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: found this name for a NIfTI mask; expected it to end in .nii or .nii.gz.")
-    labels = as_uint8(mask)
-    if source is not None and detect_format(Path(source)) in ("nifti", "nifti.gz"):
-        header = read_header(Path(source))
+    labels, header = as_uint8(mask), None if source is None else _nifti_header(source)
+    if header is not None:
         image = Nifti1Image(undo_display(labels, header), None)
         for name in _GEOMETRY:
             image.header[name] = header[name]
@@ -137,10 +133,9 @@ def stored_mask(
     Raises:
         ValueError: labels beyond 8 bits, or a mask whose size is not the source's.
     """
-    labels = as_uint8(mask)
-    if detect_format(Path(source)) not in ("nifti", "nifti.gz"):
+    labels, header = as_uint8(mask), _nifti_header(source)
+    if header is None:
         return np.ascontiguousarray(labels.T), None
-    header = read_header(Path(source))
     stored = undo_display(labels, header)
     affine = header.get_best_affine()
     if linear_part(header) is None and not np.array_equal(affine[:3, :3], np.eye(3)):
@@ -151,11 +146,15 @@ def stored_mask(
     return stored.reshape((*stored.shape, 1)[:3]), np.asarray(affine, dtype=np.float64)
 
 
-class ToStoredOrderd:
-    """Labels [H, W] under each key become a MetaTensor in the order and with the affine of the image's own file.
+def _nifti_header(path: str | os.PathLike[str]) -> Any:
+    """The header of a NIfTI file; None of others."""
+    return read_header(Path(path)) if detect_format(Path(path)).startswith("nifti") else None
 
-    That file is under `<image_key>_path`. Last in postprocessing, for the writer of MONAI Label, which takes arrays
-    first axis across; see `stored_mask`.
+
+class ToStoredOrderd:
+    """Labels [H, W] under each key become a MetaTensor as `stored_mask` of the image's file, under `<image_key>_path`.
+
+    Last in postprocessing, for the writer of MONAI Label.
     """
 
     def __init__(self, keys: Sequence[str], image_key: str = "image") -> None:
@@ -174,16 +173,18 @@ class ToStoredOrderd:
         return item
 
 
-def as_uint8(mask: NDArray[np.integer]) -> NDArray[np.uint8]:
+def as_uint8(mask: NDArray[np.integer], classes: ClassTable | None = None) -> NDArray[np.uint8]:
     """A mask [H, W] as 8 bits.
 
     Raises:
-        ValueError: another shape, no integers, or labels beyond 0 to 255.
+        ValueError: another shape, no integers, labels beyond 0 to 255, or labels that the table does not have.
     """
     if mask.ndim != 2 or not mask.size or mask.dtype.kind not in "iu":
         raise ValueError(f"mask: found {mask.dtype} {mask.shape}; expected integers [H, W].")
     if mask.min() < 0 or mask.max() > 255:
         raise ValueError(f"mask: found labels from {mask.min()} to {mask.max()}; expected 0 to 255.")
+    if classes is not None:
+        classes.map_mask(mask, None)
     return np.ascontiguousarray(mask, dtype=np.uint8)
 
 

@@ -17,6 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..files import atomic_path, write_csv
+from .contact_sheet import below_each_other
 from .dicom_seg import write_dicom_seg
 from .mask_files import as_uint8, write_mask_png, write_nifti_mask
 from .read import detect_format
@@ -66,11 +67,10 @@ def write_segmentation(
 
     These are `<stem>_overlay.png`, a picture in colours with its legend; `<stem>_mask.nii.gz`, with the image's
     spacing, and its position if it is NIfTI itself; and `<stem>_seg.dcm`, drawn by `model` (name and version), of an
-    image that is DICOM: others have no study to belong to. The mask has labels [H, W], of the radiograph's rows and
-    columns.
+    image that is DICOM. The mask has labels [H, W], of the radiograph's rows and columns.
 
     Returns:
-        Its row of areas; collect them for `write_area_table`.
+        Its row of areas, for `write_area_table`.
 
     Raises:
         ValueError: another size than the radiograph's, or labels that the table does not have.
@@ -90,9 +90,6 @@ def write_segmentation(
     return area_row(stem.name, mask, classes, radiograph.spacing_mm)
 
 
-# ---- the overlay -----------------------------------------------------------------------------------------------------
-
-
 def overlay_image(pixels: Tensor, mask: NDArray[np.integer], classes: ClassTable) -> Image.Image:
     """Draw areas of a mask [H, W] with outlines over the image [1, H, W] in [0, 1], in RGB, and a legend below it.
 
@@ -103,17 +100,12 @@ def overlay_image(pixels: Tensor, mask: NDArray[np.integer], classes: ClassTable
         ValueError: sizes that differ, or labels that the table does not have.
     """
     picture = drawn_over(pixels, mask, classes)
-    legend = draw_legend(classes, picture.width)
-    sheet = Image.new("RGB", (max(picture.width, legend.width), picture.height + legend.height), _PAPER)
-    sheet.paste(picture, (0, 0))
-    sheet.paste(legend, (0, picture.height))
-    return sheet
+    return below_each_other(picture, draw_legend(classes, picture.width))
 
 
 def drawn_over(pixels: Tensor, mask: NDArray[np.integer], classes: ClassTable) -> Image.Image:
     """The picture of `overlay_image`, of exactly the image's size, without the legend."""
-    labels = as_uint8(mask)
-    classes.map_mask(labels, None)
+    labels = as_uint8(mask, classes)
     grey = pixels.detach().as_subclass(torch.Tensor).float().clamp(0, 1)[0].cpu().numpy() * 255
     colours = np.array(classes.palette(), np.float32).reshape(-1, 3)[labels]
     drawn = np.where(labels == 0, 0.0, np.where(_outlines(labels), 1.0, OPACITY)).astype(np.float32)[..., None]

@@ -3,9 +3,9 @@
 Orientation. NIfTI stores data[i, j] with i along x, so the array is transposed to [H, W]. The affine is in RAS; a
 radiograph is displayed with the patient's left at the right of the screen, and posterior or inferior at the bottom. So
 an in-plane axis that runs towards negative R, A or S is kept, one that runs towards positive is flipped, and the axes
-are swapped back where i runs along the later world axis. diag(-sx, -sy, 1, 1), which ITK writes for an image of
-identity direction, therefore displays as stored. An affine whose linear part is the identity, or a header with neither
-sform nor qform, is what writers put where nothing is known: the stored order is kept, and an identity gives no spacing.
+are swapped back where i runs along the later world axis: diag(-sx, -sy, 1, 1), which ITK writes for an image of
+identity direction, displays as stored. An affine whose linear part is the identity, or a header with neither sform nor
+qform, is what writers put where nothing is known: the stored order is kept, and an identity gives no spacing.
 """
 
 from __future__ import annotations
@@ -22,14 +22,10 @@ from .types import RefusalError, plausible_spacing
 
 
 def read_nifti(path: Path) -> tuple[Float32Array, tuple[float, float] | None]:
-    """Read a 2-D image, or a 3-D one of a single slice; the name plays no part.
+    """Read a 2-D image, or a 3-D one of a single slice; whatever else it is raises.
 
     Returns:
         float32 [H, W] in [0, 1] by the rules of `scaling`, and the spacing in mm, (row, column), or None.
-
-    Raises:
-        RefusalError: more than one slice, colour or complex numbers, a header without data or of too large an image.
-        Exception: whatever nibabel, gzip and zlib raise for a damaged file.
     """
     header, plane = read_plane(path)
     return display(to_unit_range(plane), header), _spacing(header)
@@ -88,11 +84,7 @@ def display(plane: NDArray, header: Any) -> NDArray:
 
 
 def undo_display(shown: NDArray, header: Any) -> NDArray:
-    """Turn [H, W] as displayed into the array of the file, of the header's shape.
-
-    Raises:
-        ValueError: the size is not the header's.
-    """
+    """Turn [H, W] as displayed into the array of the file; ValueError where its size is not the header's."""
     swapped, down, across = _turn(header)
     shape = tuple(int(length) for length in header.get_data_shape())
     size = tuple(shape[axis] for axis in plane_axes(header)[:: 1 if swapped else -1])
@@ -119,12 +111,9 @@ def _turn(header: Any) -> tuple[bool, int, int]:
 
 def _spacing(header: Any) -> tuple[float, float] | None:
     linear, axes = linear_part(header), plane_axes(header)
-    if linear is None:
-        sizes = [float(header.get_zooms()[axis]) for axis in axes]
-        if sizes == [1.0, 1.0]:
-            return None
-    else:
-        sizes = [float(np.linalg.norm(linear[:, axis])) for axis in axes]
+    sizes = [float(header.get_zooms()[a] if linear is None else np.linalg.norm(linear[:, a])) for a in axes]
+    if linear is None and sizes == [1.0, 1.0]:
+        return None
     # Bits 0-2 of xyzt_units are the space unit; header.get_xyzt_units() would raise for a bad time unit.
     scale = {1: 1000.0, 3: 0.001}.get(int(header["xyzt_units"]) & 7, 1.0)
     row, column = sizes if _turn(header)[0] else sizes[::-1]

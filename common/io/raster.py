@@ -23,18 +23,13 @@ _ONE_PAGE = "Save the page you want as a file of its own."
 
 
 def read_raster(path: Path) -> Float32Array:
-    """Read a PNG, JPEG or one-page TIFF as grey values.
+    """Read a PNG, JPEG or one-page TIFF as grey values, float32 [H, W] in [0, 1] by the rules of `scaling`.
 
     The EXIF orientation is applied, alpha is ignored, colour becomes luma (ITU-R 601; equal channels stay exactly
-    equal). 8 bits are divided by 255, everything wider and signed follows `scaling`. The resolution in the metadata is
-    that of a print or a screen, so it is not read.
-
-    Returns:
-        float32 [H, W] in [0, 1].
+    equal). The resolution in the metadata is that of a print or a screen, so it is not read.
 
     Raises:
         RefusalError: several pages, 16 bits per colour channel, or part of a JPEG image is missing.
-        Exception: whatever Pillow and tifffile raise for a damaged file, decompression bombs included.
     """
     content = path.read_bytes()
     if content[:2] in (b"II", b"MM"):
@@ -95,10 +90,9 @@ def _read_tiff(content: bytes) -> Float32Array:
         if not all(page.databytecounts):  # tifffile would leave zeros there
             raise RefusalError("a TIFF of which a part is missing", "a complete one", "Copy or export the file again.")
         values = _tiff_grey(page, page.asarray())
+        unit = to_unit_range(values)
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-            unit = to_unit_range(255 - values) if values.dtype == np.uint8 else 1 - to_unit_range(values)
-        else:
-            unit = to_unit_range(values)
+            unit = to_unit_range(255 - values) if values.dtype == np.uint8 else 1 - unit
         return turned(unit, page.tags.valueof(_ORIENTATION, 1))
 
 

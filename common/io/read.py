@@ -135,8 +135,15 @@ def detect_format(path: Path, expected: str = EXPECTED_IMAGE) -> Format:
         return "raster"
     if _is_nifti_header(head):
         return "nifti"
-    if head.startswith(b"\x1f\x8b") and _is_nifti_header(_gunzip_head(path)):
-        return "nifti.gz"
+    if head.startswith(b"\x1f\x8b"):
+        try:
+            with gzip.open(path, "rb") as file:
+                unpacked = file.read(_HEAD_BYTES)
+        except (OSError, EOFError, zlib.error) as error:
+            found = f"a gzip file that does not unpack ({error})"
+            raise RefusalError(found, "a complete .nii.gz", "Copy or export the file again.") from error
+        if _is_nifti_header(unpacked):
+            return "nifti.gz"
     if _starts_like_bare_dicom(head):
         return "dicom"
     raise RefusalError(_describe(head), expected, "Export the image in one of these formats.")
@@ -144,15 +151,6 @@ def detect_format(path: Path, expected: str = EXPECTED_IMAGE) -> Format:
 
 def _is_nifti_header(head: bytes) -> bool:
     return head[344:348] in (b"n+1\x00", b"ni1\x00") or head[4:8] in (b"n+2\x00", b"ni2\x00")
-
-
-def _gunzip_head(path: Path) -> bytes:
-    try:
-        with gzip.open(path, "rb") as file:
-            return file.read(_HEAD_BYTES)
-    except (OSError, EOFError, zlib.error) as error:
-        found = f"a gzip file that does not unpack ({error})"
-        raise RefusalError(found, "a complete .nii.gz", "Copy or export the file again.") from error
 
 
 def _starts_like_bare_dicom(head: bytes) -> bool:

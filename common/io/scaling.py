@@ -4,9 +4,9 @@
   of 8 bits without a window.
 - Float data that lie within [0, 1] already are taken as they are (what generators write).
 - Everything else, 16-bit above all, is stretched between its own 0.5 and 99.5 percentiles: the stored range of
-  such radiographs is arbitrary (12 bits in a 16-bit PNG are common), so no fixed divisor is right. Where it is not
-  (values that are those of a display already) RADIOGRAPH_STRETCH=0 in the environment switches the stretch off:
-  integers, but those of a DICOM file, then are shares of what 16 bits, or their own type, can hold.
+  such radiographs is arbitrary (12 bits in a 16-bit PNG are common). For values that are those of a display already
+  RADIOGRAPH_STRETCH=0 in the environment switches the stretch off: integers, but those of a DICOM file, then are shares
+  of what 16 bits, or their own type, can hold.
 
 A DICOM window or VOI LUT comes before these rules; see `dicom_lut`.
 """
@@ -55,7 +55,11 @@ def to_unit_range(values: NDArray) -> Float32Array:
     if values.dtype == np.uint8:
         return values.astype(np.float32) / np.float32(255)
     if values.dtype.kind != "f":
-        return _share_of_type(values) if reading_settings() else percentile_range(values)
+        if not reading_settings():
+            return percentile_range(values)
+        fits_16_bits = values.min() >= 0 and values.max() <= np.iinfo(np.uint16).max  # Pillow may give them as 32
+        limits = np.iinfo(np.uint16 if fits_16_bits else values.dtype)
+        return ((values.astype(np.float64) - limits.min) / (limits.max - limits.min)).astype(np.float32)
     finite = np.isfinite(values)
     low = values.min(where=finite, initial=np.inf)
     high = values.max(where=finite, initial=-np.inf)
@@ -67,12 +71,6 @@ def to_unit_range(values: NDArray) -> Float32Array:
 def reading_settings() -> dict[str, bool]:
     """What differs from the usual way of reading, for records of runs: nothing, or that nothing is stretched."""
     return {"stretch": False} if os.environ.get(STRETCH_VARIABLE, "1").lower() in ("0", "false") else {}
-
-
-def _share_of_type(values: NDArray) -> Float32Array:
-    fits_16_bits = values.min() >= 0 and values.max() <= np.iinfo(np.uint16).max  # Pillow may give them as 32
-    limits = np.iinfo(np.uint16 if fits_16_bits else values.dtype)
-    return ((values.astype(np.float64) - limits.min) / (limits.max - limits.min)).astype(np.float32)
 
 
 def percentile_range(values: NDArray, valid: NDArray[np.bool_] | None = None) -> Float32Array:

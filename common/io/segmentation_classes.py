@@ -127,17 +127,16 @@ class ClassTable:
 
 # Five and eleven colours that stay apart in normal vision and in protan, deutan and tritan deficiency (Machado et al.
 # 2009): CIE76 distance of at least 20 in each. The five are of Okabe & Ito's set, the eleven were searched for.
-_ROOT, _CANAL, _LESION, _DECAY = (86, 180, 233), (0, 114, 178), (213, 94, 0), (204, 121, 167)
-_FILLING = (240, 228, 66)
-_PANORAMIC = ("panoramic", "panoramic_molar_crops")
+_DECAY = (204, 121, 167)
+_ANATOMY: Category = "anatomical structure"
 
 GROUPED = ClassTable(
     name="grouped",
     classes=(
-        SegmentationClass("root", _ROOT, "anatomical structure"),
-        SegmentationClass("canal", _CANAL, "anatomical structure"),
-        SegmentationClass("root canal filling", _FILLING, "material"),
-        SegmentationClass("apical lesion", _LESION, "abnormality"),
+        SegmentationClass("root", (86, 180, 233), _ANATOMY),
+        SegmentationClass("canal", (0, 114, 178), _ANATOMY),
+        SegmentationClass("root canal filling", (240, 228, 66), "material"),
+        SegmentationClass("apical lesion", (213, 94, 0), "abnormality"),
         SegmentationClass("decay", _DECAY, "abnormality"),
     ),
     mask_values={"periapical": {1: 4, 2: 1, 3: 2, 4: 1, 5: 2, 6: 1, 7: 2, 8: 2, 9: 1, 10: 3, 11: 5}},
@@ -147,14 +146,14 @@ ELEVEN = ClassTable(
     name="eleven",
     classes=(
         SegmentationClass("apical lesion", (255, 0, 255), "abnormality"),
-        SegmentationClass("main root", (204, 204, 255), "anatomical structure"),
-        SegmentationClass("main canal", (51, 51, 255), "anatomical structure"),
-        SegmentationClass("mesial root", (51, 204, 0), "anatomical structure"),
-        SegmentationClass("mesial canal", (0, 102, 51), "anatomical structure"),
-        SegmentationClass("distal root", (255, 204, 153), "anatomical structure"),
-        SegmentationClass("distal canal", (153, 102, 0), "anatomical structure"),
-        SegmentationClass("palatal canal", (102, 102, 153), "anatomical structure"),
-        SegmentationClass("palatal root", (153, 153, 102), "anatomical structure"),
+        SegmentationClass("main root", (204, 204, 255), _ANATOMY),
+        SegmentationClass("main canal", (51, 51, 255), _ANATOMY),
+        SegmentationClass("mesial root", (51, 204, 0), _ANATOMY),
+        SegmentationClass("mesial canal", (0, 102, 51), _ANATOMY),
+        SegmentationClass("distal root", (255, 204, 153), _ANATOMY),
+        SegmentationClass("distal canal", (153, 102, 0), _ANATOMY),
+        SegmentationClass("palatal canal", (102, 102, 153), _ANATOMY),
+        SegmentationClass("palatal root", (153, 153, 102), _ANATOMY),
         SegmentationClass("root canal filling", (153, 255, 0), "material"),
         SegmentationClass("decay", (102, 51, 153), "abnormality"),
     ),
@@ -165,9 +164,8 @@ ELEVEN = ClassTable(
 CARIES = ClassTable(
     name="caries",
     classes=(SegmentationClass("caries", _DECAY, "abnormality"),),
-    mask_values={dataset: {1: 1} for dataset in _PANORAMIC},
+    mask_values={"panoramic": {1: 1}, "panoramic_molar_crops": {1: 1}},
 )
-
 
 TABLES = (GROUPED, ELEVEN, CARIES)
 

@@ -7,7 +7,9 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from PIL import Image
 
 from .dicom_header import numbers, text
 from .read import detect_format
@@ -26,8 +28,7 @@ class LossyCompression:
     method: str = ""  # DICOM's term such as "ISO_10918_1" (JPEG); "" if unknown
 
 
-@dataclass(frozen=True)
-class SourceHistory:
+class SourceHistory(NamedTuple):
     """What a file says of its past; a PNG made of a JPEG does not tell."""
 
     lossy: LossyCompression | None = None  # the compression with loss, or None
@@ -43,7 +44,11 @@ def source_history(path: str | os.PathLike[str]) -> SourceHistory:
     path = Path(path)
     kind = detect_format(path)
     if kind == "raster":
-        return SourceHistory(_of_raster(path))
+        with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
+            is_jpeg = image.format in ("JPEG", "MPO")
+            method = _JPEG if is_jpeg else _LOSSY_TIFF.get(str(image.info.get("compression")))
+            ratio = _ratio(math.prod(image.size) * len(image.getbands()), path)
+        return SourceHistory(None if method is None else LossyCompression(ratio, method))
     if kind != "dicom":
         return SourceHistory()
     import pydicom
@@ -52,16 +57,6 @@ def source_history(path: str | os.PathLike[str]) -> SourceHistory:
         warnings.simplefilter("ignore")
         header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
         return SourceHistory(_of_dicom(header, path), text(header, "BurnedInAnnotation").upper() == "YES")
-
-
-def _of_raster(path: Path) -> LossyCompression | None:
-    from PIL import Image
-
-    with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
-        is_jpeg = image.format in ("JPEG", "MPO")
-        method = _JPEG if is_jpeg else _LOSSY_TIFF.get(str(image.info.get("compression")))
-        num_bytes = math.prod(image.size) * len(image.getbands())
-        return None if method is None else LossyCompression(_ratio(num_bytes, path), method)
 
 
 def _of_dicom(header: Any, path: Path) -> LossyCompression | None:

@@ -1,10 +1,10 @@
 """Generated radiographs as DICOM that no system can take for an acquisition of a patient; parts for other writers.
 
 Secondary Capture, not Digital X-Ray (DX) For Presentation: DX must say what nobody knows of a generated image (detector
-pixel spacing, orientation, laterality, relationship of pixel values to X-ray intensity, all type 1), which would be
-made up; Secondary Capture asks for none of it and has the term, Conversion Type SYN, "Synthetic Image" (PS3.3 C.8.6.1).
-Routing rules, CAD, dose registries and hanging protocols of a PACS go by SOP class and Modality: a synthetic image that
-says DX would be triaged, counted and read; with Modality OT it is stored and shown as any image, and that is all.
+pixel spacing, orientation, laterality, pixel values to X-ray intensity, all type 1); Secondary Capture asks for none of
+it and has the term, Conversion Type SYN, "Synthetic Image" (PS3.3 C.8.6.1). Routing rules, CAD, dose registries and
+hanging protocols of a PACS go by SOP class and Modality: a synthetic image that says DX would be triaged, counted and
+read; with Modality OT it is stored and shown as any image, and that is all.
 
 Every sample is a patient, a study and a series of its own: nothing may group it with a real patient's images. Which
 samples share a source patient is in `manifest.csv`; keep it with files to be trained on.
@@ -59,10 +59,9 @@ def write_synthetic_dicom(
 
     Args:
         pixels: [1, H, W] in [0, 1].
-        path: of the file; its folder is made if need be.
-        identity: what makes this sample this one, such as the run's fingerprint and the sample's name. UIDs and
-            PatientID are hashes of it: the same identity gives the same ones. A patient's id or file name does not
-            belong in it, because a guess could be confirmed by its hash.
+        path: of the file.
+        identity: what makes this sample this one, such as the run's fingerprint and the sample's name; UIDs and
+            PatientID are hashes of it. A patient's id or file name does not belong in it: a guess could be confirmed.
         model: what generated it, such as "cxr_dino_latent_diffusion 0.1.0, weights 3fa94c01"; at most 64 characters.
         description: what it shows, such as "chest radiograph, variation"; at most 53 characters.
         bits: 8 or 16.
@@ -74,7 +73,6 @@ def write_synthetic_dicom(
             long, a spacing that no radiograph has.
     """
     from pydicom.dataset import Dataset
-    from pydicom.sequence import Sequence
     from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
     levels, line = stored_values(pixels, bits), f"{PREFIX}: {description}"
@@ -89,10 +87,8 @@ def write_synthetic_dicom(
     ):
         if not fits:
             raise ValueError(f"synthetic DICOM: found {name} {found!r}; expected {expected}.")
-    uids = [
-        generate_uid(entropy_srcs=[MANUFACTURER, "\0", level, "\0", identity])
-        for level in ("study", "series", "instance")
-    ]
+    sources = ([MANUFACTURER, "\0", level, "\0", identity] for level in ("study", "series", "instance"))
+    uids = [generate_uid(entropy_srcs=each) for each in sources]
     patient = f"{PREFIX}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}", PATIENT_NAME
     dataset = new_dataset(SecondaryCaptureImageStorage, uids, patient, GENERATED, "OT", line, model)
     dataset.add_new(SYNTHETIC_DATA, "CS", "YES")
@@ -101,14 +97,12 @@ def write_synthetic_dicom(
     dataset.DerivationDescription, dataset.ImageComments = statement, comments
     dataset.BurnedInAnnotation = dataset.RecognizableVisualFeatures = "NO"
     dataset.LossyImageCompression = "00"
-    purpose, equipment = Dataset(), Dataset()
-    purpose.CodeValue, purpose.CodingSchemeDesignator = "109100", "DCM"
-    purpose.CodeMeaning = "Synthesizing Equipment"
-    equipment.PurposeOfReferenceCodeSequence = Sequence([purpose])
+    equipment = Dataset()
+    equipment.PurposeOfReferenceCodeSequence = [coded("109100", "Synthesizing Equipment", "DCM")]
     equipment.ContributionDescription = statement
     for keyword in ("Manufacturer", "ManufacturerModelName", "SoftwareVersions"):
         setattr(equipment, keyword, dataset[keyword].value)
-    dataset.ContributingEquipmentSequence = Sequence([equipment])
+    dataset.ContributingEquipmentSequence = [equipment]
     if pixel_spacing is not None:
         dataset.PixelSpacing = decimal_strings(pixel_spacing)
     add_pixels(dataset, levels, bits)
@@ -149,6 +143,15 @@ def new_dataset(
     dataset.ContentQualification = "RESEARCH"
     dataset.Manufacturer, dataset.ManufacturerModelName, dataset.SoftwareVersions = MANUFACTURER, model, __version__
     return dataset
+
+
+def coded(value: str, meaning: str, scheme: str = "SCT") -> Dataset:
+    """An item of a code sequence."""
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return item
 
 
 def add_pixels(dataset: Dataset, levels: NDArray[np.unsignedinteger], bits: int) -> None:

@@ -14,20 +14,13 @@ from ..errors import UserError
 
 IN_MEMORY = Path("<array>")  # of a radiograph that came from no file
 EXPECTED_IMAGE = "one radiograph as DICOM, PNG, JPEG, TIFF or NIfTI"
-# Detectors and film scanners have 0.01 to 0.5 mm; reduced images a few millimetres. Beyond, it is a mistake.
-_LEAST_MM, _MOST_MM = 0.001, 10.0
+_LEAST_MM, _MOST_MM = 0.001, 10.0  # detectors and scanners have 0.01 to 0.5 mm; beyond, a spacing is a mistake
 
 
 class UnreadableRadiographError(UserError, ValueError):
-    """A file is no readable radiograph (or mask); the message says what was found, what was expected and what to do.
+    """A file is no readable radiograph (or mask): what was found, what was expected, and as a hint what to do.
 
     It survives pickling and a `DataLoader` worker, which rebuilds an exception from its message alone.
-
-    Attributes:
-        path: the file, as it was asked for.
-        found: what the file turned out to be.
-        expected: what the reader needed instead.
-        hint: what the user can do, one sentence.
     """
 
     def __init__(self, path: str | os.PathLike[str], found: str = "", expected: str = "", hint: str = "") -> None:
@@ -63,18 +56,14 @@ def with_path(error: Exception, path: Path, expected: str = EXPECTED_IMAGE) -> U
 class Radiograph:
     """One radiograph, whatever the file format it came from.
 
-    Attributes:
-        pixels: float32 [1, H, W] in [0, 1], finite, contiguous and not constant; air dark, bone bright as far as the
-            header (DICOM) tells the polarity.
-        spacing_mm: millimetres between pixel centres, (down the rows, along the columns), or None if unknown.
-        path: the file that was read.
-        modality: DICOM Modality such as "CR", "DX", "IO" or "PX"; "" where the format does not say.
+    Pixels are float32 [1, H, W] in [0, 1], finite, contiguous and not constant; air dark, bone bright as far as the
+    header (DICOM) tells the polarity.
     """
 
     pixels: Tensor
-    spacing_mm: tuple[float, float] | None
-    path: Path
-    modality: str
+    spacing_mm: tuple[float, float] | None  # between pixel centres, (down the rows, along the columns), if known
+    path: Path  # the file that was read
+    modality: str  # DICOM's, such as "CR", "DX", "IO" or "PX"; "" where the format does not say
 
 
 def plausible_spacing(values: Sequence[float]) -> tuple[float, float] | None:
