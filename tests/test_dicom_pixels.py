@@ -1,26 +1,9 @@
 """DICOM's codings and photometric interpretations give the pixels that were put in, or one error."""
 
+import dicom_files as dicom
 import numpy as np
 import pytest
-from dicom_files import (
-    BIG,
-    DEFLATED,
-    EXPLICIT,
-    IMPLICIT,
-    JPEG,
-    JPEG_2000,
-    JPEG_LS,
-    RLE,
-    compressed,
-    encoded,
-    make,
-    pixels,
-    ramp,
-    read,
-    refused,
-    stretched,
-    write,
-)
+from dicom_files import compressed, encoded, make, pixels, ramp, read, refused, stretched, write
 from PIL import Image
 from pydicom.encaps import encapsulate
 
@@ -67,20 +50,20 @@ def test_8_bits_in_big_endian_words_are_swapped(tmp_path):
     dataset = make(stored)
     dataset.PixelData = np.frombuffer(stored.tobytes(), "<u2").byteswap().tobytes()
     dataset["PixelData"].VR = "OW"
-    assert np.allclose(pixels(dataset, tmp_path, BIG), stored / 255, atol=1e-6)
+    assert np.allclose(pixels(dataset, tmp_path, dicom.BIG), stored / 255, atol=1e-6)
 
 
-@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG, DEFLATED])
+@pytest.mark.parametrize("syntax", [dicom.IMPLICIT, dicom.EXPLICIT, dicom.BIG, dicom.DEFLATED])
 @pytest.mark.parametrize("bits", [8, 12])
 def test_uncompressed_codings(syntax, bits, tmp_path):
     stored = ramp(bits, False)
     dataset = make(stored, stored=bits, WindowCenter=2 ** (bits - 1), WindowWidth=2**bits)
-    if syntax == BIG:
+    if syntax == dicom.BIG:
         dataset.PixelData = stored.byteswap().tobytes()
     assert np.allclose(pixels(dataset, tmp_path, syntax), stored / (2**bits - 1), atol=1e-6)
 
 
-@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])
+@pytest.mark.parametrize("syntax", [dicom.IMPLICIT, dicom.EXPLICIT])
 @pytest.mark.parametrize("drop", [128, "meta"])
 def test_without_preamble(syntax, drop, tmp_path):
     stored = ramp(12, False)
@@ -91,10 +74,10 @@ def test_without_preamble(syntax, drop, tmp_path):
     assert np.allclose(read(path).pixels[0].numpy(), stretched(stored), atol=1e-6)
 
 
-@pytest.mark.parametrize("syntax", [RLE, JPEG_LS, JPEG_2000])
+@pytest.mark.parametrize("syntax", [dicom.RLE, dicom.JPEG_LS, dicom.JPEG_2000])
 @pytest.mark.parametrize(("bits", "signed"), [(8, False), (12, False), (16, False), (16, True), (12, True)])
 def test_lossless_codings(syntax, bits, signed, tmp_path):
-    if signed and syntax == JPEG_LS:
+    if signed and syntax == dicom.JPEG_LS:
         pytest.skip("the encoder takes no signed values")
     stored = np.tile(ramp(bits, signed), (2, 2))  # what the JPEG 2000 encoder needs at least
     dataset = compressed(stored, syntax, bits)
@@ -103,7 +86,7 @@ def test_lossless_codings(syntax, bits, signed, tmp_path):
     assert np.allclose(pixels(dataset, tmp_path, syntax), (stored.astype(float) + low) / (2**bits - 1), atol=1e-6)
 
 
-@pytest.mark.parametrize("syntax", [RLE, JPEG_LS, JPEG_2000])
+@pytest.mark.parametrize("syntax", [dicom.RLE, dicom.JPEG_LS, dicom.JPEG_2000])
 def test_lossless_colour(syntax, tmp_path):
     colour = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     luma = np.asarray(Image.fromarray(colour).convert("L")) / np.float32(255)
@@ -112,12 +95,12 @@ def test_lossless_colour(syntax, tmp_path):
 
 def test_jpeg_baseline_grey_and_colour(tmp_path):
     smooth = np.tile(np.linspace(20, 230, 64).astype(np.uint8), (64, 1))
-    assert np.abs(pixels(compressed(smooth, JPEG, 8), tmp_path, JPEG) - smooth / 255).max() < 0.02
-    colour = compressed(np.stack([smooth] * 3, -1), JPEG, 8, "YBR_FULL_422")
-    assert np.abs(pixels(colour, tmp_path, JPEG) - smooth / 255).max() < 0.02
+    assert np.abs(pixels(compressed(smooth, dicom.JPEG, 8), tmp_path, dicom.JPEG) - smooth / 255).max() < 0.02
+    colour = compressed(np.stack([smooth] * 3, -1), dicom.JPEG, 8, "YBR_FULL_422")
+    assert np.abs(pixels(colour, tmp_path, dicom.JPEG) - smooth / 255).max() < 0.02
 
 
-@pytest.mark.parametrize("syntax", [RLE, JPEG, JPEG_LS, JPEG_2000])
+@pytest.mark.parametrize("syntax", [dicom.RLE, dicom.JPEG, dicom.JPEG_LS, dicom.JPEG_2000])
 def test_broken_compressed_streams_are_refused(syntax, tmp_path):
     stored = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
     frame = encoded(stored, syntax, 8)

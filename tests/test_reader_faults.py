@@ -5,29 +5,13 @@ import io
 import struct
 import zlib
 
+import dicom_files as dicom
 import imagecodecs
 import nibabel
 import numpy as np
 import pytest
 import tifffile
-from dicom_files import (
-    DEFLATED,
-    JPEG,
-    JPEG_12,
-    JPEG_2000,
-    JPEG_LOSSLESS,
-    JPEG_LS,
-    RLE,
-    encoded,
-    framed,
-    make,
-    pixels,
-    ramp,
-    read,
-    refused,
-    stretched,
-    write,
-)
+from dicom_files import encoded, framed, make, pixels, ramp, read, refused, stretched, write
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
@@ -37,7 +21,7 @@ from common.errors import RunError, UserError
 from common.io import is_radiograph_file, read_radiograph
 from common.io.mask_files import read_mask
 
-LOSSLESS = [RLE, JPEG_LOSSLESS, JPEG_LS, JPEG_2000]
+LOSSLESS = [dicom.RLE, dicom.JPEG_LOSSLESS, dicom.JPEG_LS, dicom.JPEG_2000]
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
 TWELVE = np.tile(ramp(12, False), (2, 2))
 SMOOTH = np.add.outer(np.arange(64), np.arange(96)).astype(np.uint8)
@@ -77,10 +61,10 @@ def test_coding_errors_beyond_the_bits_that_count_are_clipped(signed, tmp_path):
     assert pixels(dataset, tmp_path, "1.2.840.10008.1.2.4.91")[0, 0] < 0.6
 
 
-@pytest.mark.parametrize("syntax", [JPEG, JPEG_12, JPEG_LOSSLESS, JPEG_LS, JPEG_2000])
+@pytest.mark.parametrize("syntax", [dicom.JPEG, dicom.JPEG_12, dicom.JPEG_LOSSLESS, dicom.JPEG_LS, dicom.JPEG_2000])
 @pytest.mark.parametrize("padding", [64, 512])
 def test_zeros_behind_the_end_of_an_image_do_no_harm(syntax, padding, tmp_path):
-    bits, values = (8, SMOOTH) if syntax == JPEG else (12, SMOOTH.astype(np.uint16) * 16)
+    bits, values = (8, SMOOTH) if syntax == dicom.JPEG else (12, SMOOTH.astype(np.uint16) * 16)
     frame = encoded(values, syntax, bits)
     for behind in (bytes(padding), b"\xff " * padding):
         pixels(framed(values, frame + behind, bits, **WINDOW), tmp_path, syntax)
@@ -101,12 +85,13 @@ def test_the_image_tells_its_colours_better_than_the_header(told_by, photometric
     picture = Image.fromarray(np.stack([SMOOTH, 255 - SMOOTH, SMOOTH // 2], -1))
     samples, buffer = np.asarray(picture), io.BytesIO()
     picture.save(buffer, "JPEG", quality=95, subsampling=0, keep_rgb=told_by != "JFIF")
-    frame, syntax = buffer.getvalue(), JPEG
+    frame, syntax = buffer.getvalue(), dicom.JPEG
     if told_by == "component names":
         at = frame.index(b"\xff\xee")  # Adobe's marker of 16 bytes
         frame = frame[:at] + frame[at + 16 :]
     elif told_by == "transform":
-        frame, syntax = imagecodecs.jpeg2k_encode(samples, 0, codecformat="J2K", reversible=True, mct=True), JPEG_2000
+        syntax = dicom.JPEG_2000
+        frame = imagecodecs.jpeg2k_encode(samples, 0, codecformat="J2K", reversible=True, mct=True)
     found = pixels(framed(samples, frame, 8, photometric), tmp_path, syntax)
     assert np.abs(found - np.asarray(picture.convert("L")) / 255).max() < 0.03
 
@@ -151,14 +136,15 @@ def cut_scan(frame, share):
     return kept.rstrip(b"\xff") + frame[end:]
 
 
-@pytest.mark.parametrize("syntax", [JPEG, JPEG_12, JPEG_LOSSLESS, JPEG_LS, JPEG_2000])
+@pytest.mark.parametrize("syntax", [dicom.JPEG, dicom.JPEG_12, dicom.JPEG_LOSSLESS, dicom.JPEG_LS, dicom.JPEG_2000])
 @pytest.mark.parametrize("share", [0.5, 0.1])
 def test_an_image_of_which_a_part_is_missing_is_refused(syntax, share, tmp_path):
-    values = np.random.default_rng(0).integers(0, 200, (64, 64)).astype(np.uint8 if syntax == JPEG else np.uint16)
-    frame = encoded(values, syntax, 8 if syntax == JPEG else 12)
-    broken = cut_scan(frame, share) if syntax not in (JPEG_LS, JPEG_2000) else frame[: int(len(frame) * (1 - share))]
+    bits, dtype = (8, np.uint8) if syntax == dicom.JPEG else (12, np.uint16)
+    values = np.random.default_rng(0).integers(0, 200, (64, 64)).astype(dtype)
+    frame = encoded(values, syntax, bits)
+    has_scan = syntax not in (dicom.JPEG_LS, dicom.JPEG_2000)
+    broken = cut_scan(frame, share) if has_scan else frame[: int(len(frame) * (1 - share))]
     broken = broken if broken.endswith(b"\xff\xd9") else broken + b"\xff\xd9"
-    bits = 8 if syntax == JPEG else 12
     read(write(framed(values, frame, bits), tmp_path / "whole.dcm", syntax))
     refused(write(framed(values, broken, bits), tmp_path / "a.dcm", syntax))
 
@@ -178,19 +164,19 @@ def test_a_jpeg_file_of_which_a_part_is_missing_is_refused(options, tmp_path):
 
 
 @pytest.mark.parametrize("lost", [slice(None, 0), slice(None, -100), slice(50, -50), slice(100, None)], ids=str)
-@pytest.mark.parametrize("syntax", [JPEG, JPEG_LOSSLESS])
+@pytest.mark.parametrize("syntax", [dicom.JPEG, dicom.JPEG_LOSSLESS])
 @pytest.mark.parametrize("restart", [0, 4])
 def test_a_part_of_a_scan_that_is_missing_or_zeros_is_refused(lost, syntax, restart, tmp_path):
     noise = np.random.default_rng(0).integers(0, 60, (128, 160), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG", quality=90, restart_marker_blocks=restart)
-    frame = buffer.getvalue() if syntax == JPEG else encoded(noise, syntax, 8)
+    frame = buffer.getvalue() if syntax == dicom.JPEG else encoded(noise, syntax, 8)
     start = frame.index(b"\xff\xda") + 10
     scan = frame[start:-2]
     read(write(framed(noise, frame, 8), tmp_path / "whole.dcm", syntax))
     if lost.stop == 0:  # the second half is zeros
         broken = scan[: len(scan) // 2] + bytes(len(scan) - len(scan) // 2)
-    elif restart and syntax == JPEG:  # forty of eighty restart intervals, or a few less
+    elif restart and syntax == dicom.JPEG:  # forty of eighty restart intervals, or a few less
         marks = [at for at in range(len(scan) - 1) if scan[at] == 0xFF and 0xD0 <= scan[at + 1] <= 0xD7]
         first, last = {None: (0, marks[39] + 2), 50: (marks[20], marks[60]), 100: (marks[39], len(scan))}[lost.start]
         broken = scan[:first] + scan[last:]
@@ -269,11 +255,11 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path):
     with pytest.raises(UserError):
         read_mask(tmp_path / "a.nii.gz")
     blank = imagecodecs.jpegls_encode(np.zeros((4000, 4000), np.uint8))
-    refused(write(framed(np.zeros((4000, 4000), np.uint8), blank, 8), tmp_path / "a.dcm", JPEG_LS), "pixels in")
+    refused(write(framed(np.zeros((4000, 4000), np.uint8), blank, 8), tmp_path / "a.dcm", dicom.JPEG_LS), "pixels in")
 
 
 def test_a_deflate_bomb_is_refused_without_inflating_it(tmp_path):
-    path = write(make(TWELVE, stored=12), tmp_path / "a.dcm", DEFLATED)
+    path = write(make(TWELVE, stored=12), tmp_path / "a.dcm", dicom.DEFLATED)
     content = path.read_bytes()
     start = 144 + int.from_bytes(content[140:144], "little")
     most = 513  # MiB, a little more than the limit; 500 kB on disk
@@ -291,8 +277,8 @@ def test_a_deflate_bomb_is_refused_without_inflating_it(tmp_path):
 def test_the_content_tells_a_radiograph_where_the_name_does_not(tmp_path):
     whole = write(make(TWELVE, stored=12), tmp_path / "a.dcm").read_bytes()
     bare = whole[144 + int.from_bytes(whole[140:144], "little") :]
-    dicom = ("IM0001", "1.2.840.MR.7", "scan.ima", "scan.img", "scan.dic", "PORTABLE.CHEST", "x.txt")
-    for name, content in {**dict.fromkeys(dicom, whole), "bare": bare, "b.PNG": b"", "a.nii.gz": b""}.items():
+    named = ("IM0001", "1.2.840.MR.7", "scan.ima", "scan.img", "scan.dic", "PORTABLE.CHEST", "x.txt")
+    for name, content in {**dict.fromkeys(named, whole), "bare": bare, "b.PNG": b"", "a.nii.gz": b""}.items():
         (tmp_path / name).write_bytes(content)
         assert is_radiograph_file(tmp_path / name), name
     for name in ("a.jpe", "picture"):
