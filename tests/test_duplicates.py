@@ -15,15 +15,7 @@ from PIL import Image
 from common.data.alignment import aligned_correlation, zoomed
 from common.data.datalist_sources import write_manifest
 from common.data.datalists import radiograph_items
-from common.data.duplicates import (
-    NUM_NEIGHBOURS,
-    Duplicates,
-    Pair,
-    find_duplicates,
-    linked_groups,
-    nearest_pairs,
-    perceptual_hashes,
-)
+from common.data.duplicates import NUM_NEIGHBOURS, Duplicates, Pair, find_duplicates, nearest_pairs, perceptual_hashes
 from common.data.one_side import one_side, write_duplicates
 from common.data.phantom import draw_chest_phantom
 from common.errors import DatasetError
@@ -52,7 +44,7 @@ COPIES: dict[str, tuple[str, Callable[[Grey], Grey]]] = {
 def write(path: Path, pixels: Grey) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((pixels * 255).round().astype(np.uint8)).save(
-        path, **({"quality": 40} if path.suffix == ".jpg" else {})
+        path, **{"quality": 40} if path.suffix == ".jpg" else {}
     )
 
 
@@ -105,7 +97,7 @@ def test_pairs_grow_with_images_not_with_their_square():
     hashes = np.where(generator.random((600, 1, 143)) < 0.05, -1, 1).astype(np.int8)  # all within 36 bits
     pairs = nearest_pairs(hashes, NUM_NEIGHBOURS, least=0.5)
     assert 600 <= len(pairs) <= NUM_NEIGHBOURS * 600 < 600 * 599 / 2
-    assert [len(group) for group in linked_groups(600, pairs.tolist())] == [600]
+    assert [len(group) for group in Duplicates([Pair(*pair, "copy", 0, 1.0) for pair in pairs], 600).groups()] == [600]
 
 
 def test_nearest_pairs_are_those_of_comparing_all_with_all():
@@ -223,37 +215,39 @@ def test_without_a_split_patients_stay_where_the_data_list_puts_them_and_copies_
 
 def test_from_a_folder_to_a_clean_manifest_and_its_report(tmp_path):
     data, work = tmp_path / "data", tmp_path / "work"
-    data.mkdir()
-    drawn = [(draw_chest_phantom(96, 96, seed)[0].numpy() * 255).round().astype(np.uint8) for seed in (0, 1, 2, 0)]
-    for name, pixels in zip("abcd", drawn, strict=True):
-        Image.fromarray(pixels if name != "d" else 255 - pixels).save(data / f"{name}.png")
+    for name, seed in {"a": 0, "b": 1, "c": 2, "d": 0}.items():
+        pixels = draw_chest_phantom(96, 96, seed)[0].numpy()
+        write(data / f"{name}.png", 1 - pixels if name == "d" else pixels)
     (data / "manifest.csv").write_text(
         "image,patient_id,split,label\na.png,P,train,x\nb.png,Q,train,\nc.png,R,val,y\nd.png,S,val,z\n"
     )
+    before = {path: path.read_bytes() for path in data.iterdir()}
     items = radiograph_items(data, "all", 0.2, 0)
     found = find_duplicates(items)
     placed, moves = one_side(items, found.groups())
     write_duplicates(found, items, moves, work)
     write_manifest(placed, work / "manifest.csv")
-    with (work / "duplicates.csv").open(newline="") as file:
-        (row,) = csv.DictReader(file)
-    assert (row["image"], row["other"]) == (str(data / "a.png"), str(data / "d.png"))
-    assert (row["kind"], row["patient_id"], row["other_patient_id"]) == ("inverted copy", "P", "S")
-    assert (row["split"], row["other_split"], row["action"]) == ("train", "val", "moved to train")
-    assert row["hash_distance"] == "0" and float(row["correlation"]) > 0.98
-    with (work / "moved.csv").open(newline="") as file:
-        assert [(line["image"], line["before"], line["after"]) for line in csv.DictReader(file)] == [
-            (str(data / "d.png"), "val", "train")
-        ]
+    (row,) = csv.DictReader((work / "duplicates.csv").read_text().splitlines())
+    expected = {
+        "image": str(data / "a.png"),
+        "other": str(data / "d.png"),
+        "kind": "inverted copy",
+        "hash_distance": "0",
+    }
+    expected |= {"patient_id": "P", "other_patient_id": "S", "split": "train", "other_split": "val"}
+    assert row == {**expected, "correlation": row["correlation"], "action": "moved to train"}
+    assert float(row["correlation"]) > 0.98
+    (row,) = csv.DictReader((work / "moved.csv").read_text().splitlines())
+    assert (row["image"], row["before"], row["after"]) == (str(data / "d.png"), "val", "train")
     with Image.open(work / "duplicates.png") as sheet:
         assert sheet.width > 2 * 192
     assert [item["label"] for item in radiograph_items(work, "train", 0.2, 0)] == ["x", "", "z"]
     assert [item["image"] for item in radiograph_items(work, "val", 0.2, 0)] == [str(data / "c.png")]
-    assert sorted(path.name for path in data.iterdir()) == ["a.png", "b.png", "c.png", "d.png", "manifest.csv"]
+    assert {path: path.read_bytes() for path in data.iterdir()} == before
 
 
 def test_no_duplicates_leave_empty_tables_and_no_sheet(tmp_path):
-    Image.fromarray((draw_chest_phantom(96, 96, 0)[0].numpy() * 255).astype(np.uint8)).save(tmp_path / "a.png")
+    write(tmp_path / "a.png", draw_chest_phantom(96, 96, 0)[0].numpy())
     items = radiograph_items(tmp_path, "all", 0, 0)
     work = tmp_path / "work"
     write_duplicates(find_duplicates(items), items, [], work)

@@ -1,5 +1,4 @@
 import json
-import mmap
 import pickle
 
 import numpy as np
@@ -120,7 +119,7 @@ def test_items_are_read_one_by_one_and_follow_a_data_set_that_was_moved(tmp_path
     items = [*ITEMS, {"image": "/data/a.png", "split": "val", "mask": "/elsewhere/a.png"}]
     allocate(tmp_path, items=items)
     store = LatentStore(tmp_path)
-    assert isinstance(store.items.text, mmap.mmap) and isinstance(store.splits, np.memmap)
+    assert isinstance(store.items.text, np.memmap) and isinstance(store.splits, np.memmap)
     assert list(store.items) == items and store.items[-1] == items[4]
     with pytest.raises(IndexError):
         store.items[5]

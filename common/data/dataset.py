@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import count
 
 import numpy as np
 import torch
@@ -63,19 +65,15 @@ class StepBatchSampler(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield batches of (index, number of the draw), for ever."""
-        order: NDArray[np.integer] = np.empty(0, dtype=np.int64)
-        step, current_pass = self.start_step, -1
-        while True:
+
+        @lru_cache(maxsize=2)
+        def order(number: int) -> NDArray[np.integer]:
+            return np.random.default_rng(derive_seed(self.seed, Purpose.ORDER, number)).permutation(self.num_items)
+
+        for step in count(self.start_step):
             first = step * self.global_batch_size + self.rank * self.batch_size
-            batch = []
-            for draw in range(first, first + self.batch_size):
-                if draw // self.num_items != current_pass:
-                    current_pass = draw // self.num_items
-                    generator = np.random.default_rng(derive_seed(self.seed, Purpose.ORDER, current_pass))
-                    order = generator.permutation(self.num_items)
-                batch.append((int(order[draw % self.num_items]), draw))
-            yield batch
-            step += 1
+            passes = (divmod(draw, self.num_items) for draw in range(first, first + self.batch_size))
+            yield [(int(order(number)[place]), number * self.num_items + place) for number, place in passes]
 
 
 class TensorBatches:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import shutil
 import zlib
@@ -248,9 +247,7 @@ class _Items(Sequence):
     """Items, read one by one from items.jsonl; `ends` of their lines, in bytes."""
 
     def __init__(self, path: Path, ends: np.ndarray, root: str | Path) -> None:
-        with path.open("rb") as file:
-            self.text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.ends, self.root = np.asarray(ends), root
+        self.text, self.ends, self.root = np.memmap(path, mode="r"), np.asarray(ends), root
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -258,7 +255,7 @@ class _Items(Sequence):
     def __getitem__(self, index: Any) -> Any:
         end = self.ends[index]
         start = self.ends[index - 1] if index else 0
-        return _moved(json.loads(self.text[start:end]), self.root, os.path.join)
+        return _moved(json.loads(self.text[start:end].tobytes()), self.root, os.path.join)
 
 
 def _moved(item: Mapping[str, Any], root: str | Path, move: Any) -> dict[str, Any]:

@@ -59,13 +59,10 @@ class _Anatomy:
     border: float = _within(-0.10, 0.05)  # width of the dark collimation border when positive
 
 
-def _draw_anatomy(seed: int) -> _Anatomy:
+def _draw_person(height: int, width: int, seed: int) -> tuple[BodyCanvas, _Anatomy]:
     rng = np.random.default_rng([seed, _GEOMETRY])
-    return _Anatomy(**{f.name: float(rng.uniform(*f.metadata["range"])) for f in fields(_Anatomy)})
-
-
-def _canvas(height: int, width: int, anatomy: _Anatomy) -> BodyCanvas:
-    return BodyCanvas(height, width, anatomy.tilt, (anatomy.shift_x, anatomy.shift_y), anatomy.scale)
+    anatomy = _Anatomy(**{f.name: float(rng.uniform(*f.metadata["range"])) for f in fields(_Anatomy)})
+    return BodyCanvas(height, width, anatomy.tilt, (anatomy.shift_x, anatomy.shift_y), anatomy.scale), anatomy
 
 
 def _rib_cage(anatomy: _Anatomy, y: Array) -> Array:
@@ -261,8 +258,7 @@ def draw_chest_phantom(height: int, width: int, seed: int) -> Tensor:
     Raises:
         ValueError: the size is below 16 pixels or the seed negative.
     """
-    anatomy = _draw_anatomy(seed)
-    canvas = _canvas(height, width, anatomy)
+    canvas, anatomy = _draw_person(height, width, seed)
     whole, _ = _lungs(canvas, anatomy)
     soft = _soft_tissue(canvas, anatomy)
     bones = _ribs(canvas, anatomy) * 3.4 + _spine(canvas, anatomy) * 3.4 + _shoulder_bones(canvas, anatomy) * 3.0
@@ -277,6 +273,5 @@ def draw_lung_mask(height: int, width: int, seed: int) -> Tensor:
 
     As in lung segmentation sets, what lies behind the heart, the mediastinum or the diaphragm does not count.
     """
-    anatomy = _draw_anatomy(seed)
-    _, visible = _lungs(_canvas(height, width, anatomy), anatomy)
+    _, visible = _lungs(*_draw_person(height, width, seed))
     return torch.from_numpy(visible)[None]

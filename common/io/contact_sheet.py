@@ -15,7 +15,7 @@ from ..files import atomic_path
 GAP = 4  # pixels between cells and at the border
 TEXT_SIZE = 14  # pixels
 TEXT_HEIGHT = 20  # pixels: one line of titles or captions
-BACKGROUND, TEXT, PADDING = 255, 0, 200  # grey levels: the padding differs from black and white images
+BACKGROUND, TEXT, PADDING = (255,) * 3, (0,) * 3, (200,) * 3  # the padding differs from black and white images
 
 
 def reconstruction_rows(images: Tensor, reconstructions: Tensor, gain: float = 4.0) -> list[list[Tensor]]:
@@ -41,12 +41,12 @@ def contact_sheet_array(
     """
     columns = max(len(row) for row in rows)
     tiles = [[_tile(image, scale) for image in row] for row in rows]
-    mode = "RGB" if any(tile.mode == "RGB" for row in tiles for tile in row) else "L"
+    is_grey = all(tile.mode == "L" for row in tiles for tile in row)
     width = max(tile.width for row in tiles for tile in row)
     height = max(tile.height for row in tiles for tile in row)
     top = GAP + (TEXT_HEIGHT if column_titles else 0)
     pitch = height + GAP + (TEXT_HEIGHT if row_captions else 0)
-    sheet = Image.new(mode, (GAP + columns * (width + GAP), top + len(rows) * pitch), _colour(mode, BACKGROUND))
+    sheet = Image.new("RGB", (GAP + columns * (width + GAP), top + len(rows) * pitch), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     captions = [[each] if isinstance(each, str) else each for each in row_captions or ()]
     room = (sheet.width - GAP) // max((len(each) for each in captions), default=1)
@@ -60,15 +60,17 @@ def contact_sheet_array(
             y += TEXT_HEIGHT
         for column, tile in enumerate(row):
             x = GAP + column * (width + GAP)
-            sheet.paste(_colour(mode, PADDING), (x, y, x + width, y + height))
-            sheet.paste(tile.convert(mode), (x, y))
-    return np.asarray(sheet if footer is None else below_each_other(sheet, footer(sheet.width)))
+            sheet.paste(PADDING, (x, y, x + width, y + height))
+            sheet.paste(tile, (x, y))
+    if footer is not None:
+        return np.asarray(below_each_other(sheet, footer(sheet.width)))
+    return np.asarray(sheet.convert("L") if is_grey else sheet)
 
 
 def below_each_other(upper: Image.Image, lower: Image.Image) -> Image.Image:
     """Two pictures in one, RGB, both at the left."""
     size = max(upper.width, lower.width), upper.height + lower.height
-    whole = Image.new("RGB", size, _colour("RGB", BACKGROUND))
+    whole = Image.new("RGB", size, BACKGROUND)
     whole.paste(upper, (0, 0))
     whole.paste(lower, (0, upper.height))
     return whole
@@ -98,10 +100,6 @@ def _tile(image: Tensor, scale: float) -> Image.Image:
     return tile.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX)
 
 
-def _colour(mode: str, level: int) -> int | tuple[int, int, int]:
-    return level if mode == "L" else (level, level, level)
-
-
 def _text(draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, width: int) -> None:
     """Draw one line, cut with dots where it is wider than `width` pixels; Pillow's own font has no "×" or "–"."""
     font = ImageFont.load_default(size=TEXT_SIZE)
@@ -109,4 +107,4 @@ def _text(draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, width
         while text and draw.textlength(text + "...", font=font) > width:
             text = text[:-1]
         text += "..."
-    draw.text(position, text, fill=_colour(draw.mode, TEXT), font=font)
+    draw.text(position, text, fill=TEXT, font=font)
