@@ -98,11 +98,15 @@ def readable_items(
 
     def scan() -> list[int]:
         report = Path(report_dir) / SKIPPED_NAME
-        problems = _scan(items, Path(report_dir) / INDEX_NAME, name, keys)
+        paths = [[(key, str(item[key])) for key in (*keys, "mask") if key in item] for item in items]
+        kinds = {path: key for of_item in paths for key, path in of_item}
+        problems = _scan(kinds, Path(report_dir) / INDEX_NAME, name, keys)
+        first = [next((problems[path] for _, path in of_item if path in problems), None) for of_item in paths]
+        found = [problem for problem in first if problem is not None]
         others = [tuple(row) for row in _read_rows(report, _SKIPPED_COLUMNS) if row[0] != name]
-        write_csv(report, _SKIPPED_COLUMNS, [*others, *((name, *problem) for problem in problems.values())])
-        _judge(len(items), list(problems.values()), report, name, max_unreadable_share)
-        return [index for index in range(len(items)) if index not in problems]
+        write_csv(report, _SKIPPED_COLUMNS, [*others, *((name, *problem) for problem in found)])
+        _judge(len(items), found, report, name, max_unreadable_share)
+        return [index for index, problem in enumerate(first) if problem is None]
 
     return [dict(items[index]) for index in _on_first_rank(scan)]
 
@@ -140,11 +144,13 @@ def _on_first_rank(scan: Callable[[], list[int]]) -> list[int]:
     return verdict[0]
 
 
-def _scan(items: Sequence[Mapping[str, Any]], index_path: Path, name: str, keys: Sequence[str]) -> dict[int, Problem]:
-    """The first problem of each unusable item, by its place; reads what readable.csv does not know yet."""
-    index = _read_index(index_path)
-    places = [[(key, str(item[key])) for key in (*keys, "mask") if key in item] for item in items]
-    kinds = {path: key for of_item in places for key, path in of_item}
+def _scan(kinds: Mapping[str, str], index_path: Path, name: str, keys: Sequence[str]) -> dict[str, Problem]:
+    """What is wrong with files, by path, of which `kinds` has the key; reads what readable.csv does not know yet."""
+    try:
+        index = {image: [int(size), int(mtime)] for image, size, mtime in _read_rows(index_path, _INDEX_COLUMNS)}
+    except ValueError:
+        logger.warning("%s is damaged; reading all files again", index_path)
+        index = {}
     stamps = {path: file_stamp(path) for path in sorted(kinds)}
     problems: dict[str, Problem] = {path: (path, *_MISSING) for path, stamp in stamps.items() if not stamp}
     unknown = [path for path, stamp in stamps.items() if stamp and kinds[path] in keys and index.get(path) != stamp]
@@ -165,8 +171,7 @@ def _scan(items: Sequence[Mapping[str, Any]], index_path: Path, name: str, keys:
         pool.shutdown(wait=True, cancel_futures=True)
         if unknown:
             _write_index(index_path, index)
-    of_items = [next((problems[path] for _, path in of_item if path in problems), None) for of_item in places]
-    return {number: problem for number, problem in enumerate(of_items) if problem is not None}
+    return problems
 
 
 def _try_to_read(path: str, kind: str) -> Problem | None:
@@ -196,15 +201,6 @@ def _judge(total: int, problems: Sequence[Problem], report: Path, name: str, max
     if share > max_share:
         raise DatasetError(f"{message}; more than max_unreadable_share {max_share:g}: repair or remove them")
     logger.warning("skipped: %s", message)
-
-
-def _read_index(path: Path) -> dict[str, list[int]]:
-    """What is known to be readable; a damaged or foreign index counts as empty."""
-    try:
-        return {image: [int(size), int(mtime)] for image, size, mtime in _read_rows(path, _INDEX_COLUMNS)}
-    except ValueError:
-        logger.warning("%s is damaged; reading all files again", path)
-        return {}
 
 
 def _write_index(path: Path, index: Mapping[str, list[int]]) -> None:
