@@ -45,7 +45,7 @@ def labelled_radiographs(
         DatasetError: no image has a mask, too many files are unreadable, the budget is larger than what there is, or
             nothing tells what the values of the masks mean; or some have values without a label.
     """
-    options = {"max_unreadable_share": max_unreadable_share, "keys": ("image", "mask"), **selection}
+    options: dict[str, Any] = {"max_unreadable_share": max_unreadable_share, "keys": ("image", "mask"), **selection}
     items = readable_radiographs(dataset_dir, split, val_fraction, seed, report_dir, **options)
     chosen = items if label_budget is None else within_budget(items, label_budget, budget_seed)
     labelled = [{**item, "label": item["mask"]} for item in chosen]
