@@ -41,8 +41,7 @@ def name_in(root: Path, image: str) -> str:
 def listed_images(root: Path) -> list[dict[str, str]]:
     """What the manifest of a folder says, or else all radiographs below it, as dicts with `image`, an absolute path.
 
-    Raises:
-        DatasetError: there are none, or the manifest cannot be used.
+    Raises `DatasetError` where there are none, or the manifest cannot be used.
     """
     return manifest_items(root) if (root / MANIFEST_NAME).is_file() else folder_items(root)
 

@@ -107,11 +107,7 @@ def _patients(items: Iterable[Mapping[str, str]]) -> set[str]:
 
 
 def assert_disjoint_patients(**splits: Sequence[Mapping[str, Any]]) -> None:
-    """Check that no `patient_id` occurs in two of the data lists, given by name as in `(train=..., val=...)`.
-
-    Raises:
-        DatasetError: some do; names how many, the first few and their splits.
-    """
+    """Raise `DatasetError` if a `patient_id` occurs in two of the data lists, given as in `(train=..., val=...)`."""
     seen: dict[str, set[str]] = {}
     for name, items in splits.items():
         for item in items:

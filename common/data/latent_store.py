@@ -175,11 +175,7 @@ class LatentStore:
         return bool(self.done.all())
 
     def row(self, image: int, view: int) -> Mapping[str, Any]:
-        """Arrays of a row by name; as it was written, where it is done. Stores without sums cannot tell.
-
-        Raises:
-            DatasetError: it is damaged.
-        """
+        """Arrays of a row by name; `DatasetError` where it is done but not as it was written, if there are sums."""
         if self.rows is None:
             return {name: array[image, view] for name, array in self.arrays.items()}
         # Not through the map: its page faults read fifty times as much from the disk, or the row in several accesses.
@@ -192,11 +188,7 @@ class LatentStore:
         return np.frombuffer(data, self.rows.dtype)[0]
 
     def write(self, rows: Sequence[tuple[int, int]], values: Mapping[str, Tensor]) -> None:
-        """Write rows (image, view) and then mark them done.
-
-        Raises:
-            DatasetError: a value is not finite in float16.
-        """
+        """Write rows (image, view) and then mark them done; raises `DatasetError` for what is not finite in float16."""
         images, views = (list(numbers) for numbers in zip(*rows, strict=True))
         for name in ARRAYS:
             halves = values[name].detach().cpu().half().numpy()
@@ -270,8 +262,7 @@ def _inside(root: str, path: str) -> str:
 class LatentDataset(Dataset):
     """The split "train" or "val" of a store; items are float32 tensors by its names, plus "draw" and "index".
 
-    Raises:
-        DatasetError: rows are missing.
+    Raises `DatasetError` where rows are missing.
     """
 
     def __init__(self, data: LatentStore, split: str) -> None:

@@ -82,11 +82,7 @@ def mask_labels(path: str, classes: ClassTable, mask_values: str) -> NDArray[np.
 
 
 def check_mask_values(items: Sequence[Mapping[str, str]], classes: ClassTable) -> None:
-    """Refuse masks with values that have no label, all at once; items hold "mask" and "mask_values".
-
-    Raises:
-        DatasetError: says how many, and what is wrong with the first.
-    """
+    """Refuse masks with values that have no label by one `DatasetError`; items hold "mask" and "mask_values"."""
     problems = []
     for item in items:
         try:

@@ -94,8 +94,7 @@ def write_pack(
 class PackedData:
     """A packed file in memory; `items` are split and label of each row, `about` what `write_pack` was told.
 
-    Raises:
-        DatasetError: it is missing or damaged.
+    Raises `DatasetError` where it is missing or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:

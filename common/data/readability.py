@@ -112,11 +112,7 @@ def readable_items(
 
 
 def fail_if_skipped(report_dir: str | os.PathLike[str]) -> None:
-    """The end of a batch job: the good ones are done, now fail if some files had to be skipped.
-
-    Raises:
-        DatasetError: says how many and where they are listed.
-    """
+    """The end of a batch job: the good ones are done; raises `DatasetError` if some files had to be skipped."""
     report = Path(report_dir) / SKIPPED_NAME
     skipped = {row[1] for row in _read_rows(report, _SKIPPED_COLUMNS)}
     if skipped:

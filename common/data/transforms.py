@@ -82,10 +82,8 @@ class LoadSquared(MapTransform):
 def random_patches(image: Tensor, size: int, seeds: Sequence[int]) -> Tensor:
     """Cut a random square out of each image of a batch: [B, C, H, W] -> [B, C, size, size].
 
-    Each has a seed of its own, so that its patch depends neither on the batch nor on the process.
-
-    Raises:
-        ValueError: the images are smaller than the patch.
+    Each has a seed of its own, so that its patch depends neither on the batch nor on the process. Images that are
+    smaller than the patch raise `ValueError`.
     """
     height, width = image.shape[-2:]
     if min(height, width) < size:

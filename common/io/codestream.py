@@ -44,8 +44,7 @@ class Codestream(NamedTuple):
 def read_codestream(frame: bytes) -> Codestream:
     """Read the header of one compressed image, without decoding anything.
 
-    Raises:
-        RefusalError: neither JPEG nor JPEG 2000, without its end, or of a size that no radiograph has.
+    Raises `RefusalError` for what is neither JPEG nor JPEG 2000, without its end, or of a size that no radiograph has.
     """
     stream = _read_jpeg2000(frame) if frame.startswith((_J2K_START, _JP2_START)) else _read_jpeg(frame)
     if stream is None:

@@ -73,8 +73,7 @@ def voi_range(dataset: Dataset, layout: PixelLayout, values: NDArray, signed: bo
 def palette_colours(dataset: Dataset, layout: PixelLayout, indices: NDArray) -> NDArray[np.uint8]:
     """Look palette indices [rows, columns] up: uint8 [rows, columns, 3], red, green, blue.
 
-    Raises:
-        RefusalError: a table is missing, segmented or malformed.
+    Raises `RefusalError` where a table is missing, segmented or malformed.
     """
     channels = []
     for colour in ("Red", "Green", "Blue"):

@@ -72,10 +72,7 @@ def written_table(path: str | os.PathLike[str]) -> str | None:
 def write_mask_png(mask: NDArray[np.integer], path: str | Path, classes: ClassTable) -> Path:
     """Write a mask [H, W] as PNG of 8 bits with a palette, atomically: its numbers are labels, its look the colours.
 
-    `PIL.Image.open` gives the labels; tools that expand palettes (OpenCV, ITK) give the colours. `read_mask` reads it.
-
-    Raises:
-        ValueError: no mask, or labels that the table does not have.
+    `PIL.Image.open` gives the labels; tools that expand palettes (OpenCV, ITK) give the colours. Raises as `as_uint8`.
     """
     image = Image.fromarray(as_uint8(mask, classes))
     image.putpalette(classes.palette())
@@ -174,11 +171,7 @@ class ToStoredOrderd:
 
 
 def as_uint8(mask: NDArray[np.integer], classes: ClassTable | None = None) -> NDArray[np.uint8]:
-    """A mask [H, W] as 8 bits.
-
-    Raises:
-        ValueError: another shape, no integers, labels beyond 0 to 255, or labels that the table does not have.
-    """
+    """A mask [H, W] of integers as 8 bits; raises `ValueError` for anything else, and for labels beyond the table's."""
     if mask.ndim != 2 or not mask.size or mask.dtype.kind not in "iu":
         raise ValueError(f"mask: found {mask.dtype} {mask.shape}; expected integers [H, W].")
     if mask.min() < 0 or mask.max() > 255:

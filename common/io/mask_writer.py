@@ -94,10 +94,7 @@ def overlay_image(pixels: Tensor, mask: NDArray[np.integer], classes: ClassTable
     """Draw areas of a mask [H, W] with outlines over the image [1, H, W] in [0, 1], in RGB, and a legend below it.
 
     Pixel (row, column) of the image stays pixel (row, column) of the picture, which is wider than the image only where
-    an entry of the legend needs it.
-
-    Raises:
-        ValueError: sizes that differ, or labels that the table does not have.
+    an entry of the legend needs it. Raises `ValueError` for sizes that differ, and labels that the table does not have.
     """
     picture = drawn_over(pixels, mask, classes)
     return below_each_other(picture, draw_legend(classes, picture.width))

@@ -33,11 +33,7 @@ Float32Array = NDArray[np.float32]
 
 
 def check_size(width: int, height: int, num_bytes: int = 0) -> None:
-    """Refuse sizes that no radiograph has, before any memory is taken for them.
-
-    Raises:
-        RefusalError: no pixels at all, more than `MAX_PIXELS`, or more than `MAX_BYTES`.
-    """
+    """Refuse sizes that no radiograph has by a `RefusalError`, before any memory is taken for them."""
     if not 0 < width * height <= MAX_PIXELS or width < 1 or num_bytes > MAX_BYTES:
         raise RefusalError(
             f"a size of {width} × {height} pixels",
@@ -49,8 +45,7 @@ def check_size(width: int, height: int, num_bytes: int = 0) -> None:
 def to_unit_range(values: NDArray) -> Float32Array:
     """Scale real numbers [H, W] of any type to float32 in [0, 1] by the rules of this module; non-finite ones become 0.
 
-    Raises:
-        RefusalError: no value is finite.
+    Raises `RefusalError` where all of them are.
     """
     if values.dtype == np.uint8:
         return values.astype(np.float32) / np.float32(255)
@@ -77,10 +72,8 @@ def percentile_range(values: NDArray, valid: NDArray[np.bool_] | None = None) ->
     """Stretch [H, W] so that the 0.5 and 99.5 percentiles become 0 and 1, and clip: float32 in [0, 1].
 
     Where these two coincide (nearly everything is one background value) minimum and maximum take their place. Only
-    values where `valid` is count; elsewhere the result is 0. It is constant if the valid values are.
-
-    Raises:
-        RefusalError: nothing is valid.
+    values where `valid` is count; elsewhere the result is 0. It is constant if the valid values are. Raises
+    `RefusalError` where nothing is valid.
     """
     inside = sample(values) if valid is None else sample(values)[sample(valid)]
     if inside.size == 0 and valid is not None:

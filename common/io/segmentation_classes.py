@@ -58,11 +58,7 @@ class ClassTable:
         return [BACKGROUND, *(entry.name for entry in self.classes)]
 
     def label_of(self, name: str) -> int:
-        """Label of a class.
-
-        Raises:
-            DatasetError: there is no such class.
-        """
+        """Label of a class; raises `DatasetError` where there is no such class."""
         if name not in self.names:
             raise DatasetError(f"classes: found {name!r}; expected one of {', '.join(self.names)}.")
         return self.names.index(name)

@@ -36,11 +36,7 @@ class SourceHistory(NamedTuple):
 
 
 def source_history(path: str | os.PathLike[str]) -> SourceHistory:
-    """Look into a file that `read_radiograph` has read; its pixels are not decoded.
-
-    Raises:
-        Exception: what Pillow and pydicom raise for files that are no radiographs.
-    """
+    """Look into a file that `read_radiograph` has read, others raise anything; its pixels are not decoded."""
     path = Path(path)
     kind = detect_format(path)
     if kind == "raster":
