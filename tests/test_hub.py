@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load
 from script_module import load_script
 from stand_in import StandIn, served
+from tiny_bundles import tensor
 
 from common.command_line import run_command
 from common.errors import RunError, SettingsError
@@ -24,23 +25,15 @@ from common.packaging.bundle import Bundle
 from common.packaging.hub import make_model_card, publish, publishable_files
 
 BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
-TENSOR = {
-    **{"type": "image", "format": "magnitude", "num_channels": 1, "spatial_shape": ["8*n"], "dtype": "float32"},
-    "value_range": [0, 1],
-}
+TENSOR = tensor(1, ["8*n"], (0, 1))
 METADATA = {
-    **{"schema": "https://example.org/s.json", "description": "tiny", "authors": "us", "copyright": "(c) us"},
-    "network_data_format": {"inputs": {"image": TENSOR}, "outputs": {"pred": TENSOR}},
-    "name": "Tiny segmenter",
-    "version": "0.2.0",
-    "changelog": {"0.2.0": "second", "0.1.0": "first"},
-    "monai_version": "1.6.1",
-    "pytorch_version": "2.13.0",
-    "numpy_version": "2.2.6",
-    "required_packages_version": {"einops": "0.8.1"},
-    "task": "Segmentation of tiny radiographs",
+    **{"name": "Tiny segmenter", "schema": "https://example.org/s.json", "description": "tiny", "authors": "us"},
+    **{"copyright": "(c) us", "version": "0.2.0", "changelog": {"0.2.0": "second", "0.1.0": "first"}},
+    **{"monai_version": "1.6.1", "pytorch_version": "2.13.0", "numpy_version": "2.2.6"},
+    **{"required_packages_version": {"einops": "0.8.1"}, "task": "Segmentation of tiny radiographs"},
     "intended_use": "Research. Not for diagnosis",
     "eval_metrics": {"dice": 0.75, "by_class": {"root": 0.9, "note": "text"}, "checked": True},
+    "network_data_format": {"inputs": {"image": TENSOR}, "outputs": {"pred": TENSOR}},
 }
 README = """# Tiny
 
@@ -65,14 +58,10 @@ Small.
 """
 INFERENCE = {
     **{"bundle_root": ".", "device": "cpu", "network_def": {"_target_": "scripts.common.networks.tiny.Tiny"}},
-    **{
-        "inferer": {"_target_": "SimpleInferer"},
-        "evaluator": {"_target_": "SupervisedEvaluator"},
-        "dataset_dir": ".",
-        "dataset": {"data": []},
-        "run": ["@evaluator"],
-    },
+    **{"inferer": {"_target_": "SimpleInferer"}, "evaluator": {"_target_": "SupervisedEvaluator"}},
+    **{"dataset_dir": ".", "dataset": {"data": []}, "run": ["@evaluator"]},
 }
+OWN_CODE = {**INFERENCE, "network_def": {"_target_": "common.networks.x.X"}}
 
 
 @pytest.fixture
@@ -114,9 +103,6 @@ def test_what_goes_is_the_folder_and_the_card(folder, repo):
 def test_names_that_the_hub_does_not_allow_are_refused(folder, repo):
     with pytest.raises(SettingsError, match="OWNER/NAME"):
         publishable_files(folder, repo)
-
-
-OWN_CODE = {**INFERENCE, "network_def": {"_target_": "common.networks.x.X"}}
 
 
 @pytest.mark.parametrize(
@@ -236,19 +222,20 @@ def test_a_new_version_takes_over_latest_and_drops_files_that_are_gone(hub, fold
     assert {"samples/b.png", "HISTORY.md"} <= hub["files"].keys() and "samples/a.png" not in hub["files"]
 
 
-def test_a_version_that_is_there_is_not_replaced(hub, folder):
+def test_a_version_that_is_there_is_not_replaced_and_without_token_or_network_nothing_goes(hub, folder, monkeypatch):
     send(folder)
     commits = len(hub["commits"])
     with pytest.raises(RunError, match=r"0\.2\.0 is on the hub already"):
         send(folder)
     assert len(hub["commits"]) == commits
-
-
-def test_without_a_token_nothing_is_tried(hub, folder, monkeypatch):
+    asked = hub["requests"]
     monkeypatch.setattr(module, "get_token", lambda: None)
     with pytest.raises(RunError, match="found no token"):
-        publish(publishable_files(folder, "me/tiny"), "me/tiny", "0.2.0")
-    assert hub["requests"] == 0
+        publish(publishable_files(folder, "me/tiny"), "me/tiny", "0.3.0")
+    assert hub["requests"] == asked
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(RunError, match="me/tiny: not published"):
+        send(folder, "0.3.0")
 
 
 def run(*words):
@@ -277,12 +264,6 @@ def test_the_command_refuses_before_the_hub_is_asked_and_sends_when_all_is_well(
     licence.rename(folder / "LICENSE")
     run(folder, "--repo", "me/tiny", "--token", "t")
     assert "0.2.0" in hub["tags"] and "https://huggingface.co/me/tiny\n" in capsys.readouterr().out
-
-
-def test_no_network_is_told(folder, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(RunError, match="me/tiny: not published"):
-        send(folder)
 
 
 def card_of(folder):

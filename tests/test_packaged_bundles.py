@@ -1,19 +1,26 @@
-"""The three bundles as packaged, in a Python that has what they require and neither this repository nor `common`."""
+"""What others get, bundles and wheel, where neither this repository nor its `common` is."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 
+import common
 from common.packaging.packaging import package_bundle
 from common.packaging.zoo_check import check_bundle
+
+# ---- bundles ---------------------------------------------------------------------------------------------------------
+
 
 pytestmark = pytest.mark.slow
 BUNDLES = sorted(path for path in (REPOSITORY / "bundles").iterdir() if path.is_dir())
@@ -38,11 +45,11 @@ def lonely_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "bin" / "python")
 
 
-def run(python: str, *arguments: str, cwd: Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [python, "-W", "ignore", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
+def said(*command: object, cwd: Path, **environment: str) -> str:
+    """What a process prints on its output, without this one's PYTHONPATH; it has to end well."""
+    others = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    options = {"cwd": cwd, "env": {**others, **environment}, "capture_output": True, "text": True, "timeout": 600}
+    done = subprocess.run([str(word) for word in command], **options)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -50,25 +57,14 @@ def run(python: str, *arguments: str, cwd: Path) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_and_infers_from_another_directory(archives, lonely_python, name, tmp_path):
     root = archives[name].with_name(name)
-    override = ["--bundle_root", str(root)]
-    config = root / "configs"
-    command = ["-m", "monai.bundle", "run"]
-    files = f"['{config}/train.yaml','{config}/smoke.yaml']"
-    run(
-        lonely_python,
-        *command,
-        "training",
-        "--config_file",
-        files,
-        "--output_dir",
-        str(tmp_path / "train"),
-        *override,
-        cwd=tmp_path,
-    )
-    assert (tmp_path / "train" / "model.pt").is_file()
-    results = ["--output_dir", str(tmp_path / "results"), *SHORT_INFERENCE.get(name, [])]
-    run(lonely_python, *command, "--config_file", str(config / "inference.json"), *results, *override, cwd=tmp_path)
-    assert list((tmp_path / "results").rglob("*.png"))
+    config, train, results = root / "configs", tmp_path / "train", tmp_path / "results"
+    bundle_run = [lonely_python, "-W", "ignore", "-m", "monai.bundle", "run"]
+    files = ["--config_file", f"['{config}/train.yaml','{config}/smoke.yaml']", "--bundle_root", root]
+    said(*bundle_run, "training", *files, "--output_dir", train, cwd=tmp_path)
+    assert (train / "model.pt").is_file()
+    files = ["--config_file", config / "inference.json", "--bundle_root", root]
+    said(*bundle_run, *files, "--output_dir", results, *SHORT_INFERENCE.get(name, []), cwd=tmp_path)
+    assert list(results.rglob("*.png"))
 
 
 ONE_AFTER_THE_OTHER = """
@@ -104,7 +100,7 @@ for name in zips:
 
 def test_downloaded_and_loaded_one_after_the_other_each_uses_its_own_code(archives, lonely_python, tmp_path):
     zips = {name: archive.as_uri() for name, archive in archives.items()}
-    run(lonely_python, "-c", ONE_AFTER_THE_OTHER, json.dumps(zips), str(tmp_path / "got"), cwd=tmp_path)
+    said(lonely_python, "-W", "ignore", "-c", ONE_AFTER_THE_OTHER, json.dumps(zips), tmp_path / "got", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,3 +108,69 @@ def test_the_zoo_would_take_it(archives, name):
     verdicts = list(check_bundle(archives[name]))
     wrong = [verdict.line() for verdict in verdicts if verdict.problems and verdict.name != "sizes"]
     assert wrong == []
+
+
+# ---- wheel -----------------------------------------------------------------------------------------------------------
+
+
+USE = """
+import sys
+from pathlib import Path
+
+import torch
+
+import common
+import common.io
+import common.packaging.vendoring
+from common.networks.latent_codec import LatentCodec
+from common.data.phantom import draw_chest_phantom
+
+folder, repository = map(Path, sys.argv[1:])
+assert Path(common.__file__).parent == folder / "common", common.__file__
+own = [name for name in sys.modules if name.split(".")[0] == "common"]
+assert all(Path(sys.modules[name].__file__).is_relative_to(folder) for name in own)
+assert not any(Path(entry or ".").resolve() == repository for entry in sys.path), sys.path
+codec = LatentCodec(channels=[8, 8, 8, 8], num_res_blocks=1, latent_channels=2, norm_num_groups=4).eval()
+with torch.no_grad():
+    image = draw_chest_phantom(32, 32, seed=0)[0][None, None]
+    print(common.__version__, len(own), tuple(codec(image).shape))
+"""
+
+
+def pip(*words, cwd):
+    """Without a network: whatever pip would fetch is an error."""
+    said(sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir", "-q", *words, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy, so that the checkout gets no build folder; the weights stay behind."""
+    source = tmp_path_factory.mktemp("wheel") / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    for name in ("common", "scripts", "tests", "bundles"):
+        ignored = shutil.ignore_patterns("__pycache__", "models", "outputs", "samples", "eval")
+        shutil.copytree(REPOSITORY / name, source / name, ignore=ignored)
+    options = ("--no-deps", "--no-build-isolation", "--no-index")
+    pip("wheel", *options, "--wheel-dir", source.parent / "dist", ".", cwd=source)
+    (path,) = (source.parent / "dist").iterdir()
+    return path
+
+
+def test_it_holds_all_of_common_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    files = [path for path in (REPOSITORY / "common").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert names == {path.relative_to(REPOSITORY).as_posix() for path in files}
+    assert {"common/__init__.py", "common/networks/__init__.py", "common/packaging/__init__.py"} <= names
+
+
+def test_it_works_without_the_repository(wheel, tmp_path):
+    folder, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pip("install", "--no-deps", "--no-index", "--no-compile", "--target", folder, wheel, cwd=elsewhere)
+    use = [sys.executable, "-W", "ignore", "-c", USE, folder, REPOSITORY]
+    printed = said(*use, cwd=elsewhere, PYTHONPATH=str(folder))
+    version, modules, *shape = printed.split(maxsplit=2)
+    assert version == common.__version__ and int(modules) > 10 and shape == ["(1, 1, 32, 32)\n"]

@@ -1,12 +1,15 @@
-"""What the READMEs tell people to type exists: files, scripts and config keys."""
+"""What the READMEs tell people to type exists and does what they say; the notebook runs."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from common.config_graph import load_file
 from common.evaluation.generator_evaluation import markdown
@@ -233,3 +236,30 @@ def test_shipped_texts_name_no_path_of_one_machine():
     for path in texts:
         if "outputs" not in path.parts:
             assert not re.search(r"(?:^|[\s\"'=])/(?:work|root|home|tmp|Users)/", path.read_text()), path
+
+
+# ---- the notebook ----------------------------------------------------------------------------------------------------
+
+
+NOTEBOOK = REPOSITORY / "docs" / "tour.ipynb"
+
+
+def test_the_notebook_is_stored_without_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert len(notebook.cells) == 15
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    made = tmp_path / "outputs" / "tour"
+    assert len(list((made / "generated" / "images").glob("*.png"))) == 8
+    assert len(list((made / "masks").glob("*_mask.png"))) == 3
+    for name in ("inspection/inspection.png", "variations.png", "interpolation.png", "privacy/privacy_summary.json"):
+        assert (made / name).is_file()
+    printed = str([cell.get("outputs") for cell in notebook.cells])
+    assert "nothing to mend was found" in printed and "Undecided" in printed and "root" in printed

@@ -7,13 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPOSITORY
 from script_module import load_script
-from tiny_bundles import bundle_of_code
+from tiny_bundles import bundle_of_code, codec_bundle, diffusion_bundle
 
 from common.command_line import run_command
+from common.errors import RunError
+from common.packaging.bundle import Bundle
 from common.packaging.packaging import package_bundle
+from common.packaging.torchscript import trace_bundle
 from common.packaging.zoo_check import CODE_QUESTIONS, FILE_QUESTIONS, LARGE_BYTES, Verdict, check_bundle
+from common.packaging.zoo_code import answers, network
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +216,69 @@ def test_the_command_ends_with_an_error_and_a_line_for_each_question(bundle, cap
     assert isinstance(ended.value.code, str), "text is printed and makes the exit code 1"
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     assert lines[0].startswith("FAIL files: ") and len(lines) == len(FILE_QUESTIONS)
+
+
+# ---- code and weights, asked in this process -------------------------------------------------------------------------
+
+
+def problems(root):
+    return {name for name, found in answers(Bundle(root)).items() if found}
+
+
+@pytest.fixture
+def root(tmp_path):
+    return codec_bundle(tmp_path / "codec")
+
+
+@pytest.mark.parametrize("make", [codec_bundle, diffusion_bundle])
+def test_a_good_bundle_has_no_problems(tmp_path, make):
+    root = make(tmp_path / "good")
+    assert list(network(Bundle(root), n=3)) == []  # at another size
+    trace_bundle(Bundle(root), root / "models" / "model.ts")
+    assert answers(Bundle(root)) == {"targets": [], "weights": [], "network": [], "torchscript": []}
+
+
+def test_targets_that_do_not_exist_are_found_in_any_config(root):
+    (root / "configs" / "other.json").write_text('{"x": {"_target_": "torch.pi"}, "y": {"_target_": "torch.no_such"}}')
+    assert problems(root) == {"targets"} and len(answers(Bundle(root))["targets"]) == 2
+
+
+def test_missing_and_other_weights_are_found(root):
+    path = root / "models" / "model.pt"
+    torch.save({**torch.load(path, weights_only=True), "extra": torch.zeros(1)}, path)
+    assert "weights" in problems(root)
+    path.unlink()
+    assert problems(root) == {"weights", "torchscript"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("outputs", {"num_channels": 2}),
+        ("outputs", {"spatial_shape": ["4*n", "8*n"]}),
+        ("outputs", {"dtype": "float64"}),
+        ("inputs", {"num_channels": 3}),
+    ],
+)
+def test_a_network_that_is_not_as_declared_is_found(root, kind, changes):
+    data_format = Bundle(root).metadata["network_data_format"]
+    data_format[kind][{"inputs": "image", "outputs": "pred"}[kind]] |= changes
+    metadata(root, network_data_format=data_format)
+    assert "network" in problems(root)
+
+
+def test_names_that_monai_does_not_look_for_are_told(root):
+    replace(root / "configs" / "metadata.json", lambda text: text.replace('"image": {', '"latents": {'))
+    assert "verify_net_in_out" in answers(Bundle(root))["network"][0]
+
+
+def test_no_network_is_an_error_of_the_bundle(root):
+    replace(root / "configs" / "inference.yaml", lambda text: text.replace("LatentCodec", "NoSuchClass"))
+    with pytest.raises(RunError):
+        list(network(Bundle(root)))
+    assert problems(root) == {"targets", "weights", "network", "torchscript"}
+
+
+def test_another_torchscript_is_found(root):
+    torch.jit.save(torch.jit.trace(torch.nn.Identity(), torch.zeros(1, 1, 8, 8)), root / "models" / "model.ts")
+    assert problems(root) == {"torchscript"}

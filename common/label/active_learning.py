@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from monai.networks.utils import train_mode
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..data.mask_transforms import PadGeometry
+from ..errors import UserError, WeightsError
+from ..io import read_radiograph
 from ..io.segmentation_classes import ClassTable
+from ..pipelines import DentalSegmenter
 from ..seeding import Purpose, seeded_dropout
-from .bundle import Pipeline
+from .bundle import ServedModel
 from .client_files import readable_file
 from .client_requests import Strict, parsed
 from .http_service import ServiceError
-from .infer_task import ServedModel
 
 INFO_KEY = "epistemic"  # in an image's info: {"entropy", "weights_version", "method", "samples"}
 SCORED_AT_ONCE = 8  # images, where nothing was scored by the weights that are served: seconds on a CPU
@@ -55,31 +57,35 @@ def predictive_entropy(probabilities: Tensor) -> float:
 
 def sample_with_dropout(image: Tensor, network: nn.Module, samples: int, seed: int) -> Tensor:
     """Logits [S, K, H, W] of an image [1, 1, H, W] with other units dropped each time; the same for the same seed."""
-    with _dropout_on(network), seeded_dropout(image.device, seed, Purpose.DROPOUT):
+    layers = [module for module in network.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+    with train_mode(*layers), torch.no_grad(), seeded_dropout(image.device, seed, Purpose.DROPOUT):
         return torch.cat([network(image) for _ in range(samples)])
 
 
+@torch.no_grad()
 def sample_with_flips(image: Tensor, network: nn.Module, classes: ClassTable) -> Tensor:
     """Logits [2, K, H, W] of an image [1, 1, H, W] as it is and mirrored, both upright."""
     mirrored = network(image.flip(-1))[:, classes.mirrored_labels()].flip(-1)
     return torch.cat([network(image), mirrored])
 
 
-def score_image(pipeline: Pipeline, path: str | Path, classes: ClassTable, chosen: ScoringParameters) -> float:
-    """Predictive entropy of one image, in nats; a function of weights, image file and seed.
+def sample_probabilities(segmenter: DentalSegmenter, path: Path, chosen: ScoringParameters) -> Tensor:
+    """Class probabilities of an image seen in several ways, at the network's size without padding: [S, K, h, w].
 
     Raises:
         UnreadableRadiographError: there is no radiograph in the file.
     """
-    with readable_file(path) as file:
-        own_seed = int.from_bytes(hashlib.sha256(file.read_bytes()).digest()[:4], "big") ^ chosen.seed
-
-        def run(image: Tensor, network: nn.Module) -> Tensor:
-            if chosen.uncertainty == "flips":
-                return sample_with_flips(image, network, classes)
-            return sample_with_dropout(image, network, chosen.samples, own_seed)
-
-        return predictive_entropy(pipeline.sample_probabilities(file, run))
+    item = segmenter.preprocessing({"image": read_radiograph(path)})
+    image = item["image"][None].to(segmenter.device)
+    if chosen.uncertainty == "flips":
+        logits = sample_with_flips(image, segmenter.network, segmenter.classes)
+    else:
+        own_seed = int.from_bytes(hashlib.sha256(path.read_bytes()).digest()[:4], "big") ^ chosen.seed
+        logits = sample_with_dropout(image, segmenter.network, chosen.samples, own_seed)
+    geometry = PadGeometry.of(item["geometry"])
+    rows = slice(geometry.top, geometry.top + geometry.resized_height)
+    columns = slice(geometry.left, geometry.left + geometry.resized_width)
+    return logits.float().softmax(dim=1)[:, :, rows, columns].cpu()
 
 
 class EpistemicScoring(ScoringMethod):
@@ -90,7 +96,7 @@ class EpistemicScoring(ScoringMethod):
         self.model = model
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Score, on "device"; see `ScoringParameters` for the rest.
+        """Score, on "device", what these weights have not scored; see `ScoringParameters` for the rest.
 
         Returns:
             "scores" by image id, "skipped" images with the reason, "weights_version".
@@ -104,24 +110,26 @@ class EpistemicScoring(ScoringMethod):
         return self.score([image for image in images if image not in known][: chosen.max_images], request, datastore)
 
     def score(self, images: Sequence[str], request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Score these images and note it; parameters and result as of a call."""
-        chosen = parsed(ScoringParameters, request)
-        pipeline, version = self.model.pipeline(request.get("device"))
+        """Score these images and note it, by weights, file and seed alone; parameters and result as above."""
+        chosen, device = parsed(ScoringParameters, request), request.get("device")
+        how = {"method": chosen.uncertainty, "samples": chosen.samples}
         scores, skipped = {}, {}
         for image in images:
             try:
-                uri = datastore.get_image_uri(image)
-                entropy = score_image(pipeline, uri, self.model.bundle.classes, chosen)
-            except ServiceError:  # not the image's fault
+                with (
+                    readable_file(datastore.get_image_uri(image)) as file,
+                    self.model.segmenter(device) as (pipe, version),
+                ):
+                    scores[image] = predictive_entropy(sample_probabilities(pipe, file, chosen))
+            except (ServiceError, WeightsError):  # not the image's fault
                 raise
             except UserError as error:
                 _logger.warning("not scored: %s", error)
                 skipped[image] = str(error)
-                continue
-            scores[image] = entropy
-            how = {"method": chosen.uncertainty, "samples": chosen.samples}
-            datastore.update_image_info(image, {INFO_KEY: {"entropy": entropy, "weights_version": version, **how}})
-        return {"scores": scores, "skipped": skipped, "weights_version": version}
+            else:
+                note = {"entropy": scores[image], "weights_version": version, **how}
+                datastore.update_image_info(image, {INFO_KEY: note})
+        return {"scores": scores, "skipped": skipped, "weights_version": self.model.store.served()}
 
     def known_scores(self, images: Sequence[str], datastore: Datastore) -> dict[str, float]:
         """Entropies that the weights that are served had on images before: those of others say nothing."""
@@ -156,17 +164,3 @@ class Epistemic(Strategy):
             return None
         best = min(scores, key=lambda image: (-scores[image], image))
         return {"id": best, "weight": scores[best]}
-
-
-@contextmanager
-def _dropout_on(network: nn.Module) -> Iterator[None]:
-    """Let dropout drop within the block; everything else stays as in inference."""
-    layers = [module for module in network.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
-    before = [layer.training for layer in layers]
-    try:
-        for layer in layers:
-            layer.train()
-        yield
-    finally:
-        for layer, was_training in zip(layers, before, strict=True):
-            layer.train(was_training)

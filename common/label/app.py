@@ -21,12 +21,12 @@ from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 
 from .active_learning import Epistemic, EpistemicScoring
-from .bundle import Bundle
+from .bundle import Bundle, ServedModel
 from .checked_archive import CheckedArchive, use_own_conversion
 from .client_requests import CheckedSessions, is_of_request, refusal
 from .datastore import CheckedDatastore
 from .dicom_archive import DicomArchive, archive_client
-from .infer_task import RadiographBatchInfer, RadiographInferTask, ServedModel
+from .infer_task import RadiographBatchInfer, RadiographInferTask
 from .server_guard import guard_server
 from .train_task import RadiographTrainTask
 from .weights_store import WeightsStore
@@ -102,22 +102,20 @@ class RadiographApp(MONAILabelApp):
         return RadiographBatchInfer()
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Segment an image of the datastore, an upload or a session; ImageNotFoundException without such an image."""
-        image = request.get("image")
-        store = datastore or self.datastore()
-        if isinstance(image, str) and not self._is_own_file(image, request) and not store.get_image_uri(image):
+        """Segment an image of the datastore, or a file that is of this request or what its session keeps: no other.
+
+        Raises:
+            ImageNotFoundException: there is no such image.
+        """
+        image, session, sessions = request.get("image"), request.get("session"), self.sessions()
+        has_session = sessions is not None and isinstance(session, dict)
+        kept = sessions.get_session(str(session.get("name"))) if has_session else None
+        is_own = isinstance(image, str) and (is_of_request(image) or (kept is not None and image == kept.image))
+        if isinstance(image, str) and not is_own and not (datastore or self.datastore()).get_image_uri(image):
             raise ImageNotFoundException(
                 f"image: found no {image!r} in the datastore; expected the id of an image or of a session, or a file."
             )
         return super().infer(request, datastore)
-
-    def _is_own_file(self, path: str, request: dict[str, Any]) -> bool:
-        """Whether a path is an upload of this request or what its session keeps; no client may name any other file."""
-        session, sessions = request.get("session"), self.sessions()
-        if is_of_request(path) or sessions is None or not isinstance(session, dict):
-            return is_of_request(path)
-        kept = sessions.get_session(str(session.get("name")))
-        return kept is not None and path == kept.image
 
     def _load_sessions(self, load: bool = False) -> CheckedSessions | None:
         return CheckedSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY) if load else None

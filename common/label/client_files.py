@@ -21,21 +21,15 @@ from ..io.mask_files import as_uint8, read_mask, write_nifti_mask
 from ..io.read import detect_format
 from ..io.segmentation_classes import BACKGROUND, ClassTable
 
-NRRD, NIFTI = ".nrrd", (".nii", ".nii.gz")
-RESULT_SUFFIXES = (".png", *NIFTI, NRRD, ".mha", ".dcm")
+PNG, NRRD = b"\x89PNG", b"NRRD"  # as their files begin
+NIFTI = (".nii", ".nii.gz")
+RESULT_SUFFIXES = (".png", *NIFTI, ".nrrd", ".mha", ".dcm")
 
 
-def is_nrrd(path: str | Path) -> bool:
-    """Whether a file's content is NRRD."""
-    return Path(path).is_file() and _starts_with(path, b"NRRD")
-
-
-def is_png(path: str | Path) -> bool:
-    """Whether a file's content is PNG."""
-    return _starts_with(path, b"\x89PNG")
-
-
-def _starts_with(path: str | Path, magic: bytes) -> bool:
+def begins_with(path: str | Path, magic: bytes) -> bool:
+    """Whether a file's content begins so; False of a folder and where there is none."""
+    if not Path(path).is_file():
+        return False
     with open(path, "rb") as file:
         return file.read(len(magic)) == magic
 
@@ -52,22 +46,18 @@ def readable_file(path: str | Path, name: str = "") -> Iterator[Path]:
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = _only_file(Path(path))
-            yield _nrrd_as_nifti(path, Path(folder) / "converted.nii") if is_nrrd(path) else path
+            path = Path(path)
+            files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+            if len(files) != 1:
+                found, why = f"a folder of {len(files)} files", "CT and MR volumes are no radiographs."
+                raise UnreadableRadiographError(path, found, "one radiograph", why)
+            is_nrrd = begins_with(files[0], NRRD)
+            yield _nrrd_as_nifti(files[0], Path(folder) / "converted.nii") if is_nrrd else files[0]
     except UnreadableRadiographError as error:
         if not name:
             raise
         _, separator, rest = str(error).partition(": ")
         raise UserError(f"{name}: {rest if separator else error}") from error
-
-
-def _only_file(path: Path) -> Path:
-    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
-    if len(files) != 1:
-        raise UnreadableRadiographError(
-            path, f"a folder of {len(files)} files", "one radiograph", "CT and MR volumes are no radiographs."
-        )
-    return files[0]
 
 
 def _nrrd_as_nifti(source: Path, target: Path) -> Path:
@@ -159,8 +149,8 @@ def slicer_labels(
 
 def default_suffix(path: str | Path, radiograph: Radiograph) -> str:
     """What a client gets that asks for nothing: PNG for pictures, otherwise NIfTI or NRRD as the image is."""
-    if is_nrrd(path):
-        return NRRD
+    if begins_with(path, NRRD):
+        return ".nrrd"
     return ".png" if detect_format(radiograph.path) == "raster" else ".nii.gz"
 
 

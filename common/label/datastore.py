@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ from ..errors import UserError
 from ..files import LABEL_INDEX, atomic_path
 from ..io.mask_files import write_nifti_mask
 from ..io.segmentation_classes import ClassTable
-from .client_files import image_size, is_png, read_label, readable_file
+from .client_files import PNG, begins_with, image_size, read_label, readable_file
 
 _ID = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}")
 _TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -44,6 +45,17 @@ def _copy(source: str, target: str) -> None:
 
 local.shutil = SimpleNamespace(copy=_copy)
 local.FileLock = partial(FileLock, is_singleton=True)  # so that a thread may hold it around what takes it again
+
+
+def _on_newest_index(change: Callable[..., None]) -> Callable[..., None]:
+    """The method, of the index as other processes left it, which do not change it meanwhile."""
+
+    def changed(self: CheckedDatastore, *args: Any) -> None:
+        with self._lock():
+            self.reload()
+            change(self, *args)
+
+    return changed
 
 
 class CheckedDatastore(local.LocalDatastore):
@@ -103,7 +115,9 @@ class CheckedDatastore(local.LocalDatastore):
         if not image:
             raise ImageNotFoundException(f"Image {image_id} not found")
         size = image_size(image, Path(image).name)
-        labels = read_label(label_filename, f"label of {image_id}", size, self.classes, _segments(info))
+        segments = info.get("label_info")
+        named = isinstance(segments, list) and all(isinstance(entry, dict) and "name" in entry for entry in segments)
+        labels = read_label(label_filename, f"label of {image_id}", size, self.classes, segments if named else None)
         with readable_file(label_filename) as file:
             self._keep_label(image_id, label_tag, labels, file, info)
         return image_id
@@ -114,17 +128,8 @@ class CheckedDatastore(local.LocalDatastore):
             raise LabelNotFoundException(f"Label: {label_id} Tag: {label_tag} not found")
         super().remove_label(label_id, label_tag)
 
-    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        """Add to an image's info; ImageNotFoundException if there is no such image."""
-        with self._lock():
-            self.reload()
-            super().update_image_info(image_id, info)
-
-    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
-        """Add to a label's info; LabelNotFoundException if there is no such label."""
-        with self._lock():
-            self.reload()
-            super().update_label_info(label_id, label_tag, info)
+    update_image_info = _on_newest_index(local.LocalDatastore.update_image_info)
+    update_label_info = _on_newest_index(local.LocalDatastore.update_label_info)
 
     def reload(self) -> None:
         """Take in what other processes wrote, such as scores."""
@@ -152,7 +157,7 @@ class CheckedDatastore(local.LocalDatastore):
         with tempfile.TemporaryDirectory() as folder, self._lock():
             self.reload()
             before = super().get_label_uri(image_id, tag)
-            path = Path(folder) / ("label.png" if is_png(source) else "label.nii.gz")
+            path = Path(folder) / ("label.png" if begins_with(source, PNG) else "label.nii.gz")
             if path.suffix == ".png":
                 Image.fromarray(labels).save(path)
             else:
@@ -196,10 +201,3 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     """Tells one index from the next: a rename brings a new inode even within one tick of the clock."""
     status = path.stat()
     return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _segments(info: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The segments that a client names: a list of dicts with names, or None."""
-    segments = info.get("label_info")
-    is_list = isinstance(segments, list) and all(isinstance(entry, dict) and "name" in entry for entry in segments)
-    return segments if is_list and segments else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import ipaddress
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -26,7 +26,7 @@ def limited(session: requests.Session, url: str) -> requests.Session:
     Without a time limit requests would wait for ever, and a whole server with them.
     """
     host = urlsplit(url).hostname or ""
-    proxies = {"no_proxy": host} if _is_loopback(host) else {}
+    proxies = {"no_proxy": host} if re.fullmatch(r"localhost|::1|127(\.\d+){3}", host) else {}
     session.request = functools.partial(session.request, timeout=TIMEOUT_S, proxies=proxies)  # type: ignore[method-assign]
     return session
 
@@ -47,10 +47,3 @@ def asking(url: str, log_in: str) -> Iterator[None]:
             f"{url}: found no usable answer of the service ({reason}); expected one. Check that it runs, its address, "
             f"and the log-in ({log_in})."
         ) from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

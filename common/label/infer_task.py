@@ -14,15 +14,14 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
-from monailabel.utils.others.generic import device_list, name_to_device
+from monailabel.utils.others.generic import device_list
 from pydantic import AfterValidator
 
 from ..errors import UserError
 from ..io import read_radiograph
-from .bundle import Bundle, Pipeline
+from .bundle import ServedModel
 from .client_files import RESULT_SUFFIXES, default_suffix, readable_file, write_result
 from .client_requests import Strict, new_request_folder, parsed, refusal, request_folder
-from .weights_store import WeightsStore
 
 _logger = logging.getLogger(__name__)
 
@@ -36,38 +35,16 @@ def _suffix_of_masks(name: str) -> str:
     return ""
 
 
-class Switches(Strict):
-    """What a request may set otherwise than inference.yaml does."""
+class InferParameters(Strict):
+    """What a client may choose for one mask: the file's suffix, and what inference.yaml sets otherwise."""
 
+    result_extension: Annotated[str, AfterValidator(_suffix_of_masks)] | None = None
     flips: bool = False
     sliding_window: bool = False
 
-
-class InferParameters(Switches):
-    """What a client may choose for one mask."""
-
-    result_extension: Annotated[str, AfterValidator(_suffix_of_masks)] | None = None
-
-
-class ServedModel:
-    """The bundle with the weights that are served now, built once for each version and device."""
-
-    def __init__(self, bundle: Bundle, store: WeightsStore) -> None:
-        self.bundle = bundle
-        self.store = store
-        self._built: tuple[int, str, Pipeline] | None = None
-
-    def pipeline(self, device: str | list[str] | None) -> tuple[Pipeline, int]:
-        """The pipeline on a device as MONAI Label names them, and the version of its weights.
-
-        Raises:
-            WeightsError: the store is damaged.
-        """
-        version, name = self.store.served(), str(name_to_device(device))
-        if self._built is None or self._built[:2] != (version, name):
-            _logger.info("loading weights, version %d, on %s", version, name)
-            self._built = (version, name, self.bundle.pipeline(self.store.path(version), torch.device(name)))
-        return self._built[2], version
+    def switches(self, only_given: bool = True) -> dict[str, bool]:
+        """The settings of inference.yaml among them."""
+        return self.model_dump(exclude={"result_extension"}, exclude_unset=only_given)
 
 
 class RadiographInferTask(InferTask):
@@ -79,7 +56,7 @@ class RadiographInferTask(InferTask):
             labels=model.bundle.labels,
             dimension=2,
             description=model.bundle.description,
-            config={"device": device_list(), **Switches().model_dump()},
+            config={"device": device_list(), **InferParameters().switches(only_given=False)},
         )
         self.model = model
 
@@ -108,14 +85,13 @@ class RadiographInferTask(InferTask):
         path, chosen = request["image"], parsed(InferParameters, request)
         if not isinstance(path, str):
             raise refusal("image", "pixels", "the id of an image or an uploaded file")
-        start = time.perf_counter()
-        pipeline, version = self.model.pipeline(request.get("device"))
-        bundle = self.model.bundle
+        bundle, start = self.model.bundle, time.perf_counter()
         with readable_file(path, Path(path).name) as file:
             radiograph = read_radiograph(file)
-            suffix = chosen.result_extension or default_suffix(path, radiograph)
-            mask = pipeline.segment(file, **chosen.model_dump(include=set(Switches.model_fields), exclude_unset=True))
+            with self.model.segmenter(request.get("device"), **chosen.switches()) as (segmenter, version):
+                mask = segmenter.segment(radiograph).mask.numpy()
             done = time.perf_counter()
+            suffix = chosen.result_extension or default_suffix(path, radiograph)
             drawn_by = f"{bundle.name} weights {version}"
             result = write_result(mask, request_folder(), suffix, radiograph, bundle.classes, drawn_by)
         written = time.perf_counter()

@@ -55,22 +55,20 @@ def synthetic_images(folder: str | Path, model: str) -> list[SyntheticImage]:
     Raises:
         DatasetError: no manifest, or one that cannot be used.
     """
-    root = Path(folder).expanduser().resolve()
+    root, images = Path(folder).expanduser().resolve(), []
     if not (root / MANIFEST_NAME).is_file():
         raise DatasetError(f"{folder}: found no {MANIFEST_NAME}; expected a folder that a generation has written")
-    return [_image(root, item, model) for item in manifest_items(root)]
-
-
-def _image(root: Path, item: dict[str, str], model: str) -> SyntheticImage:
-    path = Path(item["image"])
-    problem = ""
-    if item.get("synthetic", "").lower() != "true":
-        problem = "the manifest does not call it synthetic; images of patients are not for this command"
-    elif item.get("flagged", "").lower() == "yes":
-        problem = "the privacy check took it for a copy of a patient's image"
-    elif not path.resolve().is_relative_to(root):
-        problem = "it lies outside of the folder"
-    return SyntheticImage(path, model, {name: item[name] for name in PROVENANCE_COLUMNS if item.get(name)}, problem)
+    for item in manifest_items(root):
+        path, problem = Path(item["image"]), ""
+        if item.get("synthetic", "").lower() != "true":
+            problem = "the manifest does not call it synthetic; images of patients are not for this command"
+        elif item.get("flagged", "").lower() == "yes":
+            problem = "the privacy check took it for a copy of a patient's image"
+        elif not path.resolve().is_relative_to(root):
+            problem = "it lies outside of the folder"
+        provenance = {name: item[name] for name in PROVENANCE_COLUMNS if item.get(name)}
+        images.append(SyntheticImage(path, model, provenance, problem))
+    return images
 
 
 def model_of(folder: str | Path, bundles: Path) -> str:
@@ -78,19 +76,19 @@ def model_of(folder: str | Path, bundles: Path) -> str:
 
     The samples that each of the bundles ships name its weights.
     """
-    mine = _weights(Path(folder).expanduser() / MANIFEST_NAME)
+
+    def weights(manifest: Path) -> set[str]:
+        if not manifest.is_file():
+            return set()
+        with manifest.open(newline="", encoding="utf-8") as file:
+            return {record.get("weights_sha256") or "" for record in csv.DictReader(file)} - {""}
+
+    mine = weights(Path(folder).expanduser() / MANIFEST_NAME)
     for metadata in sorted(bundles.glob("*/configs/metadata.json")):
         bundle = metadata.parents[1]
-        if len(mine) == 1 and mine == _weights(bundle / "samples" / MANIFEST_NAME):
+        if len(mine) == 1 and mine == weights(bundle / "samples" / MANIFEST_NAME):
             return f"{bundle.name} {read_json(metadata)['version']}"
     return UNKNOWN_MODEL
-
-
-def _weights(manifest: Path) -> set[str]:
-    if not manifest.is_file():
-        return set()
-    with manifest.open(newline="", encoding="utf-8") as file:
-        return {record.get("weights_sha256") or "" for record in csv.DictReader(file)} - {""}
 
 
 class LabelDatastore:

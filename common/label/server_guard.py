@@ -207,11 +207,9 @@ def guard_server(origins: Sequence[str] = ()) -> None:
         _end_with_server()
         return
     os.environ[SERVER_PID] = str(os.getpid())
-    if not any(middleware.cls is ServerGuard for middleware in server.app.user_middleware):
-        _guard(server.app, origins)
-
-
-def _guard(app: Any, origins: Sequence[str]) -> None:
+    app = server.app
+    if any(middleware.cls is ServerGuard for middleware in app.user_middleware):
+        return
     from monailabel.endpoints import infer, info, ohif
     from monailabel.endpoints.user import auth
 

@@ -30,19 +30,26 @@ from .client_files import image_size, read_label, readable_file
 from .client_requests import Strict, parsed
 from .weights_store import WeightsStore
 
-SPLIT_NAME = "held_out.json"
 FEWEST_TO_HOLD_OUT = 3  # labels; with fewer all are trained on
 STATS = ("parent", "started_from", "is_held_out", "before", "after", "verdict", "request")
 
 _logger = logging.getLogger(__name__)
 
-Item = dict[str, str]  # paths of an "image" and its "label", whose values are those of the class table
+Item = dict[str, str]  # of train.yaml: paths of an "image" and its "label", and that the label's values are labels
 
 
-class Version(Strict):
-    """A version of the weights to serve again instead of training."""
+class TrainingParameters(Strict):
+    """What a client may choose of a training; names and meanings as in train.yaml."""
 
-    use_version: int | None = None
+    max_epochs: Annotated[int, Field(ge=1)] = 6  # rounds
+    epoch_length: Annotated[int, Field(ge=1)] = 10  # steps of a round
+    batch_size: Annotated[int, Field(ge=1)] = 4  # images of a step, at most as many as there are
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4  # peak; lower than in training from pre-trained weights
+    seed: Annotated[int, Field(ge=0)] = 0  # of order, augmentation, dropout and of what is held out
+    val_split: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the labels to hold out
+    use_version: Annotated[int | None, Field(exclude=True)] = (
+        None  # of the weights, to serve again in place of training
+    )
 
 
 class RadiographTrainTask(TrainTask):
@@ -73,12 +80,11 @@ class RadiographTrainTask(TrainTask):
         Raises:
             UserError: a request or labels that cannot be used; nothing has changed.
         """
-        version = parsed(Version, request).use_version
-        if version is not None:
-            self.store.serve(version)
-            _logger.info("serving version %d of the weights", version)
-            return {"published": False, "served_version": version}
         chosen, device = parsed(TrainingParameters, request), torch.device(name_to_device(request.get("device")))
+        if chosen.use_version is not None:
+            self.store.serve(chosen.use_version)
+            _logger.info("serving version %d of the weights", chosen.use_version)
+            return {"published": False, "served_version": chosen.use_version}
         with ExitStack() as files:
             items, left_out = self._labelled(datastore, files)
             return self._train(items, left_out, chosen, device)
@@ -92,39 +98,30 @@ class RadiographTrainTask(TrainTask):
                 f"training: found {len(items)} images with a final label to train on, {len(left_out)} that cannot be "
                 "read; expected one or more. Submit labels first."
             )
-        measured = [items[name] for name in held_out or train]
+        measured_on = held_out or train
+        measured = [items[name] for name in measured_on]
         version = self.store.served()
-        weights = self.store.path(version)
+        weights, folder = self.store.path(version), self._new_run()
         before = measure(self.bundle, weights, measured, device)
-        folder = self._new_run()
-        to_train_on = [items[name] for name in train]
-        trained = fine_tune(self.bundle, weights, to_train_on, measured, chosen, folder, device)
+        trained = fine_tune(self.bundle, weights, [items[name] for name in train], measured, chosen, folder, device)
         after = measure(self.bundle, trained, measured, device) if trained else before
-        result: dict[str, Any] = {
-            "started_from": version,
-            "trained_on": train,
-            "measured_on": held_out or train,
-            "is_held_out": bool(held_out),
-            "left_out": left_out,
-            "before": before,
-            "after": after,
-            "request": chosen.model_dump(),
-            "run": folder.name,
+        where = "held out" if held_out else "trained on, too few to hold some out"
+        verdict = (
+            f"mean Dice {before['mean_dice']:.4f} before, {after['mean_dice']:.4f} after, on {len(measured)} labelled "
+            f"image(s) {where}"
+        )
+        result = {
+            **{"started_from": version, "trained_on": train, "measured_on": measured_on, "left_out": left_out},
+            **{"is_held_out": bool(held_out), "before": before, "after": after, "verdict": verdict},
+            **{"request": chosen.model_dump(), "run": folder.name},
         }
-        return self._publish(trained, result)
-
-    def _publish(self, trained: Path | None, result: dict[str, Any]) -> dict[str, Any]:
-        before, after = result["before"]["mean_dice"], result["after"]["mean_dice"]
-        where = "held out" if result["is_held_out"] else "trained on, too few to hold some out"
-        count, served = len(result["measured_on"]), result["started_from"]
-        result["verdict"] = f"mean Dice {before:.4f} before, {after:.4f} after, on {count} labelled image(s) {where}"
-        is_better = trained is not None and after > before
+        is_better = trained is not None and after["mean_dice"] > before["mean_dice"]
         if trained is not None:
-            served = self.store.publish(trained, result) if is_better else served
+            version = self.store.publish(trained, result) if is_better else version
             trained.unlink()  # the store has it, or nobody wants it
-        kept = f"served from now on: version {served}" if is_better else f"not better: version {served} stays"
-        _logger.info("%s; %s", result["verdict"], kept)
-        return {**result, "published": is_better, "served_version": served, "verdict": f"{result['verdict']}; {kept}"}
+        kept = f"served from now on: version {version}" if is_better else f"not better: version {version} stays"
+        _logger.info("%s; %s", verdict, kept)
+        return {**result, "published": is_better, "served_version": version, "verdict": f"{verdict}; {kept}"}
 
     def _labelled(self, datastore: Datastore, files: ExitStack) -> tuple[dict[str, Item], dict[str, str]]:
         """Images with readable final labels by name, as files that train.yaml reads, and why others are left out."""
@@ -138,7 +135,8 @@ class RadiographTrainTask(TrainTask):
                 _logger.warning("left out of the training: %s", error)
                 left_out[name] = str(error)
                 continue
-            items[name] = {key: str(files.enter_context(readable_file(item[key]))) for key in ("image", "label")}
+            paths = {key: str(files.enter_context(readable_file(item[key]))) for key in ("image", "label")}
+            items[name] = {**paths, "mask_values": "labels"}
         return items, left_out
 
     def _new_run(self) -> Path:
@@ -147,17 +145,6 @@ class RadiographTrainTask(TrainTask):
         for leftover in runs.glob("*/*.pt"):
             leftover.unlink(missing_ok=True)
         return runs / datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S_%f")
-
-
-class TrainingParameters(Strict):
-    """What a client may choose of a training; names and meanings as in train.yaml."""
-
-    max_epochs: Annotated[int, Field(ge=1)] = 6  # rounds
-    epoch_length: Annotated[int, Field(ge=1)] = 10  # steps of a round
-    batch_size: Annotated[int, Field(ge=1)] = 4  # images of a step, at most as many as there are
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4  # peak; lower than in training from pre-trained weights
-    seed: Annotated[int, Field(ge=0)] = 0  # of order, augmentation, dropout and of what is held out
-    val_split: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the labels to hold out
 
 
 def hold_out(names: Sequence[str], share: float, seed: int, folder: Path) -> tuple[list[str], list[str]]:
@@ -169,7 +156,7 @@ def hold_out(names: Sequence[str], share: float, seed: int, folder: Path) -> tup
     Returns:
         Names to train on and names held out, both sorted; nothing is held out of fewer than three, else at least one.
     """
-    path = folder / SPLIT_NAME
+    path = folder / "held_out.json"
     known: dict[str, bool] = read_json(path) if path.exists() else {}
     new = [name for name in names if name not in known]
     new.sort(key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
@@ -197,39 +184,24 @@ def fine_tune(
         The weights file of the round that is best on `validate`, or None if no round counted as one.
     """
     steps = chosen.max_epochs * chosen.epoch_length
-    deep: dict[str, Any] = {"train#dataset#data": _with_values(train), "validate#dataset#data": _with_values(validate)}
-    deep["train#trainer#checkpoint_every_steps"] = steps + 1  # nobody resumes it
-    workflow = ConfigWorkflow(
-        config_file=str(bundle.folder / TRAINING),
-        meta_file=str(bundle.folder / METADATA),
-        logging_file=False,
-        workflow_type="train",
-        run_id="training",
-        bundle_root=str(bundle.folder),
-        output_dir=str(folder),
-        device=device,
-        init_weights=str(weights),
-        class_table=bundle.classes.name,
-        **deep,
-        batch_size=min(chosen.batch_size, len(train)),
-        max_epochs=chosen.max_epochs,
-        epoch_length=chosen.epoch_length,
-        learning_rate=chosen.learning_rate,
-        warmup_steps=min(10, steps // 2),
-        ema_decay=0.9,  # a short training: 0.99 would still be half the weights that it started from
-        val_interval=1,
-        seed=chosen.seed,
-    )
+    settings: dict[str, Any] = {
+        **chosen.model_dump(include={"max_epochs", "epoch_length", "learning_rate", "seed"}),
+        **{"bundle_root": str(bundle.folder), "output_dir": str(folder), "device": device},
+        **{"init_weights": str(weights), "class_table": bundle.classes.name, "val_interval": 1},
+        **{"train#dataset#data": list(train), "validate#dataset#data": list(validate)},
+        "train#trainer#checkpoint_every_steps": steps + 1,  # nobody resumes it
+        "batch_size": min(chosen.batch_size, len(train)),
+        "warmup_steps": min(10, steps // 2),
+        "ema_decay": 0.9,  # a short training: 0.99 would still be half the weights that it started from
+    }
+    files = {"config_file": str(bundle.folder / TRAINING), "meta_file": str(bundle.folder / METADATA)}
+    workflow = ConfigWorkflow(**files, logging_file=False, workflow_type="train", run_id="training", **settings)
     workflow.initialize()
     workflow.run()
     workflow.finalize()
     (folder / "checkpoint_last.pt").unlink(missing_ok=True)
     written = folder / "model.pt"
     return written if written.is_file() else None
-
-
-def _with_values(items: Sequence[Item]) -> list[Item]:
-    return [{**item, "mask_values": "labels"} for item in items]
 
 
 def measure(bundle: Bundle, weights: Path, items: Sequence[Item], device: torch.device) -> dict[str, Any]:
@@ -240,11 +212,10 @@ def measure(bundle: Bundle, weights: Path, items: Sequence[Item], device: torch.
         "mean_dice" over these; "images". A few pixels of a class that the labels lack would otherwise be worth as much
         as all of another class; so they count as background that was missed.
     """
-    pipeline = bundle.pipeline(weights, device)
-    number = bundle.classes.num_labels
+    segmenter, number = bundle.segmenter(weights, device), bundle.classes.num_labels
     confusion: Any = np.zeros((number, number), np.int64)
     for item in items:
-        mask = pipeline.segment(item["image"]).astype(np.int64)
+        mask = segmenter.segment(item["image"]).mask.numpy().astype(np.int64)
         confusion += score_mask(mask, read_mask(item["label"]), number, with_hd95=False).confusion
     in_labels, in_masks = confusion.sum(1), confusion.sum(0)
     dice = {

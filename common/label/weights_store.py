@@ -14,15 +14,12 @@ from typing import Any
 from ..errors import WeightsError
 from ..files import atomic_path, read_json, write_json
 
-SHIPPED = 0
-SERVED_NAME = "served.json"
-
 
 class WeightsStore:
-    """Versions of the weights of one model; the folder is made when something is published beside the shipped ones."""
+    """Versions of the weights of one model; a version that is not there is a WeightsError."""
 
     def __init__(self, folder: str | Path, shipped: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder)  # made when something is published
         self.shipped = Path(shipped)
         for path in self.folder.glob("v????.json"):
             if "parent" in read_json(path):  # of 0.1.0, where it was in the place of the description
@@ -31,30 +28,22 @@ class WeightsStore:
     def versions(self) -> list[int]:
         """All there are, the shipped one (0) first."""
         numbers = (path.stem[1:] for path in self.folder.glob("v*.pt"))
-        return [SHIPPED, *sorted(int(number) for number in numbers if number.isdigit())]
+        return [0, *sorted(int(number) for number in numbers if number.isdigit())]
 
     def path(self, version: int) -> Path:
-        """File of a version.
-
-        Raises:
-            WeightsError: there is no such version.
-        """
+        """File of a version."""
         if version not in self.versions():
             raise WeightsError(
                 f"weights: found version {version}; expected one of {', '.join(map(str, self.versions()))} "
                 "(0 is what the bundle ships)."
             )
-        return self.shipped if version == SHIPPED else self._file(version, ".pt")
+        return self._file(version, ".pt") if version else self.shipped
 
     def served(self) -> int:
-        """The version in use: that of served.json, or the shipped one without such a file.
-
-        Raises:
-            WeightsError: the file is damaged, or names a version that is gone.
-        """
-        path = self.folder / SERVED_NAME
+        """The version in use, the shipped one where nothing else was said; WeightsError if served.json is damaged."""
+        path = self.folder / "served.json"
         if not path.exists():
-            return SHIPPED
+            return 0
         try:
             version = int(read_json(path)["version"])
         except (KeyError, TypeError, ValueError) as error:
@@ -71,10 +60,9 @@ class WeightsStore:
         return read_json(path) if path.exists() else {}
 
     def publish(self, weights: Path, info: dict[str, Any]) -> int:
-        """Copy a weights file in as the next version and serve it; a kill at any moment leaves the old one served.
+        """Copy weights, with the description beside them, in as the next version, which is returned, and serve it.
 
-        Its description comes along, if there is one beside it; `info` is what to remember, in JSON types. Returns the
-        version.
+        A kill at any moment leaves the old one served. `info` is what to remember, in JSON types.
         """
         version = self.versions()[-1] + 1
         write_json(self._file(version, ".info.json"), {**info, "parent": self.served()})
@@ -86,13 +74,9 @@ class WeightsStore:
         return version
 
     def serve(self, version: int) -> None:
-        """Use this version from now on: the way back from a training, too.
-
-        Raises:
-            WeightsError: there is no such version.
-        """
+        """Use this version from now on: the way back from a training, too."""
         self.path(version)
-        write_json(self.folder / SERVED_NAME, {"version": version})
+        write_json(self.folder / "served.json", {"version": version})
 
     def _file(self, version: int, suffix: str) -> Path:
         return self.folder / f"v{version:04d}{suffix}"

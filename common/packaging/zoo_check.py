@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +26,7 @@ from monai.utils import BundleProperty, BundlePropertyConfig
 from packaging.version import InvalidVersion, Version
 
 from ..config_graph import iter_items, references, written_ids
+from ..errors import RunError
 from .bundle import SUFFIXES, Bundle, opened_bundle, read_text
 from .vendoring import PACKAGE_DIR
 
@@ -37,10 +39,19 @@ LICENCE_PLACEHOLDER = re.compile("lorem ipsum|todo|select a license|placeholder|
 SHORTEST_LICENCE = 200  # characters
 LARGEST_ADDED = 2**20  # bytes, of files outside models/ (check-added-large-files --maxkb=1024 of its pre-commit)
 LARGE_BYTES = 25 * 2**20  # the model zoo takes no larger file in its repository
-WORKFLOWS = {"inference": "infer", "train": "train", "evaluate": "infer"}
+WORKFLOWS = {
+    **dict.fromkeys(("inference", "evaluate"), "infer"),
+    **dict.fromkeys(("train", "pretrain", "train_prior"), "train"),
+}
 REVIEWED_KEYS = {"inference": ("run",), "train": ("run", "train::dataset::data", "train::handlers")}
 """Beside what MONAI calls required properties; those in `train` where there is one (the zoo's CONTRIBUTING)."""
 LIMIT_SECONDS = 1800
+FORMATTERS = (  # of its runtests.sh and setup.cfg
+    "black --check --skip-magic-trailing-comma --line-length 120",
+    "isort --check-only --profile black --line-length 120",
+    "flake8 --isolated --max-line-length 120 --select B,C,E,F,N,P,T4,W,B9 --per-file-ignores __init__.py:F401 "
+    "--ignore E203,E501,E741,W503,W504,C408,N812,B023",
+)
 
 TEXT = {"type": "string", "minLength": 1}
 VERSION = {"type": "string", "pattern": r"^\d+(\.\d+)+"}
@@ -106,16 +117,17 @@ class Verdict:
         return f"{word:<5}{self.name + ':':<13}{said}"
 
 
-def check_bundle(path: str | Path, run_code: bool = True) -> Iterator[Verdict]:
+def check_bundle(path: str | Path, run_code: bool = True, formatters: bool = False) -> Iterator[Verdict]:
     """Ask everything of a bundle, a folder or a zip, one verdict after the other.
 
     Args:
         path: of it.
         run_code: also build and trace its network, in a process of its own. A bundle's configs can run any code: only
             for bundles that are trusted.
+        formatters: also ask black, isort and flake8, with the zoo's settings, about its code.
 
     Raises:
-        RunError: see `bundle.opened_bundle`.
+        RunError: see `bundle.opened_bundle`; or a formatter is not installed.
     """
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it would tell that it skips logging.conf
     with opened_bundle(path) as bundle:
@@ -126,6 +138,8 @@ def check_bundle(path: str | Path, run_code: bool = True) -> Iterator[Verdict]:
             except Exception as error:  # of what anybody wrote
                 problems.append(f"{type(error).__name__}: {error}")
             yield Verdict(name, text, problems, required)
+        if formatters:
+            yield Verdict("format", "black, isort and flake8 find nothing", list(_format(bundle)), required=False)
         if run_code:
             yield from _code_verdicts(bundle.root)
 
@@ -270,6 +284,16 @@ def _docs(bundle: Bundle) -> Iterator[str]:
     yield from (f"docs/README.md: no section about {word}" for word in SECTIONS if word not in titles)
     if not (bundle.root / "docs" / "data_license.txt").is_file():
         yield "docs/data_license.txt is missing: fine only if the data have no terms"
+
+
+def _format(bundle: Bundle) -> Iterator[str]:
+    for tool, *words in map(str.split, FORMATTERS):
+        if find_spec(tool) is None:
+            raise RunError(f"found no {tool}; expected it: pip install black isort flake8-bugbear pep8-naming")
+        command = [sys.executable, "-m", tool, *words, str(bundle.root)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=bundle.root, check=False)
+        said = (done.stdout + done.stderr).replace(f"{bundle.root}/", "").splitlines() if done.returncode else []
+        yield from (f"{tool}: {line}" for line in said if ".py" in line or len(said) == 1)
 
 
 FILE_QUESTIONS: tuple[tuple[str, str, Callable[[Bundle], Iterable[str]], bool], ...] = (
