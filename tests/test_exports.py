@@ -69,29 +69,20 @@ def test_latent_diffusion_becomes_denoiser_encoder_and_decoder(onnx_files, tmp_p
 
 
 @torch.no_grad()
-def test_an_autoencoder_becomes_a_network_as_well(onnx_files, tmp_path):
-    root = codec_bundle(tmp_path / "bundle")
-    names = [row["name"] for row in export_bundle(Bundle(root), tmp_path, torchscript=False)]
-    assert names == ["network.onnx", "encoder.onnx", "decoder.onnx"]
-    image = torch.rand(2, 1, 24, 16)
-    agree(run(tmp_path / "network.onnx", image=image), loaded(root)(image))
-
-
-@torch.no_grad()
-def test_segmenter_takes_sizes_that_it_pads(onnx_files, tmp_path):
-    root = segmenter_bundle(tmp_path / "bundle")
-    list(export_bundle(Bundle(root), tmp_path, torchscript=False))
-    for image in (torch.rand(3, 1, 9, 14), torch.rand(1, 1, 8, 8)):
+@pytest.mark.parametrize(
+    ("make", "names", "sizes"),
+    [
+        (codec_bundle, ["network.onnx", "encoder.onnx", "decoder.onnx"], [(2, 24, 16)]),
+        (segmenter_bundle, ["network.onnx"], [(3, 9, 14), (1, 8, 8)]),  # which it pads
+        (lambda root: bundle_of_code(root, "self.weight * image"), ["network.onnx"], [(1, 3, 5)]),  # of anybody
+    ],
+)
+def test_a_network_from_image_to_image_is_exported(onnx_files, tmp_path, make, names, sizes):
+    root = make(tmp_path / "bundle")
+    assert [row["name"] for row in export_bundle(Bundle(root), tmp_path, torchscript=False)] == names
+    for batch, height, width in sizes:
+        image = torch.rand(batch, 1, height, width)
         agree(run(tmp_path / "network.onnx", image=image), loaded(root)(image))
-
-
-@torch.no_grad()
-def test_a_network_of_anybody_is_exported(onnx_files, tmp_path):
-    root = bundle_of_code(tmp_path / "bundle", "self.weight * image")
-    list(export_bundle(Bundle(root), tmp_path))
-    image = torch.rand(1, 1, 3, 5)
-    agree(run(tmp_path / "network.onnx", image=image), 2 * image)
-    agree(torch.jit.load(tmp_path / "model.ts")(image), 2 * image)
 
 
 def test_a_file_that_fails_is_missing_and_the_others_are_there(onnx_files, tmp_path):

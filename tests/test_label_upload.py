@@ -134,20 +134,15 @@ def test_images_arrive_with_their_provenance_and_names_that_say_synthetic(send, 
         assert image["params"].items() >= {**told, **how}.items()
 
 
-def test_nothing_names_the_sources(send, folder, service):
-    send(str(folder), server=service.url)
-    send(str(folder), dicomweb=f"{service.url}/dicom-web")
+def test_nothing_names_the_sources_again_sends_nothing_and_limit_counts(send, folder, service, capsys):
+    for where in ({"server": service.url}, {"dicomweb": f"{service.url}/dicom-web"}):
+        send(str(folder), **where, limit=2)
+        assert "2 sent, 0 there already, 0 not sent" in capsys.readouterr().out
+        send(str(folder), **where)
+        assert "1 sent, 2 there already, 0 not sent" in capsys.readouterr().out
     assert len(service.images) == len(service.instances) == 3
     assert "jane" not in json.dumps([image["params"] for image in service.images.values()])
     assert not [dataset for dataset in service.instances.values() if "jane" in str(dataset)]
-
-
-def test_again_sends_nothing_and_limit_counts(send, folder, service, capsys):
-    send(str(folder), server=service.url, limit=2)
-    before = dict(service.images)
-    send(str(folder), server=service.url)
-    assert "1 sent, 2 there already, 0 not sent" in capsys.readouterr().out
-    assert len(before) == 2 and len(service.images) == 3 and service.images.items() >= before.items()
 
 
 def test_another_image_of_the_same_file_name_is_another_image(tmp_path):
@@ -187,10 +182,8 @@ def test_images_that_may_be_of_patients_are_never_sent(send, folder, service, ca
     assert not service.images and not service.instances
 
 
-def test_archive_gets_dx_files_that_say_synthetic(send, folder, service, capsys):
-    for _ in range(2):
-        send(str(folder), dicomweb=f"{service.url}/dicom-web/", model="ddpm 0.1.0", body_part="jaw")
-    assert "0 sent, 3 there already" in capsys.readouterr().out
+def test_archive_gets_dx_files_that_say_synthetic(send, folder, service):
+    send(str(folder), dicomweb=f"{service.url}/dicom-web/", model="ddpm 0.1.0", body_part="jaw")
     assert len({dataset.StudyInstanceUID for dataset in service.instances.values()}) == 3
     for number, dataset in enumerate(service.instances.values()):
         assert dataset.Modality == "DX" and dataset.BodyPartExamined == "JAW"
@@ -220,18 +213,13 @@ def test_server_that_is_away_or_goes_away_is_told_and_keeps_what_it_has(send, fo
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "file:///etc/passwd", "ftp://host/a", "http://", ""])
-def test_what_is_no_address_is_told(send, folder, url):
-    with pytest.raises(ServiceError):
-        LabelDatastore(url, "", "me")
+def test_what_is_no_address_or_another_service_is_told_and_no_redirect_followed(send, folder, service, url):
+    for wrong in (url, f"{service.url}/elsewhere", f"{service.url}/moved"):
+        with pytest.raises(ServiceError):
+            LabelDatastore(wrong, "", "me")
     if url:
         with pytest.raises(ServiceError):
             send(str(folder), dicomweb=url)
-
-
-@pytest.mark.parametrize("path", ["elsewhere", "moved"])
-def test_another_service_is_told_and_no_redirect_followed(service, path):
-    with pytest.raises(ServiceError):
-        LabelDatastore(f"{service.url}/{path}", "", "me")
 
 
 def test_a_proxy_of_the_environment_is_not_asked_for_loopback(send, folder, service, monkeypatch):
@@ -254,13 +242,18 @@ def test_token_of_the_environment_lets_in(send, folder, service, monkeypatch):
     assert len(service.images) == 3
 
 
-def test_wrong_words_are_told_before_anything_is_sent(send, folder, service, tmp_path):
+def test_wrong_words_are_told_before_anything_is_sent_and_weights_of_nobody_after(
+    send, folder, service, tmp_path, capsys
+):
     for limit in (0, -1, 1.5, "all", True):
         with pytest.raises(SettingsError):
             send(str(folder), server=service.url, limit=limit)
     with pytest.raises(DatasetError):
         send(str(tmp_path / "images"), server=service.url)
     assert not service.images
+    assert model_of(folder, BUNDLES) == UNKNOWN_MODEL
+    send(str(folder), server=service.url, limit=1)
+    assert "--model" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["cxr_dino_latent_diffusion", "dental_radiograph_segmentation"])
@@ -272,9 +265,3 @@ def test_shipped_samples_can_be_sent_and_know_their_model(send, service, name):
         image["params"]["model"].startswith(name) for image in service.images.values()
     )
     assert not [image for image in synthetic_images(samples, "m") if image.problem]
-
-
-def test_weights_that_nobody_ships_have_no_model(send, folder, service, capsys):
-    assert model_of(folder, BUNDLES) == UNKNOWN_MODEL
-    send(str(folder), server=service.url, limit=1)
-    assert "--model" in capsys.readouterr().out

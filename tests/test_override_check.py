@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import fire
@@ -116,6 +112,7 @@ def test_right_overrides_go_through(
         *({"_note": {"step": {"max_grad_norm": value}}} for value in (-1, 0, float("nan"))),
         *({"_note": {name: -1}} for name in ("warmup_steps", "sheet_images", "sheet_rows", "seed", "num_workers")),
         *({"_note": {name: 0}} for name in ("batch_size", "learning_rate", "image_size", "limit", "epoch_length")),
+        *({key: word} for key, word in (("learning_rate", "false"), ("train#spare", "true"), ("train#spare", "False"))),
         {"_note": {"image_size": [256, 0]}},
         {"_note": {"device": "cuda:99"}},
         {"_note": {"output_dir": __file__}},
@@ -132,29 +129,14 @@ def test_a_value_that_cannot_be_stops_the_run_before_any_work(
     assert "ran" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("key", "word"), [("learning_rate", "false"), ("train#spare", "true"), ("train#spare", "False")]
-)
-def test_a_boolean_as_text_stops_the_run(
-    configs: Path, capsys: pytest.CaptureFixture[str], key: str, word: str
+def test_files_merged_after_it_declare_keys_and_may_be_mistyped(
+    configs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(RuntimeError) as caught:
-        run(configs, **{key: word})
-    assert isinstance(caught.value.__cause__, SettingsError)
-    assert "expected True" in str(caught.value.__cause__) or "expected False" in str(caught.value.__cause__)
-    assert "ran" not in capsys.readouterr().out
-
-
-def test_an_override_file_declares_its_keys(configs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(configs, "train.yaml", "smoke.yaml", smoke_only=8)
     assert "ran 0.1 3" in capsys.readouterr().out
-
-
-def test_a_typo_in_a_users_own_file_is_found(configs: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("max_epoch: 3\n")
+    (tmp_path / "mine.yaml").write_text("max_epoch: 3\n")
     with pytest.raises(RuntimeError) as caught:
-        run(configs, "train.yaml", mine)
+        run(configs, "train.yaml", tmp_path / "mine.yaml")
     assert "max_epochs" in str(caught.value.__cause__)
 
 
@@ -178,21 +160,22 @@ def test_what_is_no_bundle_is_refused_with_the_folder_that_is_one(configs: Path,
     assert isinstance(caught.value.__cause__, SettingsError) and str(configs.parent) in str(caught.value.__cause__)
 
 
-@pytest.mark.parametrize(("dataset_dir", "count"), [("$@bundle_root + '/samples'", 1), ("somewhere", 0)])
-def test_a_training_says_that_it_has_only_the_images_that_ship(
-    configs: Path, caplog: pytest.LogCaptureFixture, dataset_dir: str, count: int
-) -> None:
-    (configs / "train.yaml").write_text(TRAIN + f'bundle_root: .\ndataset_dir: "{dataset_dir}"\n')
-    run(configs, bundle_root=str(configs.parent))
-    assert len([record for record in caplog.records if "--dataset_dir" in record.message]) == count
+SAMPLES = "bundle_root: .\ndataset_dir: \"$@bundle_root + '/samples'\"\n"
+CHECK = "probe: '@dataset_dir'\nrun: [{_target_: common.override_check.check_overrides, config_name: %s}]\n"
 
 
-@pytest.mark.parametrize(("name", "count"), [("evaluate", 1), ("inference", 0)])
-def test_an_evaluation_says_it_too_and_what_only_makes_images_does_not(
-    configs: Path, caplog: pytest.LogCaptureFixture, name: str, count: int
+@pytest.mark.parametrize(
+    ("name", "content", "count"),
+    [
+        ("train", TRAIN + SAMPLES, 1),
+        ("train", TRAIN + "bundle_root: .\ndataset_dir: somewhere\n", 0),
+        ("evaluate", SAMPLES + CHECK % "evaluate", 1),
+        ("inference", SAMPLES + CHECK % "inference", 0),  # which only makes images
+    ],
+)
+def test_trainings_and_evaluations_say_that_they_have_only_the_images_that_ship(
+    configs: Path, caplog: pytest.LogCaptureFixture, name: str, content: str, count: int
 ) -> None:
-    check = f"[{{_target_: common.override_check.check_overrides, config_name: {name}}}]"
-    content = f"bundle_root: .\ndataset_dir: \"$@bundle_root + '/samples'\"\nprobe: '@dataset_dir'\nrun: {check}\n"
     (configs / f"{name}.yaml").write_text(content)
     run(configs, f"{name}.yaml", bundle_root=str(configs.parent))
     assert len([record for record in caplog.records if "--dataset_dir" in record.message]) == count
@@ -235,36 +218,6 @@ def test_what_monai_checks_itself(configs: Path) -> None:
         run(configs, **{"learning_rate#typo": 5})
     with pytest.raises(KeyError, match="trian"):
         run(configs, **{"trian#steps": 5})
-
-
-@pytest.mark.slow
-def test_command_of_a_packaged_bundle(configs: Path, repository: Path, tmp_path: Path) -> None:
-    """`python -m monai.bundle`, from another directory, with `common` vendored: one clear message and no run."""
-    bundle = configs.parent
-    shutil.copytree(repository / "common", bundle / "scripts" / "common", ignore=shutil.ignore_patterns("__pycache__"))
-    train = configs / "train.yaml"
-    train.write_text(train.read_text().replace("common.override_check", "scripts.common.override_check"))
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(train)]
-
-    def call(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *options],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    wrong = call("--only_for_trainin", "5")
-    assert wrong.returncode == 1 and "trained" not in wrong.stdout
-    assert "Traceback" not in wrong.stderr
-    assert "unknown config key 'only_for_trainin'; did you mean 'only_for_training'?" in wrong.stderr
-    right = call("--only_for_training", "5", "--data_dir", "1e3")
-    assert right.returncode == 0, right.stderr
-    assert "trained 5 1e3" in right.stdout
 
 
 @pytest.mark.parametrize("name", ["2024", "1e3", "a,b", "[set1]", "{a}", "1_0", "-1"])

@@ -67,6 +67,31 @@ def test_it_trains_and_infers_from_another_directory(archives, lonely_python, na
     assert list(results.rglob("*.png"))
 
 
+PARAMETERIZED = """
+class parameterized:
+    @staticmethod
+    def expand(cases):
+        return lambda test: lambda self: [test(self, *case) for case in cases]
+"""
+UTILS = """
+def check_workflow(workflow, check_properties):
+    workflow.initialize()
+    assert not check_properties or not workflow.check_properties()
+    workflow.run()
+    workflow.finalize()
+"""
+
+
+def test_the_zoos_unit_test_of_it_passes(archives, lonely_python, tmp_path):
+    """With stand-ins for the zoo's helpers, which are not at hand."""
+    dist = archives["cxr_autoencoder"].parent
+    for name, content in (("parameterized", PARAMETERIZED), ("utils", UTILS)):
+        (tmp_path / f"{name}.py").write_text(content)
+    (tmp_path / "models").symlink_to(dist)
+    test = dist / "zoo_ci" / "unit_tests" / "test_cxr_autoencoder.py"
+    said(lonely_python, "-W", "ignore", test, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+
+
 ONE_AFTER_THE_OTHER = """
 import json, sys
 from pathlib import Path

@@ -1,5 +1,6 @@
 """The folder and the zip that a user gets."""
 
+import ast
 import hashlib
 import json
 import shutil
@@ -97,6 +98,21 @@ def test_the_list_has_the_form_of_the_zoo_and_keeps_what_it_lists(bundle, dist):
     }
 
 
+def test_what_a_pull_request_to_the_zoo_adds_lies_beside_the_folder(bundle, dist):
+    package_bundle(bundle, dist)
+    tree = ast.parse((dist / "zoo_ci" / "unit_tests" / "test_cxr_autoencoder.py").read_text())
+    assert "models/cxr_autoencoder" in {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    metadata["network_data_format"]["inputs"]["timesteps"] = metadata["network_data_format"]["inputs"]["image"]
+    (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    bundle = bundle.rename(bundle.with_name("denoiser"))
+    package_bundle(bundle, dist)
+    assert json.loads((dist / "zoo_ci" / "bundle_custom_data.json").read_text()) == {
+        "exclude_verify_shape_list": ["denoiser"],
+        "exclude_verify_torchscript_list": ["cxr_autoencoder", "denoiser"],
+    }
+
+
 def test_what_was_there_is_replaced_only_if_it_was_packaged(bundle, dist):
     package_bundle(bundle, dist)
     (dist / "cxr_autoencoder" / "stale.txt").write_text("old")
@@ -115,7 +131,7 @@ def test_a_failure_leaves_the_old_package(bundle, dist):
         package_bundle(bundle, dist)
     assert archive.read_bytes() == before and (dist / "cxr_autoencoder" / "LICENSE").is_file()
     visible = sorted(path.name for path in dist.iterdir() if path.name != ".lock")
-    assert visible == ["cxr_autoencoder", "cxr_autoencoder_v0.1.0.zip", "model_info.json"]
+    assert visible == ["cxr_autoencoder", "cxr_autoencoder_v0.1.0.zip", "model_info.json", "zoo_ci"]
 
 
 def test_a_package_whose_replacing_was_killed_comes_back(bundle, dist):

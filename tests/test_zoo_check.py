@@ -14,6 +14,7 @@ from tiny_bundles import bundle_of_code, codec_bundle, diffusion_bundle
 
 from common.command_line import run_command
 from common.errors import RunError
+from common.packaging import zoo_check
 from common.packaging.bundle import Bundle
 from common.packaging.packaging import package_bundle
 from common.packaging.torchscript import trace_bundle
@@ -119,6 +120,14 @@ def test_a_bundle_without_defects_is_asked_everything(bundle):
     verdicts = list(check_bundle(bundle, run_code=False))
     assert [verdict.name for verdict in verdicts] == [name for name, *_ in FILE_QUESTIONS]
     assert [verdict.line() for verdict in verdicts if verdict.problems] == []
+
+
+def test_formatters_are_asked_when_they_are_wanted(bundle, monkeypatch):
+    monkeypatch.setattr(zoo_check, "FORMATTERS", ("py_compile",))  # installed everywhere, and no folder is its code
+    assert [v.name for v in check_bundle(bundle, run_code=False, formatters=True) if v.problems] == ["format"]
+    monkeypatch.setattr(zoo_check, "FORMATTERS", ("no_such_tool --check",))
+    with pytest.raises(RunError):
+        list(check_bundle(bundle, run_code=False, formatters=True))
 
 
 def verdict_of(bundle: Path, question: str) -> Verdict:
