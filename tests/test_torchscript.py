@@ -73,9 +73,11 @@ def on_meta(network: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     return network
 
 
-def test_same_bytes_again(diffusion, tmp_path):
+def test_same_bytes_again_whatever_the_settings_of_the_process(diffusion, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as set_determinism leaves it
     trace_bundle(Bundle(diffusion), tmp_path / "another_name.ts")
     assert (tmp_path / "another_name.ts").read_bytes() == (diffusion / "models" / "model.ts").read_bytes()
+    assert torch.backends.cudnn.deterministic
 
 
 def test_holds_no_paths_and_no_inputs(diffusion):
@@ -139,12 +141,3 @@ def test_says_what_a_bundle_lacks(diffusion, tmp_path):
     shutil.copy(codec_bundle(tmp_path / "other") / "models" / "model.pt", weights)
     with pytest.raises(RunError, match="inputs"):
         trace(root)
-
-
-def test_settings_of_the_process_do_not_get_into_the_file(tmp_path, monkeypatch):
-    root = codec_bundle(tmp_path / "bundle")
-    trace_bundle(Bundle(root), tmp_path / "one.ts")
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as set_determinism leaves it
-    trace_bundle(Bundle(root), tmp_path / "other.ts")
-    assert (tmp_path / "one.ts").read_bytes() == (tmp_path / "other.ts").read_bytes()
-    assert torch.backends.cudnn.deterministic

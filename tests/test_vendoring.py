@@ -6,6 +6,7 @@ import re
 import runpy
 import shutil
 import sys
+from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -77,9 +78,12 @@ def test_imports_are_followed_through_functions_packages_and_their_inits(package
     assert found == expected.split()
 
 
-def test_a_name_that_leads_nowhere_is_refused(package):
+def test_a_name_that_leads_nowhere_and_scripts_of_a_bundles_own_are_refused(package, tmp_path):
     with pytest.raises(RunError, match="absent"):
         needed_files(package, ["absent.Thing"])
+    (tmp_path / "scripts").mkdir()
+    with pytest.raises(RunError, match="of the bundle's own"):
+        vendor(tmp_path)
 
 
 def test_the_reader_needs_no_network():
@@ -97,12 +101,6 @@ def test_code_is_named_by_configs_and_by_what_weights_say_they_are(tmp_path):
         *("networks.x.Net", "training.handlers.Saver"),
         *("override_check.check_overrides", "networks.latent_codec.LatentCodec"),
     }
-
-
-def test_a_bundle_with_scripts_of_its_own_is_refused(tmp_path):
-    (tmp_path / "scripts").mkdir()
-    with pytest.raises(RunError, match="of the bundle's own"):
-        vendor(tmp_path)
 
 
 def test_no_code_reaches_for_the_package_by_its_name():
@@ -188,29 +186,16 @@ def bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         del sys.modules[name]
 
 
-def whose() -> str:
-    import importlib
-
-    return importlib.import_module("scripts.common").WHOSE
-
-
-def test_each_bundle_gets_its_own_code_in_one_process(bundles):
+def test_each_bundle_gets_its_own_code_in_one_process_and_keeps_it(bundles):
     first, second = bundles
-    for bundle, name in ((first, "one"), (second, "two"), (first, "one")):
-        runpy.run_path(str(bundle / "scripts" / "on_path.py"))
-        assert whose() == name and sys.path[0] == str(bundle)
-    assert sys.path.count(str(first)) == 1
-
-
-def test_code_that_is_loaded_stays_loaded_for_the_same_bundle(bundles):
-    runpy.run_path(str(bundles[0] / "scripts" / "on_path.py"))
-    assert whose() == "one"
-    loaded = sys.modules["scripts.common"]
-    runpy.run_path(str(bundles[0] / "scripts" / "on_path.py"))
-    assert sys.modules["scripts.common"] is loaded
-
-
-def test_importing_the_file_changes_nothing(bundles):
     before = list(sys.path)
-    runpy.run_path(str(bundles[0] / "scripts" / "on_path.py"), run_name="scripts.on_path")
-    assert sys.path == before
+    runpy.run_path(str(first / "scripts" / "on_path.py"), run_name="scripts.on_path")
+    assert sys.path == before, "importing the file changes nothing"
+    for bundle, name in ((first, "one"), (second, "two"), (first, "one")):
+        for _ in range(2):  # the second time what is loaded stays
+            loaded = sys.modules.get("scripts.common")
+            runpy.run_path(str(bundle / "scripts" / "on_path.py"))
+            found = import_module("scripts.common")
+            assert name == found.WHOSE and sys.path[0] == str(bundle)
+        assert found is loaded
+    assert sys.path.count(str(first)) == 1
