@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -62,10 +62,10 @@ def readable_file(path: str | Path, name: str = "") -> Iterator[Path]:
 
 def _nrrd_as_nifti(source: Path, target: Path) -> Path:
     try:
-        image = sitk.ReadImage(str(source), imageIO="NrrdImageIO")
+        image = SimpleITK.ReadImage(str(source), imageIO="NrrdImageIO")
         if image.GetNumberOfComponentsPerPixel() != 1:
             raise UnreadableRadiographError(source, "an NRRD image in colour", "one grey channel", "Save it in grey.")
-        sitk.WriteImage(image, str(target))
+        SimpleITK.WriteImage(image, str(target))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[-200:]
         raise UnreadableRadiographError(
@@ -180,9 +180,9 @@ def write_result(
         write_nifti_mask(labels, nifti, radiograph.spacing_mm, radiograph.path)
         if nifti == path:
             return path
-        image = sitk.ReadImage(str(nifti))
+        image = SimpleITK.ReadImage(str(nifti))
         nifti.unlink()
-    sitk.WriteImage(image, str(path), useCompression=True)
+    SimpleITK.WriteImage(image, str(path), useCompression=True)
     return path
 
 
@@ -191,10 +191,10 @@ def _as_itk_reads(labels: NDArray[np.uint8], radiograph: Radiograph) -> Any:
 
     Of a DX, ITK takes ImagerPixelSpacing alone; where it knows no spacing, the reader's own counts.
     """
-    reader: Any = sitk.ImageFileReader()
+    reader: Any = SimpleITK.ImageFileReader()
     reader.SetFileName(str(radiograph.path))
     reader.SetImageIO("GDCMImageIO")
-    image = sitk.GetImageFromArray(labels[None])
+    image = SimpleITK.GetImageFromArray(labels[None])
     spacing = list(image.GetSpacing())
     with suppress(RuntimeError):  # GDCM knows fewer files than our reader, such as those without preamble
         reader.ReadImageInformation()

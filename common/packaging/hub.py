@@ -52,7 +52,7 @@ def publishable_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
     try:
         validate_repo_id(repo if "/" in repo else "")
     except HFValidationError as error:
-        raise SettingsError(f"found '{repo}' as the repository; expected OWNER/NAME: {error}") from error
+        raise SettingsError(f"found {repo!r} as the repository; expected OWNER/NAME: {error}") from error
     bundle = Bundle(folder.resolve())
     problems = [verdict.line() for verdict in check_bundle(folder, run_code=False) if verdict.failed]
     problems += [f"{path.relative_to(bundle.root)} is a link" for path in bundle.root.rglob("*") if path.is_symlink()]

@@ -189,7 +189,7 @@ def _configs(bundle: Bundle) -> Iterator[str]:
         for item_id, value in iter_items(tree) if "run" in tree else ():
             for target in references(value):
                 if target not in known and not target.startswith(("_meta_", ID_SEP_KEY)):
-                    yield f"{name}: {item_id}: refers to '{target}', which does not exist"
+                    yield f"{name}: {item_id}: refers to {target!r}, which does not exist"
         if bundle.configs.get(f"{Path(name).stem}.json", tree) != tree:
             yield f"{name} and its JSON differ; MONAI Label and `load` read the JSON"
 

@@ -37,7 +37,7 @@ def targets(bundle: Bundle) -> Iterator[str]:
                 except (pydoc.ErrorDuringImport, AttributeError) as error:  # the latter where a package is kept out
                     found = error
                 if not callable(found):
-                    yield f"{name}: {item_id}: '{target}' does not exist or cannot be called; found {found}"
+                    yield f"{name}: {item_id}: {target!r} does not exist or cannot be called; found {found}"
 
 
 def weights(bundle: Bundle) -> Iterator[str]:

@@ -1,9 +1,11 @@
 """The app on a real Orthanc, behind MONAI Label's own endpoints in this process."""
 
+import gzip
 import json
 import re
 
 import highdicom
+import nibabel
 import numpy as np
 import pytest
 import requests
@@ -30,6 +32,12 @@ def truth(orthanc, studies, tmp_path):
         path = make_dx(image, tmp_path / "dx" / f"{image.stem}.dcm")
         truth[orthanc.store(path)] = truth_folder(studies) / image.name
     return truth
+
+
+@pytest.fixture
+def image(truth):
+    """The id of one of them."""
+    return next(iter(truth))
 
 
 @pytest.fixture
@@ -62,9 +70,15 @@ def dx_of(tmp_path, image):
     return next(path for path in (tmp_path / "dx").iterdir() if dcmread(path).SeriesInstanceUID == image)
 
 
-def as_mask(content, path):
-    path.write_bytes(content)
-    return read_mask(path)
+def as_mask(content):
+    """Labels of a NIfTI's bytes."""
+    return np.asarray(nibabel.Nifti1Image.from_bytes(gzip.decompress(content)).dataobj)[..., 0].T
+
+
+def label_of(client, image, tag="final"):
+    answer = client.get("/datastore/label", params={"label": image, "tag": tag})
+    assert answer.status_code == 200, answer.text
+    return as_mask(answer.content)
 
 
 def stored_labels(segmentation):
@@ -75,8 +89,7 @@ def stored_labels(segmentation):
     return pixels[0]
 
 
-def test_only_radiographs_are_offered_and_each_only_until_it_has_a_label(client, orthanc, truth, tmp_path):
-    image = next(iter(truth))
+def test_only_radiographs_are_offered_and_each_only_until_it_has_a_label(client, orthanc, truth, image, tmp_path):
     other = dcmread(dx_of(tmp_path, image))
     other.SOPClassUID = other.file_meta.MediaStorageSOPClassUID = CTImageStorage
     other.Modality, other.SeriesInstanceUID, other.SOPInstanceUID = "CT", generate_uid(), generate_uid()
@@ -102,19 +115,17 @@ def test_only_radiographs_are_offered_and_each_only_until_it_has_a_label(client,
     assert client.get("/info/").json()["datastore"]["completed"] == 8
 
 
-def test_masks_are_those_of_the_dicom_file_itself(client, truth, tmp_path):
-    image = next(iter(truth))
-    mask = as_mask(infer(client, image)[0], tmp_path / "mask.nii.gz")
+def test_masks_are_those_of_the_dicom_file_itself(client, image, tmp_path):
+    mask = as_mask(infer(client, image)[0])
     assert mask.shape == SIZE and len(np.unique(mask)) > 1
-    assert np.array_equal(mask, as_mask(infer(client, "", file=dx_of(tmp_path, image))[0], tmp_path / "own.nii.gz"))
+    assert np.array_equal(mask, as_mask(infer(client, "", file=dx_of(tmp_path, image))[0]))
     (tmp_path / "mask.nrrd").write_bytes(infer(client, image, result_extension=".nrrd")[0])
     drawn = SimpleITK.ReadImage(str(tmp_path / "mask.nrrd"))
     np.testing.assert_allclose(drawn.GetSpacing()[:2], (0.1, 0.2), rtol=1e-6)
     assert np.array_equal(SimpleITK.GetArrayFromImage(drawn)[0], mask)
 
 
-def test_a_label_is_a_seg_in_the_archive_and_comes_back_the_same(client, serve, orthanc, truth, tmp_path):
-    image = next(iter(truth))
+def test_a_label_is_a_seg_in_the_archive_and_comes_back_the_same(client, serve, orthanc, truth, image, tmp_path):
     mask = read_mask(truth[image])
     save_label(client, image, truth[image])
     (segmentation,) = orthanc.segmentations()
@@ -124,32 +135,26 @@ def test_a_label_is_a_seg_in_the_archive_and_comes_back_the_same(client, serve, 
     assert segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID == image
     assert {item.SegmentAlgorithmType for item in segmentation.SegmentSequence} == {"SEMIAUTOMATIC"}
     assert np.array_equal(stored_labels(segmentation), mask)
-    answer = client.get("/datastore/label", params={"label": image, "tag": "final"})
-    assert np.array_equal(as_mask(answer.content, tmp_path / "label.nii.gz"), mask)
+    assert np.array_equal(label_of(client, image), mask)
     info = client.get("/datastore/label/info", params={"label": image, "tag": "final"}).json()
     assert info["SOPInstanceUID"] == segmentation.SOPInstanceUID
 
     anew = serve("another cache")
     assert anew.get("/info/").json()["datastore"]["completed"] == 1
-    answer = anew.get("/datastore/label", params={"label": image, "tag": "final"})
-    assert answer.status_code == 200, answer.text
-    assert np.array_equal(as_mask(answer.content, tmp_path / "label.nii.gz"), mask)
+    assert np.array_equal(label_of(anew, image), mask)
 
 
-def test_the_last_label_counts_whether_it_is_an_old_one_or_empty(client, orthanc, truth, tmp_path):
-    image = next(iter(truth))
+def test_the_last_label_counts_whether_it_is_an_old_one_or_empty(client, orthanc, truth, image, tmp_path):
     mask = read_mask(truth[image]).astype(np.uint8)
     other, empty = np.where(mask == 5, 2, mask).astype(np.uint8), np.zeros_like(mask)
     for number, (labels, stored) in enumerate([(mask, 1), (mask, 1), (other, 2), (mask, 3), (empty, 4), (empty, 4)]):
         Image.fromarray(labels).save(tmp_path / "label.png")
         save_label(client, image, tmp_path / "label.png")
         assert len(orthanc.segmentations()) == stored, number
-        answer = client.get("/datastore/label", params={"label": image, "tag": "final"})
-        assert np.array_equal(as_mask(answer.content, tmp_path / "label.nii.gz"), labels), number
+        assert np.array_equal(label_of(client, image), labels), number
 
 
-def test_bad_labels_are_refused_and_change_nothing(client, orthanc, truth, tmp_path):
-    image = next(iter(truth))
+def test_bad_labels_are_refused_and_change_nothing(client, orthanc, truth, image, tmp_path):
     save_label(client, image, truth[image])
     infer(client, image)
     index = next((tmp_path / "cache").glob("*/datastore_v2.json"))
@@ -171,8 +176,7 @@ def test_bad_labels_are_refused_and_change_nothing(client, orthanc, truth, tmp_p
     assert infer(client, image)
 
 
-def test_inference_as_dicom_seg_is_a_models_and_no_label(client, orthanc, truth, tmp_path):
-    image = next(iter(truth))
+def test_inference_as_dicom_seg_is_a_models_and_no_label(client, orthanc, image, tmp_path):
     answer = client.post(
         f"/infer/{MODEL}",
         params={"image": image, "output": "dicom_seg"},
@@ -182,7 +186,7 @@ def test_inference_as_dicom_seg_is_a_models_and_no_label(client, orthanc, truth,
     (tmp_path / "seg.dcm").write_bytes(answer.content)
     segmentation = dcmread(tmp_path / "seg.dcm")
     assert {item.SegmentAlgorithmType for item in segmentation.SegmentSequence} == {"AUTOMATIC"}
-    mask = as_mask(infer(client, image)[0], tmp_path / "mask.nii.gz")
+    mask = as_mask(infer(client, image)[0])
     assert np.array_equal(stored_labels(segmentation), mask)
     orthanc.store(tmp_path / "seg.dcm")
     assert client.get("/info/").json()["datastore"]["completed"] == 0
@@ -200,12 +204,10 @@ def test_what_others_store_and_delete_counts(client, orthanc, truth, tmp_path):
     carious = (mask == 5).astype(np.uint8)
     write_dicom_seg(carious, tmp_path / "foreign.dcm", CARIES, source, "somebody else", is_annotation=True)
     newer, foreign = orthanc.store(tmp_path / "newer.dcm"), orthanc.store(tmp_path / "foreign.dcm")
-    label = client.get("/datastore/label", params={"label": image, "tag": "final"}).content
-    assert foreign != newer and np.array_equal(as_mask(label, tmp_path / "label.nii.gz"), flipped)
+    assert foreign != newer and np.array_equal(label_of(client, image), flipped)
 
     orthanc.remove_series(newer)
-    label = client.get("/datastore/label", params={"label": image, "tag": "final"}).content
-    assert np.array_equal(as_mask(label, tmp_path / "label.nii.gz"), mask)
+    assert np.array_equal(label_of(client, image), mask)
     for segmentation in orthanc.segmentations():
         orthanc.remove_series(segmentation.SeriesInstanceUID)
     assert client.get("/datastore/label", params={"label": image, "tag": "final"}).status_code == 404
@@ -216,8 +218,7 @@ def test_what_others_store_and_delete_counts(client, orthanc, truth, tmp_path):
     assert not list((tmp_path / "cache").rglob(f"*{image}*")), "images that the archive has deleted are still here"
 
 
-def test_while_the_archive_is_away_clients_are_told_so(client, orthanc, truth):
-    image = next(iter(truth))
+def test_while_the_archive_is_away_clients_are_told_so(client, orthanc, truth, image):
     infer(client, image)
     orthanc.stop()
     message = rf"{re.escape(orthanc.url)}: found no usable answer of the service .*Check that it runs"
@@ -232,7 +233,7 @@ def test_while_the_archive_is_away_clients_are_told_so(client, orthanc, truth):
 
 def test_it_trains_on_the_archives_labels_and_says_what_it_leaves_out(client, orthanc, truth, tmp_path):
     *labelled, last = sorted(truth)
-    before = dice(as_mask(infer(client, last)[0], tmp_path / "mask.nii.gz"), read_mask(truth[last]))
+    before = dice(as_mask(infer(client, last)[0]), read_mask(truth[last]))
     for image in labelled[:5]:
         save_label(client, image, truth[image])
     half = dcmread(dx_of(tmp_path, labelled[5]))
@@ -252,25 +253,22 @@ def test_it_trains_on_the_archives_labels_and_says_what_it_leaves_out(client, or
     assert "found a SEG of 22 × 61 pixels; expected 45 × 61" in reason
     content, params = infer(client, last)
     assert params["weights_version"] == 1
-    assert dice(as_mask(content, tmp_path / "mask.nii.gz"), read_mask(truth[last])) > before
+    assert dice(as_mask(content), read_mask(truth[last])) > before
 
 
-def test_batch_inference_keeps_drafts_in_the_cache_and_out_of_the_archive(client, orthanc, truth, tmp_path):
+def test_batch_inference_keeps_drafts_in_the_cache_and_out_of_the_archive(client, orthanc, truth, image, tmp_path):
     before = orthanc.instances()
     answer = client.post(f"/batch/infer/{MODEL}", params={"run_sync": True, "images": "unlabeled"})
     assert answer.status_code == 200 and sorted(answer.json()) == sorted(truth)
     assert orthanc.instances() == before
     assert client.get("/info/").json()["datastore"]["label_tags"] == {"original": 8, "final": 0}
-    image = next(iter(truth))
-    draft = client.get("/datastore/label", params={"label": image, "tag": "original"}).content
-    mask = as_mask(infer(client, image)[0], tmp_path / "mask.nii.gz")
-    assert np.array_equal(as_mask(draft, tmp_path / "draft.nii.gz"), mask)
+    mask = as_mask(infer(client, image)[0])
+    assert np.array_equal(label_of(client, image, "original"), mask)
 
     # Requests that are not awaited run in a process of their own, on a datastore of its own.
     archive = DicomArchive(archive_client(orthanc.url), {"Modality": "DX"}, GROUPED)
     CheckedArchive(archive, tmp_path / "cache", "m").save_label(image, str(truth[image]), "original", {"from": "other"})
-    draft = client.get("/datastore/label", params={"label": image, "tag": "original"}).content
-    assert np.array_equal(as_mask(draft, tmp_path / "draft.nii.gz"), read_mask(truth[image]))
+    assert np.array_equal(label_of(client, image, "original"), read_mask(truth[image]))
     info = client.get("/datastore/label/info", params={"label": image, "tag": "original"}).json()
     assert info["from"] == "other"
 
