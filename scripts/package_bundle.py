@@ -26,6 +26,9 @@ def package(
 ) -> None:
     """Write OUTPUT_DIR/NAME, OUTPUT_DIR/NAME_v<version>.zip and the zip's entry in OUTPUT_DIR/model_info.json.
 
+    OUTPUT_DIR/zoo_ci is what a pull request to the model zoo adds in `ci`, beside the folder itself in `models`: a unit
+    test, and names for the lists of bundle_custom_data.py.
+
     Args:
         name: of a bundle, or all.
         output_dir: made if need be; a bundle packaged there before is replaced.

@@ -56,9 +56,10 @@ class Bundle:
         return next((f"{stem}{suffix}" for suffix in SUFFIXES if f"{stem}{suffix}" in self.configs), None)
 
     @cached_property
-    def large_files(self) -> list[dict[str, Any]]:
-        """Entries of large_files.yml, if there is one."""
-        return [entry for path in self.root.glob("large_files.*") for entry in read_tree(path)["large_files"]]
+    def large_files(self) -> dict[str, dict[str, Any]]:
+        """Entries of large_files.yml, if there is one, by the path that each is for."""
+        entries = [entry for path in self.root.glob("large_files.*") for entry in read_tree(path)["large_files"]]
+        return {str(entry.get("path", "")): entry for entry in entries}
 
     def build(self, network_id: str = "network_def") -> nn.Module:
         """A network of inference.yaml on the CPU, in eval mode, its weights not loaded; runs code of the bundle's.

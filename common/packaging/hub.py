@@ -57,7 +57,7 @@ def publishable_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
     problems = [verdict.line() for verdict in check_bundle(folder, run_code=False) if verdict.failed]
     problems += [f"{path.relative_to(bundle.root)} is a link" for path in bundle.root.rglob("*") if path.is_symlink()]
     code = bundle.root.joinpath(*VENDORED_PACKAGE.split("."), "__init__.py")
-    listed = [bundle.root / entry["path"] for entry in bundle.large_files]  # the hub takes large files
+    listed = [bundle.root / path for path in bundle.large_files]  # the hub takes large files
     problems += [f"{path.relative_to(bundle.root)} is missing" for path in (code, *listed) if not path.is_file()]
     problems = problems or [
         f"configs/{name}: {item_id}: {value} is code that does not come with it"

@@ -145,8 +145,8 @@ def check_bundle(path: str | Path, run_code: bool = True, formatters: bool = Fal
 
 
 def _files(bundle: Bundle) -> Iterator[str]:
-    listed = {entry.get("path") for entry in bundle.large_files}
-    yield from (f"{path} is missing" for path in FILES if path not in listed and not (bundle.root / path).is_file())
+    there = {*bundle.large_files, *(path for path in FILES if (bundle.root / path).is_file())}
+    yield from (f"{path} is missing" for path in FILES if path not in there)
     if bundle.workflow("inference") is None:
         yield "configs/inference.json is missing"
     licence = read_text(bundle.root / "LICENSE") if (bundle.root / "LICENSE").is_file() else ""
@@ -243,8 +243,8 @@ def _contents(bundle: Bundle) -> Iterator[str]:
 
 
 def _large_files(bundle: Bundle) -> Iterator[str]:
-    for entry in bundle.large_files:
-        path = PurePosixPath(str(entry.get("path", "")))
+    for name, entry in bundle.large_files.items():
+        path = PurePosixPath(name)
         if not path.parts or path.is_absolute() or ".." in path.parts:
             yield f"large_files.yml: found path {str(path)!r}; expected one inside the bundle"
         if not re.match(r"(https?|file)://", str(entry.get("url", ""))):
@@ -252,22 +252,20 @@ def _large_files(bundle: Bundle) -> Iterator[str]:
 
 
 def _sizes(bundle: Bundle) -> Iterator[str]:
-    listed = {str(entry.get("path")): entry for entry in bundle.large_files}
-    unsure = [path for path, entry in listed.items() if not entry.get("hash_val")]
+    unsure = [path for path, entry in bundle.large_files.items() if not entry.get("hash_val")]
     yield from (f"{path}: no hash_val, so that nobody notices a wrong file" for path in unsure)
     for path in bundle.files:
         name = path.relative_to(bundle.root).as_posix()
-        if path.stat().st_size > LARGE_BYTES and name not in listed:
+        if path.stat().st_size > LARGE_BYTES and name not in bundle.large_files:
             yield f"{name}: above {LARGE_BYTES / 2**20:.0f} MiB; list it in large_files.yml for the zoo's repository"
 
 
 def _pre_commit(bundle: Bundle) -> Iterator[str]:
-    listed = {str(entry.get("path")) for entry in bundle.large_files}
     for path in bundle.files:
-        name = path.relative_to(bundle.root).as_posix()
-        if path.stat().st_size > LARGEST_ADDED and not name.startswith("models/") and name not in listed:
+        name, is_large = path.relative_to(bundle.root).as_posix(), path.stat().st_size > LARGEST_ADDED
+        if is_large and not name.startswith("models/") and name not in bundle.large_files:
             yield f"{name}: above {LARGEST_ADDED / 2**20:.0f} MiB"
-        if path.suffix in TEXT_SUFFIXES and path.stat().st_size <= LARGEST_ADDED:
+        if path.suffix in TEXT_SUFFIXES and not is_large:
             content = path.read_bytes()
             if content and (not content.endswith(b"\n") or content.endswith(b"\n\n")):
                 yield f"{name}: expected one line break at its end"

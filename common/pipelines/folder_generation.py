@@ -113,9 +113,9 @@ class FolderGeneration(FolderJob):
             "weights_sha256": self.weights_sha256,
             "sources": joined(table.paths[source] for source in request.sources),
             "source_patient_ids": joined(table.patient_ids[source] for source in request.sources),
-            "source_unlikeness": max((table.unlikeness[source] for source in request.sources), default="")
-            if table.unlikeness
-            else "",
+            "source_unlikeness": (
+                max((table.unlikeness[source] for source in request.sources), default="") if table.unlikeness else ""
+            ),
             "mix": request.mix,
             "label": request.label,
             "flagged": "",
