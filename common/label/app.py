@@ -108,8 +108,9 @@ class RadiographApp(MONAILabelApp):
             ImageNotFoundException: there is no such image.
         """
         image, session, sessions = request.get("image"), request.get("session"), self.sessions()
-        has_session = sessions is not None and isinstance(session, dict)
-        kept = sessions.get_session(str(session.get("name"))) if has_session else None
+        kept = None
+        if sessions is not None and isinstance(session, dict):
+            kept = sessions.get_session(str(session.get("name")))
         is_own = isinstance(image, str) and (is_of_request(image) or (kept is not None and image == kept.image))
         if isinstance(image, str) and not is_own and not (datastore or self.datastore()).get_image_uri(image):
             raise ImageNotFoundException(
