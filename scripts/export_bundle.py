@@ -13,11 +13,7 @@ from common.packaging.bundle import Bundle
 
 
 def export_bundle(
-    bundle: str,
-    output_dir: str | None = None,
-    onnx: bool = True,
-    torchscript: bool = True,
-    opset: int = exports.OPSET,
+    bundle: str, output_dir: str | None = None, onnx: bool = True, torchscript: bool = True, opset: int = exports.OPSET
 ) -> None:
     """Write a .onnx for each part of each network, model.ts and the table exports.json; print a line for each file.
 

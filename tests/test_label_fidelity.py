@@ -14,12 +14,7 @@ from tiny_bundles import generator_models
 from common.data.transforms import load_square
 from common.errors import SettingsError
 from common.experiments.benefit_trials import VARIATION
-from common.experiments.label_fidelity import (
-    ORIGINAL,
-    Judge,
-    LabelFidelity,
-    markdown,
-)
+from common.experiments.label_fidelity import ORIGINAL, Judge, LabelFidelity, markdown
 from common.experiments.trials import QUICK_WARNING
 
 

@@ -135,11 +135,7 @@ def test_min_snr_weights_are_the_published_ones():
         snr = schedule.log_snr(timesteps).exp()
         clipped = snr.clamp(max=5.0)
         assert snr[0] > 5 > snr[-1]
-        expected = {
-            "epsilon": clipped / snr,
-            "v": clipped / (snr + 1),
-            "flow": clipped * (timesteps / 1000) ** 2,
-        }[kind]
+        expected = {"epsilon": clipped / snr, "v": clipped / (snr + 1), "flow": clipped * (timesteps / 1000) ** 2}[kind]
         torch.testing.assert_close(schedule.loss_weight(timesteps, 5.0), expected, rtol=1e-4, atol=1e-7)
         assert torch.equal(schedule.loss_weight(timesteps, None), torch.ones(4))
 

@@ -65,10 +65,7 @@ def package(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        (
-            "used.Thing",
-            "__init__ below inner/__init__ inner/chain inner/first late lazy_user used",
-        ),
+        ("used.Thing", "__init__ below inner/__init__ inner/chain inner/first late lazy_user used"),
         ("below.value", "__init__ below"),
         ("inner.alone", "__init__ below inner/__init__ inner/alone inner/first"),
     ],

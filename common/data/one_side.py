@@ -42,10 +42,7 @@ class Move(NamedTuple):
 
 
 def one_side(
-    items: Sequence[Mapping[str, Any]],
-    groups: Sequence[Sequence[int]],
-    val_fraction: float = 0.1,
-    seed: int = 0,
+    items: Sequence[Mapping[str, Any]], groups: Sequence[Sequence[int]], val_fraction: float = 0.1, seed: int = 0
 ) -> tuple[list[dict[str, Any]], list[Move]]:
     """Give every item a `split` such that no patient and no group is on two sides.
 

@@ -34,12 +34,7 @@ class PixelImageSampler:
     """
 
     def __init__(
-        self,
-        denoiser: PixelDenoiser,
-        sampler: Sampler,
-        image_size: Sequence[int],
-        amp: bool,
-        device: torch.device,
+        self, denoiser: PixelDenoiser, sampler: Sampler, image_size: Sequence[int], amp: bool, device: torch.device
     ) -> None:
         factor = denoiser.downsampling_factor
         sides = tuple(image_size) if isinstance(image_size, Sequence) else (image_size,)

@@ -34,10 +34,7 @@ from .trials import Trials, by_seed, grouped, holm, paired_difference, read_tria
 
 STEM = "synthetic_benefit"
 SIGNIFICANT = 0.05
-TITLES = {
-    "probe": "Linear probe on frozen DINO features",
-    "densenet": "DenseNet-121 from random weights",
-}
+TITLES = {"probe": "Linear probe on frozen DINO features", "densenet": "DenseNet-121 from random weights"}
 REGIME_NAMES = {
     UNAUGMENTED: "real only, no augmentation",
     REAL: "real only (baseline)",

@@ -38,17 +38,7 @@ from .lung_choice import (
     pick_by_dice,
     tune_method,
 )
-from .lung_segments import (
-    DIFFSEG,
-    METHODS,
-    Mask,
-    SegmentSettings,
-    at_size,
-    encode_chest,
-    gather,
-    otsu_lungs,
-    segments,
-)
+from .lung_segments import DIFFSEG, METHODS, Mask, SegmentSettings, at_size, encode_chest, gather, otsu_lungs, segments
 
 COLUMNS = ("image", "mask_file", "source", "split")
 PRIOR_SIZE = (64, 64)  # that masks are reduced to for the fit of the ellipses

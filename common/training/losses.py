@@ -63,12 +63,7 @@ class ReconstructionLoss(nn.Module):
         local_power_weight: weight of `LocalPower`; 0 goes without.
     """
 
-    def __init__(
-        self,
-        perceptual: nn.Module | None,
-        perceptual_weight: float,
-        local_power_weight: float = 0.0,
-    ) -> None:
+    def __init__(self, perceptual: nn.Module | None, perceptual_weight: float, local_power_weight: float = 0.0) -> None:
         super().__init__()
         self.perceptual = perceptual
         self.perceptual_weight = perceptual_weight
