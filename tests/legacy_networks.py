@@ -51,6 +51,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+SILENTLY_WRONG_IN_MONAI = [name for name in CASES if "attention" in name.replace("without attention", "")] + [
+    "volume autoencoder",
+    "unet",
+    "unet with classes",
+    "unet with residual up- and downsampling",
+]
 
 
 def legacy_arguments(kind: str, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +79,14 @@ def randomised(network: nn.Module) -> nn.Module:
 
 def old_network(kind: str, arguments: dict[str, Any]) -> nn.Module:
     return randomised(getattr(generative_nets, KINDS[kind].__name__)(**arguments))
+
+
+def monai_loaded(kind: str, arguments: dict[str, Any], state: dict[str, Tensor], **flags: bool) -> nn.Module:
+    """What a user of core gets who renames `num_channels` and calls its own loader."""
+    renamed = {("channels" if name == "num_channels" else name): value for name, value in arguments.items()}
+    network: Any = KINDS[kind](**renamed, **flags)
+    network.load_old_state_dict(dict(state))
+    return network.eval()
 
 
 @torch.no_grad()
