@@ -174,6 +174,12 @@ def test_training_improves_the_best_value_and_keeps_its_weights(uninterrupted):
     assert_equal_states(weights, trainer.ema.network.state_dict())
 
 
+def test_where_higher_is_better_the_highest_value_is_kept(uninterrupted, tmp_path):
+    trainer, _ = make_trainer(tmp_path, higher_is_better=True)  # of a loss, which falls: the first validation's
+    trainer.run()
+    assert trainer.best["step"] == 8 and trainer.best["value"] > uninterrupted[0].best["value"]
+
+
 def test_without_a_metric_the_last_weights_are_kept(tmp_path):
     trainer, _ = make_trainer(tmp_path, max_epochs=2, best_metric=None, val_interval=1)
     trainer.run()
@@ -185,6 +191,7 @@ def test_milestones_keep_both_averages_of_their_steps_in_half_precision(uninterr
     names = [f"step_0000{step}_{name}.pt" for step in ("08", "16") for name in ("ema", "long_ema")]
     assert sorted(path.name for path in (trainer.folder / "milestones").glob("*.pt")) == names
     last = read_weights(trainer.folder / "milestones" / "step_000016_long_ema.pt")
+    assert torch.float16 in {value.dtype for value in last.values()}
     for key, value in trainer.ema.long_network.state_dict().items():
         torch.testing.assert_close(last[key].to(value.dtype), value, rtol=1e-3, atol=1e-4)
 
