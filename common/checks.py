@@ -24,11 +24,7 @@ FOLDERS = ("output_dir", "cache_dir", "report_dir")
 
 
 def check_numbers(**numbers: Any) -> None:
-    """Refuse numbers that settings of these names cannot have; names that are not known here need 1 at least.
-
-    Raises:
-        SettingsError: names the setting.
-    """
+    """Refuse numbers that settings of these names cannot have, by SettingsError; unknown names need 1 at least."""
     for name, number in numbers.items():
         if name in POSITIVE:
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
@@ -41,11 +37,7 @@ def check_numbers(**numbers: Any) -> None:
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """The device, if it is there.
-
-    Raises:
-        SettingsError: no such device.
-    """
+    """The device, if it is there, else SettingsError."""
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
@@ -55,11 +47,7 @@ def check_device(device: torch.device | str) -> torch.device:
 
 
 def check_multiple(image_size: int | Sequence[int], factor: int) -> None:
-    """Refuse image sizes that a network cannot halve as often as it has to.
-
-    Raises:
-        SettingsError: says which would do.
-    """
+    """Refuse image sizes that a network cannot halve as often as it has to: SettingsError, which says what would do."""
     sides = (image_size,) if isinstance(image_size, int) else tuple(image_size)
     if any(side < 1 or side % factor for side in sides):
         near = [max(1, round(side / factor)) * factor for side in sides]
@@ -76,11 +64,7 @@ def check_image(image: torch.Tensor, factor: int = 1) -> None:
 
 
 def check_folder(name: str, path: str | os.PathLike[str]) -> None:
-    """Refuse a file where a folder is to be written.
-
-    Raises:
-        SettingsError: names the file.
-    """
+    """Refuse a file where a folder is to be written: SettingsError."""
     here = Path(path).absolute()
     file = next((each for each in (here, *here.parents) if each.exists() and not each.is_dir()), None)
     if file is not None:
@@ -88,10 +72,6 @@ def check_folder(name: str, path: str | os.PathLike[str]) -> None:
 
 
 def check_apart(name: str, path: str | os.PathLike[str], dataset_dir: str | os.PathLike[str]) -> None:
-    """Refuse the folder of the data as that of results, which the next run would take for data.
-
-    Raises:
-        SettingsError: names the setting.
-    """
+    """Refuse the folder of the data as that of results, which the next run would take for data: SettingsError."""
     if os.path.realpath(path) == os.path.realpath(dataset_dir):
         raise SettingsError(f"{name}: found {path}, which is the folder of the data; give results their own")

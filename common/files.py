@@ -115,29 +115,19 @@ def result_names(paths: Sequence[str], dataset_dir: str | Path) -> list[str]:
         paths: of the images.
         dataset_dir: an image outside of it is named by its file alone.
     """
-    root = Path(os.path.abspath(dataset_dir))
-    files = [Path(os.path.abspath(path)) for path in paths]
-    names = [_name_of_result(file, root) for file in files]
-    counts = Counter(name.casefold() for name in names)
-    return [
-        name if counts[name.casefold()] == 1 else f"{name}_{_path_digest(file, root)}"
-        for file, name in zip(files, names, strict=True)
-    ]
-
-
-def _name_of_result(file: Path, root: Path) -> str:
-    inside = file.relative_to(root) if file.is_relative_to(root) else Path(file.name)
-    name = "__".join(inside.parts).replace(".", "_").encode("utf-8", "replace").decode()
-    name = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\]|^(?=[=+@-])', "_", name)  # no formula either
-    if len(name.encode()) <= NAME_BYTES:
-        return name
-    head, tail = (name.encode()[part].decode(errors="ignore") for part in (slice(0, 60), slice(-60, None)))
-    return f"{head}_{_path_digest(file, root)}_{tail}"
-
-
-def _path_digest(file: Path, root: Path) -> str:
-    inside = file.relative_to(root) if file.is_relative_to(root) else file
-    return hashlib.sha256(inside.as_posix().encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    root, names = Path(os.path.abspath(dataset_dir)), []
+    for file in (Path(os.path.abspath(path)) for path in paths):
+        inside = file.relative_to(root) if file.is_relative_to(root) else file
+        parts = inside.parts if inside != file else (file.name,)
+        name = "__".join(parts).replace(".", "_").encode("utf-8", "replace").decode()
+        name = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\]|^(?=[=+@-])', "_", name)  # no formula either
+        digest = hashlib.sha256(inside.as_posix().encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        if len(name.encode()) > NAME_BYTES:
+            head, tail = (name.encode()[part].decode(errors="ignore") for part in (slice(0, 60), slice(-60, None)))
+            name = f"{head}_{digest}_{tail}"
+        names.append((name, digest))
+    counts = Counter(name.casefold() for name, _ in names)
+    return [name if counts[name.casefold()] == 1 else f"{name}_{digest}" for name, digest in names]
 
 
 # ---- JSON, CSV, parts ------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Per-image metrics: each takes [B, 1, H, W] in [0, 1] and its reference, and gives [B] float32, never a batch mean.
 
-All run in float32 outside autocast: in bfloat16 SSIM's variances (E[x²] − E[x]²) cancel to noise.
+All run in float32 outside autocast: in bfloat16 SSIM's variances (E[x²] − E[x]²) cancel to noise. ValueError where
+shapes differ or are others, or a side is too small: below 11 px for SSIM, 176 px for MS-SSIM.
 """
 
 from __future__ import annotations
@@ -17,45 +18,29 @@ MS_SSIM_MIN_SIZE = 176  # pixels: MONAI wants side // 16 > 10, although its mess
 
 
 def psnr(image: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB for data range 1: −10 log10(max(MSE, 1e-10)), so at most 100 dB.
-
-    Raises:
-        ValueError: shapes differ or are not [B, 1, H, W].
-    """
+    """Peak signal-to-noise ratio in dB for data range 1: −10 log10(max(MSE, 1e-10)), so at most 100 dB."""
     image, reference = _check("psnr", image, reference, 1)
     mse = (image - reference).square().mean(dim=(1, 2, 3))
     return -10.0 * torch.log10(mse.clamp(min=MIN_MSE))
 
 
 def ssim(image: Tensor, reference: Tensor) -> Tensor:
-    """Structural similarity, −1 to 1 (Wang et al. 2004): Gaussian window 11, sigma 1.5, no padding, data range 1.
-
-    Raises:
-        ValueError: shapes differ, are not [B, 1, H, W], or a side is below 11 pixels.
-    """
+    """Structural similarity, −1 to 1 (Wang et al. 2004): Gaussian window 11, sigma 1.5, no padding, data range 1."""
     image, reference = _check("ssim", image, reference, SSIM_WINDOW)
-    metric = SSIMMetric(spatial_dims=2, data_range=1.0, win_size=SSIM_WINDOW, kernel_sigma=1.5)
+    metric: Any = SSIMMetric(spatial_dims=2, data_range=1.0, win_size=SSIM_WINDOW, kernel_sigma=1.5)
     with torch.autocast(image.device.type, enabled=False):
-        return _per_image(metric(image, reference))
+        return metric(image, reference)[:, 0]
 
 
 def ms_ssim(image: Tensor, reference: Tensor) -> Tensor:
     """Multi-scale structural similarity, 0 to 1 (Wang et al. 2003): 5 scales, window 11, sigma 1.5, data range 1.
 
     Negative terms count as 0 (MONAI's choice), so an anticorrelated image scores exactly 0.
-
-    Raises:
-        ValueError: shapes differ, are not [B, 1, H, W], or a side is below 176 pixels.
     """
     image, reference = _check("ms_ssim", image, reference, MS_SSIM_MIN_SIZE)
-    metric = MultiScaleSSIMMetric(spatial_dims=2, data_range=1.0, kernel_size=SSIM_WINDOW, kernel_sigma=1.5)
+    metric: Any = MultiScaleSSIMMetric(spatial_dims=2, data_range=1.0, kernel_size=SSIM_WINDOW, kernel_sigma=1.5)
     with torch.autocast(image.device.type, enabled=False):
-        return _per_image(metric(image, reference))
-
-
-def _per_image(value: Any) -> Tensor:
-    """[B, 1] -> [B]; not squeeze, which would lose a batch of one. MONAI types it too loosely."""
-    return value.reshape(value.shape[0])
+        return metric(image, reference)[:, 0]
 
 
 def _check(name: str, image: Tensor, reference: Tensor, min_size: int) -> tuple[Tensor, Tensor]:

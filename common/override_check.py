@@ -74,26 +74,17 @@ def check_overrides(config_name: str) -> None:
         return
     restore_paths(workflow.parser, sys.argv if _is_monai_command() else ())
     config, folder = workflow.parser.get(), Path(workflow.config_root_path)
-    _check_bundle_root(config.get("bundle_root"), folder)
-    _check_booleans(config)
-    _check_values(config)
-    known = _known_ids(folder, config_name, config)
-    evaluated = reachable_ids(config, [workflow.init_id, workflow.run_id, workflow.final_id])
-    if unused := unused_ids(config, evaluated, declared=known):
-        raise SettingsError(_message(unused, known, folder, config_name))
-    if config.get("dataset_dir") == SAMPLES and (
-        warning := WITHOUT_DATA.get("train" if "train" in config else config_name)
-    ):
-        _logger.warning("no --dataset_dir: %s", warning)
-
-
-def _check_bundle_root(root: Any, folder: Path) -> None:
-    """Refuse what is not the folder of a bundle: the default "." elsewhere than in one."""
+    root = config.get("bundle_root")
     if isinstance(root, str) and not root.startswith("$") and not (Path(root) / "configs").is_dir():
         hint = f" {shlex.quote(str(folder.parent))}" if folder.name == "configs" else ""
         raise SettingsError(
             f"bundle_root: {Path(root).resolve()} has no folder configs, as a bundle has; give --bundle_root{hint}"
         )
+    _check_values(config)
+    _check_keys(config, [workflow.init_id, workflow.run_id, workflow.final_id], folder, config_name)
+    warning = WITHOUT_DATA.get("train" if "train" in config else config_name)
+    if config.get("dataset_dir") == SAMPLES and warning:
+        _logger.warning("no --dataset_dir: %s", warning)
 
 
 def restore_paths(parser: ConfigParser, words: Sequence[str]) -> None:
@@ -123,24 +114,22 @@ def restore_paths(parser: ConfigParser, words: Sequence[str]) -> None:
         parser[config_id] = given
 
 
-def _check_booleans(config: dict[str, Any]) -> None:
-    """Refuse what `--amp false` becomes: MONAI's command line reads Python, where it is a text, and a text is true."""
+def _check_values(config: dict[str, Any]) -> None:
+    """Refuse what no setting of its name can be; expressions are left to those who get their value.
+
+    And what `--amp false` becomes: MONAI's command line reads Python, where it is a text, and a text is true.
+    """
+    dataset_dir = config.get("dataset_dir")
     for config_id, value in iter_items(config):
+        name = config_id.rpartition(ID_SEP_KEY)[2]
+        if value is None or isinstance(value, dict) or _is_expression(value):
+            continue
         if isinstance(value, str) and value.lower() in ("true", "false"):
             word = value.capitalize()
             raise SettingsError(
                 f"{config_id}: found the text {value!r}, which would count as true; expected {word}, as in "
                 f"--{config_id} {word}"
             )
-
-
-def _check_values(config: dict[str, Any]) -> None:
-    """Refuse what no setting of its name can be; expressions are left to those who get their value."""
-    dataset_dir = config.get("dataset_dir")
-    for config_id, value in iter_items(config):
-        name = config_id.rpartition(ID_SEP_KEY)[2]
-        if value is None or isinstance(value, dict) or _is_expression(value):
-            continue
         if name in LEAST or name in POSITIVE:
             check_numbers(**{name: value})
         elif name == "device":
@@ -155,15 +144,37 @@ def _is_expression(value: Any) -> bool:
     return isinstance(value, str) and value[:1] in ("$", "@", "%")
 
 
-def _known_ids(folder: Path, config_name: str, config: dict[str, Any]) -> set[str]:
-    """The ids declared by the workflow's file and by the override files that are part of the merged config."""
-    own = _own_file(folder, config_name)
+def _check_keys(config: dict[str, Any], roots: Sequence[str], folder: Path, config_name: str) -> None:
+    """Refuse keys that neither are reached nor declared by the workflow's file or by an override file of this run.
+
+    Of a copy kept elsewhere there is no workflow's file, and being reached is the only way to be known.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.stem != "metadata")
+    files = {path: content for path in paths if isinstance(content := load_file(path), dict)}
+    own = next((path for suffix in SUFFIXES if (path := folder / f"{config_name}{suffix}").is_file()), None)
     known = declared_ids(merged(own)) if own is not None else set()
-    for file in _override_files(folder):
-        content = load_file(file)
-        if _took_part(content, config):
+    for content in files.values():
+        if "run" not in content and _took_part(content, config):
             known |= declared_ids(content)
-    return known
+    unused = unused_ids(config, reachable_ids(config, roots), declared=known)
+    if not unused:
+        return
+    lines = []
+    for config_id in unused:
+        siblings = sorted(each for each in known if each.count(ID_SEP_KEY) == config_id.count(ID_SEP_KEY))
+        near = difflib.get_close_matches(config_id, siblings, n=3)  # not `train::lr` for `lr`
+        hint = f"; did you mean {' or '.join(repr(n.replace(ID_SEP_KEY, '#')) for n in near)}?" if near else ""
+        lines.append(f"unknown config key '{config_id.replace(ID_SEP_KEY, '#')}'{hint}")
+    declaring = {path: content for path, content in files.items() if declared_ids(content) & {*unused}}
+    others = [path.name for path, content in declaring.items() if "run" in content]
+    overrides = [path.name for path in declaring if path.name not in others and _is_for(path, config_name)]
+    if overrides:
+        lines.append(f"declared in {', '.join(overrides)}: add this file to --config_file to use it")
+    elif others:
+        lines.append(f"a setting of {', '.join(others)}, not of {config_name}")
+    listed = own or f"the config file in {folder}"
+    lines.append(f"the valid names are the keys of {listed}; a helper key that nothing refers to starts with '_'")
+    raise SettingsError("\n".join(lines))
 
 
 def _took_part(content: dict[str, Any], config: dict[str, Any]) -> bool:
@@ -177,50 +188,10 @@ def _took_part(content: dict[str, Any], config: dict[str, Any]) -> bool:
     return entries.keys() <= there.keys() and any(there[config_id] == value for config_id, value in entries.items())
 
 
-def _own_file(folder: Path, config_name: str) -> Path | None:
-    """The workflow's file; None for a copy kept elsewhere, where being reached is the only way to be known."""
-    return next((path for s in SUFFIXES if (path := folder / f"{config_name}{s}").is_file()), None)
-
-
-def _override_files(folder: Path) -> list[Path]:
-    """The config files of a folder that run nothing by themselves."""
-    return [file for file in _config_files(folder) if "run" not in load_file(file)]
-
-
-def _config_files(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.stem != "metadata")
-    return [file for file in files if isinstance(load_file(file), dict)]
-
-
-def _message(unused: list[str], known: set[str], folder: Path, config_name: str) -> str:
-    """What was found, what was probably meant, and where the valid names stand."""
-    lines = []
-    for config_id in unused:
-        near = difflib.get_close_matches(config_id, _siblings(config_id, known), n=3)
-        hint = f"; did you mean {' or '.join(repr(n.replace(ID_SEP_KEY, '#')) for n in near)}?" if near else ""
-        lines.append(f"unknown config key '{config_id.replace(ID_SEP_KEY, '#')}'{hint}")
-    listed = _own_file(folder, config_name) or f"the config file in {folder}"
-    declaring = [file for file in _config_files(folder) if any(i in declared_ids(load_file(file)) for i in unused)]
-    overrides = [file for file in declaring if file in _override_files(folder) and _base(file) in (config_name, None)]
-    others = [file.name for file in declaring if "run" in load_file(file)]
-    if overrides:
-        names = ", ".join(file.name for file in overrides)
-        lines.append(f"declared in {names}: add this file to --config_file to use it")
-    elif others:
-        lines.append(f"a setting of {', '.join(others)}, not of {config_name}")
-    lines.append(f"the valid names are the keys of {listed}; a helper key that nothing refers to starts with '_'")
-    return "\n".join(lines)
-
-
-def _base(file: Path) -> str | None:
-    """The workflow that an override file is for, if it says so."""
-    found = BASE.search(file.read_text(encoding="utf-8"))
-    return found[1] if found else None
-
-
-def _siblings(config_id: str, known: set[str]) -> list[str]:
-    """Known ids of the same depth, so that `train::lr` is not offered for `lr`."""
-    return sorted(i for i in known if i.count(ID_SEP_KEY) == config_id.count(ID_SEP_KEY))
+def _is_for(override: Path, config_name: str) -> bool:
+    """Whether an override file is for a workflow, as it says, or may be."""
+    found = BASE.search(override.read_text(encoding="utf-8"))
+    return found is None or found[1] == config_name
 
 
 def _is_monai_command() -> bool:

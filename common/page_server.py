@@ -33,24 +33,14 @@ class Refusal(UserError):
 
 
 class Upload:
-    """The body of a request.
-
-    Args:
-        name: of the file, percent-encoded, as the page says in the header X-Name.
-        length: the header Content-Length.
-        stream: the body.
-    """
+    """The body of a request; the page says its name, percent-encoded, in the header X-Name."""
 
     def __init__(self, name: str, length: str, stream: BufferedIOBase) -> None:
         self.name = unquote(name)[-200:]
         self._length, self._stream = length, stream
 
     def save(self, file: BinaryIO, most: int) -> None:
-        """Write it to a file.
-
-        Raises:
-            Refusal: it is longer than `most` bytes, or breaks off.
-        """
+        """Write it to a file; Refusal where it is longer than `most` bytes, or breaks off."""
         if not self._length.isdecimal() or int(self._length) > most:
             raise Refusal(413, f"found {self._length or 'an unknown number of'} bytes; expected {most} at most")
         left = int(self._length)
@@ -99,10 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(lambda: self.server.get(self.path))
 
     def do_POST(self) -> None:
-        self._answer(lambda: self.server.post(self.path, self._upload()))
-
-    def _upload(self) -> Upload:
-        return Upload(self.headers.get("X-Name", ""), self.headers.get("Content-Length", ""), self.rfile)
+        upload = Upload(self.headers.get("X-Name", ""), self.headers.get("Content-Length", ""), self.rfile)
+        self._answer(lambda: self.server.post(self.path, upload))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: there may be names of patients in it."""
@@ -119,12 +107,13 @@ class _Handler(BaseHTTPRequestHandler):
             found = {"error": str(error) if status < 500 else f"{type(error).__name__}: the terminal says more"}
             if status == 500:
                 traceback.print_exception(error)
-        is_file = isinstance(found, Path)
-        content = found.read_bytes() if isinstance(found, Path) else json.dumps(found).encode()
-        kind = mimetypes.guess_type(str(found))[0] if is_file else "application/json"
+        if isinstance(found, Path):
+            content, kind = found.read_bytes(), mimetypes.guess_type(found)[0] or "application/octet-stream"
+        else:
+            content, kind = json.dumps(found).encode(), "application/json"
         self.close_connection |= self.command == "POST" or status != 200  # there may be a rest of the body
         self.send_response(status)
-        about = {"Content-Type": kind or "application/octet-stream", "Content-Length": str(len(content))}
+        about = {"Content-Type": kind, "Content-Length": str(len(content))}
         for name, value in {**_HEADERS, **about, **({"Connection": "close"} if self.close_connection else {})}.items():
             self.send_header(name, value)
         self.end_headers()

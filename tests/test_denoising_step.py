@@ -1,33 +1,30 @@
 """Training and validation of the denoiser, on oracles whose error is known and on a network that learns."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from conftest import make_tiny_denoiser, make_tiny_store, randomise, run_ranks
-from monai.engines import SupervisedEvaluator
-from resuming import assert_resumes, killable_trainer, whole_run
-from torch import nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
+from trainings import CPU, Known, make_engine, perfect, phantoms
 
 from common.data.dataset import StepBatchSampler
 from common.data.latent_store import LatentDataset
 from common.diffusion.noise_schedule import NoiseSchedule
-from common.errors import NonFiniteLossError, SettingsError
+from common.errors import SettingsError
+from common.intensity import to_signed
 from common.networks.conditioning import TokenSelection
 from common.networks.latent_denoiser import DenoisingPass
+from common.seeding import Purpose, derive_seed
 from common.training.denoising_step import (
     DenoisingStep,
     DenoisingValidation,
+    ImageDenoisingStep,
+    ImageDenoisingValidation,
     MeanError,
     alignment_loss,
-    drawn_latents,
     spread_uniform,
 )
 from common.training.ema import ExponentialMovingAverage
-from common.training.lr_schedule import WarmupConstantDecay
 
-CPU = torch.device("cpu")
 SCHEDULES = {
     "epsilon": ("scaled_linear_beta", "epsilon"),
     "v_prediction": ("cosine", "v_prediction"),
@@ -41,34 +38,11 @@ def make_schedule(prediction_type="flow"):
     return NoiseSchedule(*SCHEDULES[prediction_type])
 
 
-class Known(nn.Module):
-    """Predicts by a function of (noisy, timesteps), and keeps what it was given; stands for pass and denoiser."""
-
-    def __init__(self, predict=lambda noisy, timesteps: torch.zeros_like(noisy)):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-        self.predict = predict
-        self.given = []
-
-    def encode_tokens(self, tokens):
-        return tokens
-
-    def forward(self, noisy, timesteps, tokens, drop=None):
-        self.given.append(SimpleNamespace(noisy=noisy, timesteps=timesteps, tokens=tokens, drop=drop))
-        output = self.predict(noisy, timesteps) + 0.0 * self.weight
-        return output if drop is None else (output, None)
-
-
 def make_step(network, prediction_type="flow", uncond_prob=0.1, min_snr_gamma=None, selection=CLS, **alignment):
     ema = ExponentialMovingAverage(network, 0.9)
     schedule = make_schedule(prediction_type)
     kwargs = {"min_snr_gamma": min_snr_gamma, "amp": False, **alignment}
     return DenoisingStep(schedule=schedule, selection=selection, uncond_prob=uncond_prob, ema=ema, **kwargs)
-
-
-def make_engine(network, lr=0.0, iteration=1):
-    optimizer = torch.optim.Adam(network.parameters(), lr)
-    return SimpleNamespace(state=SimpleNamespace(device=CPU, iteration=iteration), network=network, optimizer=optimizer)
 
 
 def batch_of(mean, std=0.0, draws=None):
@@ -114,18 +88,6 @@ def test_seeds_differ_in_where_the_sequence_starts():
     assert spread_uniform([0], seed=0) != spread_uniform([0], seed=1)
 
 
-def test_a_sample_is_treated_alike_whatever_batch_it_is_in():
-    latents = torch.randn(5, 2, 4, 4)
-    together, alone = Known(), Known()
-    make_step(together, uncond_prob=0.5)(make_engine(together), batch_of(latents, 0.3, [4, 9, 2, 7, 1]))
-    for number, draw in enumerate([4, 9, 2, 7, 1]):
-        step = make_step(alone, uncond_prob=0.5)
-        step(make_engine(alone), batch_of(latents[number : number + 1], 0.3, [draw]))
-        for name in ("noisy", "timesteps", "tokens", "drop"):
-            assert torch.equal(getattr(alone.given[-1], name)[0], getattr(together.given[0], name)[number])
-    assert len(torch.unique(together.given[0].timesteps)) == 5
-
-
 def test_the_context_is_dropped_as_often_as_said_and_at_any_noise_level():
     network = Known()
     make_step(network, uncond_prob=0.1)(make_engine(network), batch_of(torch.zeros(4000, 1, 1, 1)))
@@ -147,9 +109,7 @@ def test_a_batch_in_parts_makes_the_step_of_the_whole_batch(tmp_path, parts):
         network = DenoisingPass(make_tiny_denoiser())
         step = make_step(network, uncond_prob=0.5, selection=SELECTION, accumulation_steps=accumulation_steps)
         engine = make_engine(network)
-        engine.optimizer = torch.optim.SGD(
-            network.parameters(), 1.0
-        )  # Adam would blow up what is zero but for rounding
+        engine.optimizer = torch.optim.SGD(network.parameters(), 1.0)  # Adam blows up what is zero but for rounding
         found.append([step(engine, batch), torch.cat([weight.detach().flatten() for weight in network.parameters()])])
     (whole, expected), (summed, weights) = found
     assert summed == pytest.approx(whole, rel=1e-6)
@@ -164,14 +124,8 @@ def test_a_batch_in_no_parts_is_refused(parts):
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_dropping_all_or_less_than_none_is_refused(share):
-    with pytest.raises(ValueError, match="uncond_prob: expected a share in"):
+    with pytest.raises(ValueError, match="uncond_prob"):
         make_step(Known(), uncond_prob=share)
-
-
-def test_latents_are_drawn_from_the_posterior():
-    noise = torch.randn(2, 1, 3, 3)
-    batch = {"latents_mean": torch.full((2, 1, 3, 3), 5.0), "latents_std": torch.full((2, 1, 3, 3), 0.5)}
-    torch.testing.assert_close(drawn_latents(batch, noise), 5.0 + 0.5 * noise)
 
 
 def test_the_draw_of_the_posterior_and_the_noise_are_not_the_same():
@@ -197,21 +151,10 @@ def test_noise_of_a_whole_batch_is_as_random_and_repeats():
 # ---- the loss ------------------------------------------------------------------------------------------------------
 
 
-def perfect(prediction_type, x0):
-    """The prediction of whoever knows that every image is x0."""
-    schedule = make_schedule(prediction_type)
-
-    def predict(noisy, timesteps):
-        alpha, sigma = (part.view(-1, 1, 1, 1) for part in schedule.alpha_sigma(timesteps))
-        return schedule.target(x0.expand_as(noisy), (noisy - alpha * x0) / sigma, timesteps)
-
-    return predict
-
-
 @pytest.mark.parametrize("prediction_type", SCHEDULES)
 def test_a_perfect_prediction_has_no_loss_and_no_gradient(prediction_type):
     x0 = torch.randn(2, 4, 4)
-    network = Known(perfect(prediction_type, x0))
+    network = Known(perfect(make_schedule(prediction_type), x0))
     logged = make_step(network, prediction_type)(make_engine(network, lr=0.25), batch_of(x0.repeat(64, 1, 1, 1)))
     assert logged["loss"] < 1e-6
     assert logged["grad_norm"] < 1e-3
@@ -241,16 +184,6 @@ def make_batch(folder, count=4):
     return default_collate([dataset[index, index] for index in range(count)])
 
 
-def test_one_batch_is_learnt_by_heart(tmp_path):
-    denoiser = make_tiny_denoiser()
-    network = DenoisingPass(denoiser)
-    step = make_step(denoiser, uncond_prob=0.3, selection=SELECTION)
-    engine, batch = make_engine(network, lr=1e-2), make_batch(tmp_path)
-    losses = [step(engine, batch)["loss"] for _ in range(50)]
-    assert losses[-1] < losses[0] / 10
-    assert step.ema.num_updates == 50
-
-
 def test_the_middle_is_aligned_with_the_patch_tokens_for_the_first_steps(tmp_path):
     denoiser = make_tiny_denoiser()
     batch = make_batch(tmp_path)
@@ -269,73 +202,6 @@ def test_the_alignment_is_nothing_where_features_are_the_tokens_less_their_mean(
     features = (tokens - tokens.mean((0, 1, 2))).permute(0, 3, 1, 2)
     assert alignment_loss(features, tokens).item() == pytest.approx(0.0, abs=1e-5)
     assert alignment_loss(-features, tokens).item() == pytest.approx(2.0, abs=1e-5)
-
-
-def test_a_loss_that_is_not_finite_leaves_everything_as_it_was(tmp_path):
-    denoiser = make_tiny_denoiser()
-    network = DenoisingPass(denoiser)
-    step = make_step(denoiser, uncond_prob=0.0, selection=SELECTION)
-    engine, batch = make_engine(network, lr=1e-2, iteration=7), make_batch(tmp_path)
-    before = {name: value.clone() for name, value in denoiser.state_dict().items()}
-    batch["cls_token"][1, 2] = float("nan")
-    with pytest.raises(NonFiniteLossError, match=r"step 7: expected finite losses .*'loss': nan"):
-        step(engine, batch)
-    assert all(torch.equal(value, before[name]) for name, value in denoiser.state_dict().items())
-    assert not engine.optimizer.state and step.ema.num_updates == 0
-
-
-# ---- resuming ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return make_tiny_store(tmp_path_factory.mktemp("store"), num_views=2)
-
-
-def make_trainer(store, folder, kill_at=None):
-    """A whole training as train.yaml puts it together: 4 steps an epoch, two epochs."""
-    denoiser = make_tiny_denoiser()
-    network = DenoisingPass(denoiser)
-    train = LatentDataset(store, "train")
-    sampler = StepBatchSampler(len(train), batch_size=2, seed=0)
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-2, fused=True)
-    step = make_step(denoiser, uncond_prob=0.3, selection=SELECTION)
-    evaluator = SupervisedEvaluator(
-        CPU,
-        DataLoader(LatentDataset(store, "val"), batch_size=2),
-        step.ema.network,
-        iteration_update=DenoisingValidation(
-            schedule=make_schedule(), selection=SELECTION, num_levels=2, amp=False, seed=0
-        ),
-        key_val_metric={"val_loss": MeanError()},
-        additional_metrics={"val_loss_most_noise": MeanError(1)},
-        decollate=False,
-    )
-    return killable_trainer(
-        folder,
-        step,
-        kill_at,
-        network=network,
-        optimizer=optimizer,
-        lr_scheduler=WarmupConstantDecay(optimizer, warmup_steps=2, total_steps=8),
-        sampler=sampler,
-        train_data_loader=DataLoader(train, batch_sampler=sampler),
-        validator=evaluator,
-        best_metric="val_loss",
-        max_epochs=2,
-        checkpoint_every_steps=3,
-    )
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(store, tmp_path_factory):
-    trainer, losses = make_trainer(store, tmp_path_factory.mktemp("uninterrupted"))
-    return whole_run(trainer, losses)
-
-
-@pytest.mark.parametrize("kill_at", [2, 6, 8])
-def test_killed_and_resumed_equals_uninterrupted_to_the_bit(store, uninterrupted, tmp_path, kill_at):
-    assert_resumes(lambda kill: make_trainer(store, tmp_path, kill), kill_at, uninterrupted)
 
 
 # ---- validation ----------------------------------------------------------------------------------------------------
@@ -384,18 +250,9 @@ def test_strata_cut_the_timesteps_into_parts_from_least_to_most_noise():
         assert low <= given.timesteps.min() < low + 25 and high - 25 <= given.timesteps.max() < high
 
 
-def test_validation_is_the_same_each_time_and_in_any_batches():
-    denoiser, latents = make_tiny_denoiser(num_tokens=1).eval(), torch.randn(5, 2, 4, 4)
-    together = errors_of(denoiser, "flow", latents, num_levels=2)
-    assert torch.equal(together, errors_of(denoiser, "flow", latents, num_levels=2))
-    assert len(torch.unique(together)) == 10
-    parts = [errors_of(denoiser, "flow", latents[part], 2, part) for part in ([3, 1], [0, 2, 4])]
-    torch.testing.assert_close(torch.cat(parts), together[[3, 1, 0, 2, 4]])
-
-
 def test_a_perfect_prediction_has_no_validation_error():
     x0 = torch.randn(2, 4, 4)
-    assert errors_of(Known(perfect("flow", x0)), "flow", x0.repeat(3, 1, 1, 1)).max() < 1e-6
+    assert errors_of(Known(perfect(make_schedule(), x0)), "flow", x0.repeat(3, 1, 1, 1)).max() < 1e-6
 
 
 def test_the_mean_error_is_that_over_images_not_over_batches():
@@ -432,3 +289,39 @@ def test_the_network_gets_the_tokens_of_each_image(tmp_path):
     validation(make_engine(network), batch)
     assert torch.equal(network.given[0].tokens[:, 0], batch["cls_token"])
     torch.testing.assert_close(network.given[0].tokens[:, 1], batch["patch_grid"].mean((1, 2)))
+
+
+# ---- on images -----------------------------------------------------------------------------------------------------
+
+IMAGES = NoiseSchedule("cosine", "epsilon", num_train_timesteps=4000)
+
+
+def make_image_step(network, augmentation=None):
+    ema = ExponentialMovingAverage(network, 0.9)
+    return ImageDenoisingStep(schedule=IMAGES, ema=ema, augmentation=augmentation, amp=False)
+
+
+def images_of(image, draws=None):
+    return {"image": image, "draw": torch.arange(len(image)) if draws is None else torch.as_tensor(draws)}
+
+
+def test_who_knows_the_image_has_no_error_so_images_enter_as_minus_one_to_one():
+    image = phantoms(1)
+    network = Known(perfect(IMAGES, to_signed(image)))
+    assert make_image_step(network)(make_engine(network), images_of(image.repeat(16, 1, 1, 1)))["loss"] < 1e-5
+    validation = ImageDenoisingValidation(schedule=IMAGES, num_levels=3, amp=False, seed=0)
+    errors = validation(make_engine(network), images_of(image.repeat(4, 1, 1, 1)))["errors"]
+    assert errors.shape == (4, 3) and errors.max() < 1e-5
+
+
+def test_images_are_augmented_each_by_its_draw():
+    def darken(image, mask, seeds):
+        assert image.shape == mask.shape and not mask.any()
+        assert seeds == [derive_seed(0, Purpose.AUGMENTATION, draw) for draw in (4, 9)]
+        return image / 2, mask
+
+    image = phantoms(1)
+    network = Known(perfect(IMAGES, to_signed(image / 2)))
+    batch = images_of(image.repeat(2, 1, 1, 1), [4, 9])
+    assert make_image_step(network, darken)(make_engine(network), batch)["loss"] < 1e-5
+    assert make_image_step(network)(make_engine(network), batch)["loss"] > 1e-3

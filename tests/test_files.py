@@ -1,7 +1,10 @@
 import csv
 import os
+import subprocess
+import sys
 
 import pytest
+from conftest import REPOSITORY
 
 from common.errors import DatasetError, RunError
 from common.files import (
@@ -65,14 +68,23 @@ def test_names_of_results_are_unique_bounded_and_harmless(tmp_path):
     assert names == result_names([str(tmp_path / path) for path in paths], tmp_path)
 
 
-def test_a_folder_is_held_by_one_at_a_time_and_free_afterwards(tmp_path):
-    with locked_folder(tmp_path / "new"), pytest.raises(RunError), locked_folder(tmp_path / "new"):
-        raise AssertionError("held twice")
-    with locked_folder(tmp_path / "new"):
-        pass
-    (tmp_path / "file").touch()
-    with pytest.raises(RunError), locked_folder(tmp_path / "file"):
+def test_a_folder_is_held_by_one_process_at_a_time_named_and_free_and_cleared_when_that_is_killed(tmp_path):
+    folder, pipes = tmp_path / "new", {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    program = "import sys; from pathlib import Path; from common.files import locked_folder\n"
+    program += "with locked_folder(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program, str(folder)], cwd=REPOSITORY, **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=str(other.pid)), locked_folder(folder):
+            raise AssertionError("held twice")
+        other.kill()
+    (folder / "deep").mkdir()
+    (folder / "deep" / ".x.pt.1.partial").touch()  # as `atomic_path` leaves it
+    with locked_folder(folder):
+        assert not list(folder.rglob("*.partial"))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match="file"), locked_folder(tmp_path / "file"):
         raise AssertionError("a file is no folder")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_json_comes_back_and_a_failure_leaves_the_old_file(tmp_path):

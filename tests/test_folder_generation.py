@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import make_tiny_codec, make_tiny_denoiser, run_ranks
 from PIL import Image
-from resuming import Killed
 from test_embedding_prior import correlated_tokens
+from test_image_samplers import make_token_sampler
 from test_source_table import draw
-from test_token_sampler import make_token_sampler
+from trainings import Killed
 
 from common.data.datalists import radiograph_items
 from common.diffusion.image_sampler import ImageSampler

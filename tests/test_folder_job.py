@@ -3,21 +3,19 @@
 import json
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPOSITORY, draw_radiographs
-from resuming import Killed
+from conftest import draw_radiographs
+from trainings import Killed
 
 from common.data.datalists import radiograph_items
 from common.data.dataset import RadiographDataset
 from common.data.readability import readable_radiographs
 from common.errors import CheckpointMismatchError, DatasetError, RunError, SettingsError, UserError
-from common.files import JOB_RECORD
+from common.files import JOB_RECORD, locked_folder
 from common.pipelines.folder_job import FileJob, FolderJob
 from common.pipelines.job_log import LOG_NAME, Item
 
@@ -170,17 +168,9 @@ def test_too_little_memory_says_what_to_do(texts, tmp_path):
 # ---- the folder ----------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_do_not_work_in_one_folder(texts, tmp_path):
-    program = "import sys; from pathlib import Path; from common.files import locked_folder\n"
-    program += "with locked_folder(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-    arguments = [sys.executable, "-c", program, str(tmp_path / "out")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(arguments, cwd=REPOSITORY, **pipes) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(RunError, match=str(other.pid)):
-            Copies(texts("one"), tmp_path / "out").run()
-        other.kill()  # with which the lock is gone
-    assert len(Copies(texts("one"), tmp_path / "out").run()) == 1
+def test_two_do_not_work_in_one_folder(texts, tmp_path):
+    with locked_folder(tmp_path / "out"), pytest.raises(RunError):
+        Copies(texts("one"), tmp_path / "out").run()
 
 
 def test_a_folder_that_goes_away_is_told_so(texts, tmp_path):
@@ -198,12 +188,6 @@ def test_a_damaged_log_is_named(texts, tmp_path):
     Copies(texts("one"), tmp_path / "out").run()
     (tmp_path / "out" / LOG_NAME).write_text("no json\n")
     with pytest.raises(CheckpointMismatchError, match=LOG_NAME):
-        Copies(texts("one"), tmp_path / "out").run()
-
-
-def test_a_file_in_the_folders_place_is_told_so(texts, tmp_path):
-    (tmp_path / "out").touch()
-    with pytest.raises(RunError):
         Copies(texts("one"), tmp_path / "out").run()
 
 

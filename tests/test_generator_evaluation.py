@@ -9,7 +9,7 @@ import torch
 from conftest import draw_radiographs, make_tiny_denoiser
 from PIL import Image
 from test_embedding_prior import correlated_tokens
-from test_token_sampler import make_token_sampler
+from test_image_samplers import make_token_sampler
 
 from common.diffusion.image_sampler import ImageSampler
 from common.diffusion.noise_schedule import NoiseSchedule

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from common.errors import RunError
-from common.training.stages import DONE, STOPPED, WAITING, Chain, hours_to_go
+from common.training.stages import DONE, STOPPED, WAITING, Chain, hours_to_go, read_recipe
 from common.training.step_log import read_log
 
 COUNT = """
@@ -152,3 +152,14 @@ def test_hours_to_go_are_those_of_the_steps_that_are_left(repository, tmp_path):
     folder.mkdir(parents=True)
     (folder / "log.jsonl").write_text(json.dumps({"step": 1400, "seconds": 2800.0}) + "\n")
     assert hours_to_go(chain, "first") == (2.0, pytest.approx(2.0))
+
+
+def test_a_recipe_on_another_changes_what_it_names_and_nothing_else(tmp_path):
+    first = {"commands": [{"script": "a.py"}], "steps": 5, "weights": "a.pt", "choose": {"by": "psnr"}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"stages": {"first": first, "second": {"commands": []}}}))
+    changes = {"base": "base.yaml", "stages": {"first": {"steps": 7, "choose": None}}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(changes))
+    base, found = read_recipe(tmp_path / "base.yaml"), read_recipe(tmp_path / "other.yaml")
+    assert list(found) == ["first", "second"] and found["second"] == base["second"]
+    assert (found["first"].steps, found["first"].choose) == (7, None)
+    assert (found["first"].commands, found["first"].weights) == (base["first"].commands, "a.pt")

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from test_pixel_image_sampler import make_sampler as make_pixel_sampler
+from test_image_samplers import make_pixel_sampler, make_token_sampler
 from test_source_table import make_table
-from test_token_sampler import make_token_sampler
 
 from common.data.mask_transforms import PadResized
 from common.data.phantom import draw_chest_phantom

@@ -1,8 +1,6 @@
 import logging
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,14 +9,15 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from monai.handlers import CheckpointLoader, IgniteMetricHandler, from_engine
 from monai.networks.nets import PatchDiscriminator
-from resuming import Killed, assert_equal_states, killable_trainer, state_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
+from trainings import CPU, Killed, assert_equal_states, killable_trainer, state_of
 
 from common import progress
 from common.data.dataset import RadiographDataset, StepBatchSampler
 from common.data.phantom import draw_chest_phantom
 from common.errors import CheckpointMismatchError, RunError, SettingsError
+from common.files import locked_folder
 from common.networks.latent_codec import VariationalPass
 from common.networks.weights import read_weights
 from common.training.autoencoder_step import AutoencoderStep, image_as_label
@@ -26,9 +25,7 @@ from common.training.ema import ExponentialMovingAverage
 from common.training.losses import AdversarialTerm, ReconstructionLoss
 from common.training.lr_schedule import WarmupConstantDecay
 from common.training.step_log import read_log
-from common.training.trainer import Trainer
 
-CPU = torch.device("cpu")
 PHANTOMS = [{"image": draw_chest_phantom(32, 32, seed=seed), "name": f"{seed}.png"} for seed in range(7)]
 
 
@@ -217,18 +214,9 @@ def test_the_bar_goes_on_where_the_run_does_and_the_end_says_where_the_weights_a
         assert not [record for record in caplog.records if record.name.startswith("ignite")]
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path):
-    trainer, _ = make_trainer(tmp_path)
-    holder = (
-        "import sys, time; from filelock import FileLock\n"
-        f"lock = FileLock({str(tmp_path / '.lock')!r}); lock.acquire(); print('held', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
-        with pytest.raises(RunError):
-            trainer.run()
-        process.kill()
-    trainer.run()  # what a killed process held is free
+def test_two_do_not_train_in_one_folder(tmp_path):
+    with locked_folder(tmp_path), pytest.raises(RunError):
+        make_trainer(tmp_path)[0].run()
 
 
 @pytest.mark.parametrize(
@@ -237,40 +225,14 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
         ({"max_epochs": 0}, "max_epochs"),
         ({"checkpoint_every_steps": 0}, "checkpoint_every_steps"),
         ({"val_interval": 1.5}, "val_interval"),
-        *(({"parts": {"image_size": size}}, "image_size") for size in (101, 250 + 1, [32, 33])),
+        ({"device": "cuda:99"}, "cuda:99"),
+        *(({"parts": {"image_size": size}}, "image_size") for size in (101, [32, 33])),
     ],
 )
 def test_numbers_out_of_range_are_named_before_any_work(tmp_path, changes, name):
     with pytest.raises(SettingsError) as caught:
         make_trainer(tmp_path / "new", **changes)
     assert name in str(caught.value) and not (tmp_path / "new").exists()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
-def test_a_device_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(SettingsError) as caught:
-        Trainer(
-            output_dir=str(tmp_path),
-            device="cuda",
-            max_epochs=1,
-            **dict.fromkeys(("lr_scheduler", "sampler", "validator", "iteration_update"), None),
-        )
-    assert "cuda" in str(caught.value)
-
-
-def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunError) as caught:
-        make_trainer(tmp_path / "file")[0].run()
-    assert str(tmp_path / "file") in str(caught.value) and (tmp_path / "file").read_text() == "mine"
-
-
-def test_what_a_kill_has_half_written_is_cleared_away(tmp_path):
-    (tmp_path / "milestones").mkdir()
-    for name in (".checkpoint_last.pt.1.partial", "milestones/.step_000008_ema.pt.1.partial"):
-        (tmp_path / name).write_bytes(b"half")
-    make_trainer(tmp_path, max_epochs=1)[0].run()
-    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_with_monais_loader_a_run_starts_from_what_that_loads(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..networks.latent_denoiser import LatentDenoiser
 from .samplers import Known, Sampler
 
 
+@dataclass(eq=False)
 class ImageSampler:
     """Draw images with a latent denoiser.
 
@@ -32,35 +34,24 @@ class ImageSampler:
         SettingsError: an image size that the networks cannot divide.
     """
 
-    def __init__(
-        self,
-        denoiser: LatentDenoiser,
-        codec: LatentCodec,
-        sampler: Sampler,
-        image_size: int,
-        amp: bool,
-        device: torch.device,
-    ) -> None:
-        check_multiple(image_size, codec.downsampling_factor * denoiser.downsampling_factor)
-        self.denoiser = denoiser
-        self.codec = codec
-        self.sampler = sampler
-        self.amp = amp
-        self.device = device
-        self.image_size = image_size
-        side = image_size // codec.downsampling_factor
-        self.latents_shape = (codec.latent_channels, side, side)
+    denoiser: LatentDenoiser
+    codec: LatentCodec
+    sampler: Sampler
+    image_size: int
+    amp: bool
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        check_multiple(self.image_size, self.codec.downsampling_factor * self.denoiser.downsampling_factor)
+        side = self.image_size // self.codec.downsampling_factor
+        self.latents_shape = (self.codec.latent_channels, side, side)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What an image depends on beside the denoiser, its tokens and its seed, in plain JSON types."""
-        return {
-            **self.sampler.settings,
-            "guidance_interval": list(self.sampler.guidance_interval),
-            "codec_sha256": network_sha256(self.codec),
-            "amp": self.amp,
-            "image_size": self.image_size,
-        }
+        guidance = {"guidance_interval": list(self.sampler.guidance_interval)}
+        others = {"codec_sha256": network_sha256(self.codec), "amp": self.amp, "image_size": self.image_size}
+        return {**self.sampler.settings, **guidance, **others}
 
     @torch.inference_mode()
     def inpaint(self, image: Tensor, hole: Tensor, tokens: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -85,21 +76,12 @@ class ImageSampler:
         A sample depends on its tokens and seed, not on the batch it is in (to float tolerance; with amp to that of
         bfloat16). Latents of it may be `known`.
         """
-        self.denoiser.eval()
-        self.codec.eval()
-        context = self.denoiser.encode_tokens(tokens.to(self.device))
-        with quick_inference(self.denoiser, self.device, self.amp):
-            latents = self.sampler.sample(
-                self._predict,
-                self.latents_shape,
-                seeds,
-                context=context,
-                null_context=self.denoiser.null_context,
-                device=self.device,
-                progress=progress,
-                known=known,
-            )
-        with quick_inference(self.codec, self.device, amp=False):
+        denoiser = self.denoiser.eval()
+        contexts = denoiser.encode_tokens(tokens.to(self.device)), denoiser.null_context
+        options: Any = {"device": self.device, "progress": progress, "known": known}
+        with quick_inference(denoiser, self.device, self.amp):
+            latents = self.sampler.sample(self._predict, self.latents_shape, seeds, *contexts, **options)
+        with quick_inference(self.codec.eval(), self.device, amp=False):
             return self.codec.decode(latents).float().cpu()
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..networks.pixel_denoiser import PixelDenoiser
 from .samplers import Sampler
 
 
+@dataclass(eq=False)
 class PixelImageSampler:
     """Draw images with an unconditional denoiser of pixels; `ImageSampler` is its counterpart for latents.
 
@@ -33,21 +35,21 @@ class PixelImageSampler:
         SettingsError: not two positive multiples of the denoiser's `downsampling_factor`.
     """
 
-    def __init__(
-        self, denoiser: PixelDenoiser, sampler: Sampler, image_size: Sequence[int], amp: bool, device: torch.device
-    ) -> None:
-        factor = denoiser.downsampling_factor
-        sides = tuple(image_size) if isinstance(image_size, Sequence) else (image_size,)
+    denoiser: PixelDenoiser
+    sampler: Sampler
+    image_size: Sequence[int]
+    amp: bool
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        factor = self.denoiser.downsampling_factor
+        sides = tuple(self.image_size) if isinstance(self.image_size, Sequence) else (self.image_size,)
         if len(sides) != 2 or any(side < 1 or side % factor for side in sides):
             raise SettingsError(
-                f"image_size: expected rows and columns, each a positive multiple of {factor}, found {image_size}; "
-                "give the image_size of the training"
+                f"image_size: expected rows and columns, each a positive multiple of {factor}, found "
+                f"{self.image_size}; give the image_size of the training"
             )
-        self.denoiser = denoiser
-        self.sampler = sampler
-        self.image_size = (sides[0], sides[1])
-        self.amp = amp
-        self.device = device
+        self.image_size = sides
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -71,12 +73,11 @@ class PixelImageSampler:
         A sample depends on its seed, not on the batch it is in (to float tolerance; with amp to that of bfloat16).
 
         Raises:
-            SamplerError: no seeds, or a guidance scale other than 1.
+            SettingsError: no seeds, or a guidance scale other than 1.
         """
-        self.denoiser.eval()
-        shape = (1, *self.image_size)
-        with quick_inference(self.denoiser, self.device, self.amp):
-            signed = self.sampler.sample(self._predict, shape, seeds, device=self.device, progress=progress)
+        options: Any = {"device": self.device, "progress": progress}
+        with quick_inference(self.denoiser.eval(), self.device, self.amp):
+            signed = self.sampler.sample(self._predict, (1, *self.image_size), seeds, **options)
         return to_unit(signed).clamp(0.0, 1.0).float().cpu()
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, context: None = None) -> Tensor:

@@ -101,11 +101,8 @@ class Sampler:
             raise SettingsError(f"guidance_scale: expected a number of at least 0, found {guidance_scale}")
         if not 0.0 <= eta <= 1.0 or (eta > 0.0 and method != "ddim"):
             raise SettingsError(f"eta: expected a number in [0, 1], above 0 only with 'ddim'; found {eta}, '{method}'")
-        self.schedule = schedule
-        self.method = method
-        self.guidance_scale = guidance_scale
-        self.guidance_interval = (low, high)
-        self.eta = eta
+        self.schedule, self.method, self.eta = schedule, method, eta
+        self.guidance_scale, self.guidance_interval = guidance_scale, (low, high)
         self.timesteps = spaced_timesteps(schedule, num_inference_steps, spacing)
         alpha, sigma = schedule.alpha_sigma(self.timesteps)
         if schedule.prediction_type == "epsilon" and alpha[0] < SMALLEST_EPSILON_ALPHA:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,37 +13,23 @@ from ..networks.embedding_prior import EmbeddingPrior
 from .samplers import Sampler
 
 
+@dataclass(eq=False)
 class TokenSampler:
-    """Draw tokens with a trained prior.
+    """Draw tokens with a trained prior on its device, guided towards the label, where one is given."""
 
-    Args:
-        prior: with trained weights.
-        sampler: method, steps, guidance (towards the label, where one is given).
-        device: of the prior.
-    """
-
-    def __init__(self, prior: EmbeddingPrior, sampler: Sampler, device: torch.device) -> None:
-        self.prior = prior
-        self.sampler = sampler
-        self.device = device
+    prior: EmbeddingPrior
+    sampler: Sampler
+    device: torch.device
 
     def check_label(self, label: str | None) -> None:
-        """Refuse a label that the prior does not know.
-
-        Raises:
-            SettingsError: says which it knows.
-        """
+        """Refuse a label that the prior does not know: SettingsError, which says what it knows."""
         if label is not None and label not in self.prior.labels:
             known = ", ".join(self.prior.labels) or "none"
             raise SettingsError(f"label: expected one that the prior knows ({known}) or null, found '{label}'")
 
     @torch.inference_mode()
     def sample(self, seeds: Sequence[int], label: str | None = None) -> Tensor:
-        """Tokens [B, N, D] as the encoder would give them, one set per seed, on the CPU.
-
-        Args:
-            seeds: one per sample.
-            label: to condition on; None for any.
+        """Tokens [B, N, D] as the encoder would give them, one set per seed, on the CPU; for a label, or any (None).
 
         Raises:
             SettingsError: the prior does not know this label; says which it knows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +17,14 @@ from .weights import recorded
 def pooled_patch_grid(tokens: DinoTokens, size: tuple[int, int], patch_grid: int) -> Tensor:
     """Average the patch tokens over a k × k grid of the image: [B, k, k, D]; k = 0 gives [B, 0, 0, D].
 
-    Args:
-        tokens: of the encoder.
-        size: (rows, columns) of patches that the encoder saw.
-        patch_grid: k.
+    `size` are (rows, columns) of patches that the encoder saw; ValueError where there are not so many.
     """
     patches = tokens.patch_tokens
-    batch, number, width = patches.shape
     if patch_grid == 0:
-        return patches.new_zeros(batch, 0, 0, width)
-    if size[0] * size[1] != number:
-        raise ValueError(f"patch tokens: expected {size[0]} × {size[1]}, found {number}")
-    square = patches.transpose(1, 2).reshape(batch, width, *size)
-    return F.adaptive_avg_pool2d(square, patch_grid).permute(0, 2, 3, 1)
+        return patches.new_zeros(len(patches), 0, 0, patches.shape[2])
+    if size[0] * size[1] != patches.shape[1]:
+        raise ValueError(f"patch tokens: expected {size[0]} × {size[1]}, found {patches.shape[1]}")
+    return F.adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, size), patch_grid).permute(0, 2, 3, 1)
 
 
 def named_tokens(encoder: DinoEncoder, image: Tensor, patch_grid: int) -> dict[str, Tensor]:
@@ -45,6 +41,7 @@ def named_tokens(encoder: DinoEncoder, image: Tensor, patch_grid: int) -> dict[s
 
 
 @recorded
+@dataclass(eq=False)
 class TokenSelection:
     """Which tokens condition the denoiser: the CLS token, optionally registers, optionally a k × k patch grid.
 
@@ -56,11 +53,12 @@ class TokenSelection:
         patch_grid: k of the grid, 0 for none; must divide the k of the cached grid.
     """
 
-    def __init__(self, use_registers: bool, patch_grid: int) -> None:
-        if patch_grid < 0:
-            raise SettingsError(f"patch_grid: expected 0 or more, found {patch_grid}")
-        self.use_registers = use_registers
-        self.patch_grid = patch_grid
+    use_registers: bool
+    patch_grid: int
+
+    def __post_init__(self) -> None:
+        if self.patch_grid < 0:
+            raise SettingsError(f"patch_grid: expected 0 or more, found {self.patch_grid}")
 
     def num_tokens(self, num_register_tokens: int) -> int:
         """Tokens N per image, for an encoder with so many registers."""
@@ -108,11 +106,7 @@ class TokenScaler(nn.Module):
         self.tokens_num_images: Tensor
 
     def fit(self, tokens: Tensor) -> None:
-        """Measure over tokens [num_images, N, D].
-
-        Raises:
-            SettingsError: wrong shape, or fewer than two images.
-        """
+        """Measure over tokens [num_images, N, D]; SettingsError for a wrong shape, or fewer than two images."""
         if tokens.shape[1:] != self.tokens_mean.shape or len(tokens) < 2:
             raise SettingsError(
                 f"tokens: expected at least 2 × {tuple(self.tokens_mean.shape)}, found {tuple(tokens.shape)}"
@@ -131,13 +125,7 @@ class TokenScaler(nn.Module):
 
 
 class ContextEncoder(nn.Module):
-    """Tokens [B, N, D] to the context [B, N, context_dim] of cross-attention, and the learned null context.
-
-    Args:
-        num_tokens: N.
-        token_dim: D, of the DINO encoder.
-        context_dim: of the cross-attention.
-    """
+    """Tokens [B, N, D] to the context [B, N, context_dim] of cross-attention, and the learned null context."""
 
     def __init__(self, num_tokens: int, token_dim: int, context_dim: int) -> None:
         super().__init__()

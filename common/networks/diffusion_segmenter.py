@@ -28,15 +28,8 @@ class DiffusionSegmenter(nn.Module):
 
     Args:
         num_classes: K, background included.
-        channels: per level; this and the next six as of `adm_unet`, and as the pre-trained denoiser has them.
-        num_res_blocks: per level, or one number for all.
-        attention_levels: self-attention per level.
-        num_head_channels: channels of an attention head.
-        norm_num_groups: of every GroupNorm.
-        dropout: probability; may differ from the denoiser's.
-        use_flash_attention: torch's fused attention; may differ too.
-        patch_size: px, as the pre-trained denoiser has it; see `PixelDenoiser`.
-        timestep: that the U-Net is told, of the schedule that it was pre-trained with; 0 is the cleanest.
+        timestep: that the U-Net is told, of the schedule that it was pre-trained with; 0 is the cleanest. The others
+            as of `adm_unet`, and as the pre-trained denoiser has them, but for dropout and fused attention.
 
     Raises:
         ValueError: fewer than two classes, a negative timestep, or what `adm_unet` refuses.
@@ -70,22 +63,14 @@ class DiffusionSegmenter(nn.Module):
         self.downsampling_factor = patch_size * 2 ** (len(channels) - 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Segment.
+        """Logits [B, K, H, W] of images [B, 1, H, W] in [0, 1]; ValueError for other shapes.
 
-        Args:
-            image: [B, 1, H, W] in [0, 1]. Sizes that the U-Net cannot halve often enough are padded, by repeating the
-                last row and column, and the logits cut to size.
-
-        Returns:
-            Logits [B, K, H, W].
-
-        Raises:
-            ValueError: not a batch of images of one channel.
+        Sizes that the U-Net cannot halve often enough are padded, by repeating the last row and column, and the logits
+        cut to size.
         """
         if not torch.jit.is_tracing():
             check_image(image)
-        height, width = image.shape[2], image.shape[3]
-        factor = self.downsampling_factor
+        height, width, factor = image.shape[2], image.shape[3], self.downsampling_factor
         padded = F.pad(image, (0, -width % factor, 0, -height % factor), mode="replicate")
         timesteps = torch.full((image.shape[0],), self.timestep, dtype=torch.int64, device=image.device)
         logits = self.unet(F.pixel_unshuffle(to_signed(padded), self.patch_size), timesteps)
@@ -101,17 +86,16 @@ def take_pretrained(segmenter: DiffusionSegmenter, path: str | Path) -> list[str
     Raises:
         WeightsError: there is no such file, or a tensor is missing, unknown or of another shape; nothing was loaded.
     """
-    own = segmenter.state_dict()
+    own, found = segmenter.state_dict(), read_weights(path)
     new = [key for key in own if key.startswith(FINAL_CONVOLUTION)]
-    found = {key: value for key, value in read_weights(path).items() if not key.startswith(FINAL_CONVOLUTION)}
-    difference = first_difference({key: value for key, value in own.items() if key not in new}, found)
-    if difference:
+    kept = {key: value for key, value in found.items() if not key.startswith(FINAL_CONVOLUTION)}
+    if difference := first_difference({key: value for key, value in own.items() if key not in new}, kept):
         raise WeightsError(
             f"{path} does not fit the segmenter: {difference}; give the segmenter the channels, num_res_blocks and "
             "attention_levels that the weights were trained with"
         )
-    segmenter.load_state_dict({**own, **found}, strict=True)
-    _logger.info("took %d of %d tensors from %s; new: %s", len(found), len(own), path, ", ".join(new))
+    segmenter.load_state_dict({**own, **kept}, strict=True)
+    _logger.info("took %d of %d tensors from %s; new: %s", len(kept), len(own), path, ", ".join(new))
     return new
 
 
@@ -121,17 +105,14 @@ def start_segmenter(
     ddpm_path: str | Path | None = None,
     init_weights: str | Path | None = None,
 ) -> DiffusionSegmenter:
-    """Return the segmenter to fine-tune, in training mode, and log what it starts from.
+    """Return the segmenter to fine-tune, in training mode, and log what it starts from; WeightsError if that is no fit.
 
     Args:
         segmenter: as it was initialised.
-        pretrained: "ddpm" takes the weights at `ddpm_path`, "none" starts from nothing, anything else is a path of
-            weights; see `take_pretrained`.
-        ddpm_path: of the bundle's pre-trained denoiser.
+        pretrained: "ddpm" takes the weights of the bundle's denoiser at `ddpm_path`, "none" starts from nothing,
+            anything else is a path of weights; see `take_pretrained`.
+        ddpm_path: see there.
         init_weights: of a whole segmenter, the final convolution too, to train on; instead of `pretrained`.
-
-    Raises:
-        WeightsError: there is no such file, or the weights do not fit.
     """
     if init_weights is not None:
         load_weights(segmenter, init_weights)

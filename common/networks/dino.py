@@ -87,11 +87,7 @@ class DinoEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> DinoTokens:
-        """Encode [B, 1, H, W] in [0, 1] to named tokens, without gradients.
-
-        Raises:
-            ValueError: image is not [B, 1, H, W].
-        """
+        """Encode [B, 1, H, W] in [0, 1] to named tokens, without gradients; ValueError for other shapes."""
         options = {"interpolate_pos_encoding": True} if self.model.config.model_type == "vit" else {}
         tokens = self.model(pixel_values=self.preprocess(image), **options).last_hidden_state
         first_patch = 1 + self.num_register_tokens

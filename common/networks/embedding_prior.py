@@ -25,11 +25,6 @@ class TokenComponents(nn.Module):
     Tokens of radiographs fill few of their dimensions; `fit` logs how much of the variance the components hold.
     Components are divided by the fourth root of their variance: as they are, the first few drown the others in the
     loss; with unit variance all are alike, though most are close to noise.
-
-    Args:
-        num_components: K.
-        num_tokens: N.
-        token_dim: D.
     """
 
     def __init__(self, num_components: int, num_tokens: int, token_dim: int) -> None:
@@ -43,11 +38,7 @@ class TokenComponents(nn.Module):
         self.components_scale: Tensor
 
     def fit(self, tokens: Tensor) -> None:
-        """Measure over tokens [num_images, N, D] of the training split.
-
-        Raises:
-            SettingsError: wrong shape, or fewer images than components.
-        """
+        """Measure over tokens [num_images, N, D]; SettingsError for a wrong shape, or fewer images than components."""
         number = len(self.components_scale)
         if len(tokens) <= number:
             raise SettingsError(
@@ -55,10 +46,10 @@ class TokenComponents(nn.Module):
             )
         self.scaler.fit(tokens)
         flat = self.scaler.scale(tokens.to(self.directions.device)).flatten(1).double()
-        variances, directions = torch.linalg.eigh(flat.T @ flat / (len(flat) - 1))
-        share = float(variances.flip(0)[:number].sum() / variances.sum())
+        all_variances, directions = torch.linalg.eigh(flat.T @ flat / (len(flat) - 1))
+        variances = all_variances.flip(0)[:number]
+        share = float(variances.sum() / all_variances.sum())
         _logger.info("%d components hold %.1f %% of the tokens' variance", number, 100 * share)
-        variances = variances.flip(0)[:number]
         # Images that are in the data twice leave directions without variance, which would blow up in other images.
         variances = variances.clamp_min(max(float(SMALLEST_VARIANCE * variances[0]), 1e-12))
         scale = variances.pow(0.25)
@@ -80,14 +71,8 @@ class TokenComponents(nn.Module):
 class EmbeddingPrior(nn.Module):
     """Residual MLP that denoises token components, after the representation diffusion model of RCG (arXiv 2312.03701).
 
-    Args:
-        num_components: K principal components that it works on.
-        num_tokens: N tokens of the denoiser's context.
-        token_dim: D of the DINO encoder.
-        hidden_dim: width.
-        num_blocks: residual blocks.
-        dropout: in the blocks.
-        labels: names of the labels that it can be conditioned on; empty for none.
+    It works on K principal components of N tokens of D features, in `num_blocks` residual blocks of width `hidden_dim`
+    with dropout, and can be conditioned on `labels` by name.
     """
 
     def __init__(
@@ -101,8 +86,7 @@ class EmbeddingPrior(nn.Module):
         labels: list[str],
     ) -> None:
         super().__init__()
-        self.labels = list(labels)
-        self.num_components = num_components
+        self.labels, self.num_components = list(labels), num_components
         self.components = TokenComponents(num_components, num_tokens, token_dim)
         self.label_embedding = nn.Embedding(len(labels) + 1, hidden_dim)  # the last one is "no label"
         self.timestep_embedding = nn.Sequential(
@@ -129,15 +113,12 @@ class EmbeddingPrior(nn.Module):
         return self.label_embedding.weight[-1:][None]
 
     def forward(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """Predict what the noise schedule's prediction type says.
+        """Predict [B, K] of the noise schedule's prediction type.
 
         Args:
             noisy: components z_t [B, K].
             timesteps: [B], as `NoiseSchedule` gives them.
             context: [B, 1, hidden_dim], of `encode_labels` or `null_context`.
-
-        Returns:
-            [B, K].
         """
         features = get_timestep_embedding(timesteps, TIMESTEP_FEATURES)
         condition = self.timestep_embedding(features.to(noisy.dtype)) + context[:, 0]

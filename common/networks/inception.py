@@ -64,9 +64,5 @@ class FidInception(nn.Module):
         return to_signed(image).expand(-1, 3, -1, -1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features after the last pooling ("pool3"): [B, 1, H, W] in [0, 1] -> [B, 2048] float32, none negative.
-
-        Raises:
-            ValueError: image is not [B, 1, H, W].
-        """
+        """Features after the last pooling ("pool3"): [B, 1, H, W] in [0, 1] -> [B, 2048] float32, none negative."""
         return self.graph(self.preprocess(image)).float()

@@ -74,13 +74,7 @@ class LatentCodec(nn.Module):
         self.latents_num_images: Tensor
 
     def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode to the Gaussian posterior of the raw latents.
-
-        Args:
-            image: [B, 1, H, W] in [0, 1]; H and W multiples of `downsampling_factor`.
-
-        Returns:
-            Mean and standard deviation, each [B, C, H/f, W/f], unscaled.
+        """Mean and standard deviation of the raw latents, each [B, C, H/f, W/f], of images [B, 1, H, W] in [0, 1].
 
         Raises:
             ValueError: channels or size do not fit; says which.
@@ -157,11 +151,7 @@ class VariationalPass(nn.Module):
         self.codec = codec
 
     def forward(self, image: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode, draw with the given noise, decode.
-
-        Args:
-            image: [B, 1, H, W] in [0, 1].
-            noise: standard normal [B, C, H/f, W/f]; None decodes the mean.
+        """Encode images [B, 1, H, W] in [0, 1], draw with noise [B, C, H/f, W/f] (None: the mean), decode.
 
         Returns:
             Reconstruction (unclipped, nominally [0, 1]), posterior mean and standard deviation of the raw latents.

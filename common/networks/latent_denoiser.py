@@ -20,17 +20,14 @@ class LatentDenoiser(nn.Module):
     Args:
         latent_channels: C of the codec.
         channels: per level, full latent resolution first.
-        num_res_blocks: per level, or one number for all.
         attention_levels: self- and cross-attention per level.
-        num_head_channels: channels of an attention head.
         num_tokens: N tokens of the context.
         token_dim: D of the DINO encoder.
         context_dim: of the cross-attention.
-        transformer_num_layers: transformer blocks per attention.
-        norm_num_groups: of every GroupNorm; divides all of `channels`.
         use_flash_attention: torch's fused attention; faster on GPUs, slower in bfloat16 training on CPUs.
         patch_size: latents, side of the squares that are folded into channels before the U-Net and unfolded after it
-            (as the patches of DiT, arXiv 2212.09748): it works at 1 / patch_size of the resolution.
+            (as the patches of DiT, arXiv 2212.09748): it works at 1 / patch_size of the resolution. The others as of
+            MONAI's network.
     """
 
     def __init__(
@@ -80,15 +77,12 @@ class LatentDenoiser(nn.Module):
         return self.context_encoder(tokens)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """Predict what the noise schedule's prediction type says.
+        """Predict [B, C, h, w] of the noise schedule's prediction type.
 
         Args:
             noisy: latents z_t [B, C, h, w].
             timesteps: [B], as `NoiseSchedule` gives them.
             context: [B, N, context_dim], of `encode_tokens` or `null_context`.
-
-        Returns:
-            [B, C, h, w].
         """
         output = self.unet(F.pixel_unshuffle(noisy, self.patch_size), timesteps, context=context)
         return F.pixel_shuffle(output, self.patch_size)
@@ -135,12 +129,9 @@ class DenoisingPass(nn.Module):
 
 
 def start_denoiser(denoiser: LatentDenoiser, path: str | Path | None, tokens: Tensor) -> LatentDenoiser:
-    """Return the denoiser to train: as initialised with the statistics of `tokens`, or with the weights at `path`.
+    """Return the denoiser to train: with the weights at `path`, or as initialised.
 
-    Args:
-        denoiser: on its device.
-        path: of weights to start from, which bring their statistics; None starts from nothing.
-        tokens: of the training split, [num_images, N, D].
+    Then with the statistics of `tokens` [num_images, N, D], those of the training split.
 
     Raises:
         WeightsError: there is no such file, or it is of another network.

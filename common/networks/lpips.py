@@ -17,19 +17,6 @@ CONVOLUTIONS = ((11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1))  # kerne
 MIN_SIZE = 31  # pixels: the smallest side that leaves one position after AlexNet's strides
 
 
-class _Linear(nn.Module):
-    """The per-channel weights of one layer, named as the `lpips` package names them (model.1.weight)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.model = nn.Sequential(nn.Dropout(), nn.Conv2d(channels, 1, 1, bias=False))
-
-    def forward(self, squared_difference: Tensor) -> Tensor:
-        """Weighted sum over channels, mean over positions: [B, C, h, w] -> [B], in float32 under autocast too."""
-        weight = self.model.get_parameter("1.weight")  # [1, C, 1, 1]; the dropout served only its own training
-        return (squared_difference * weight).sum(dim=1).mean(dim=(1, 2))
-
-
 class LPIPS(nn.Module):
     """Learned perceptual distance LPIPS v0.1 on AlexNet features; frozen, always in evaluation mode.
 
@@ -55,8 +42,9 @@ class LPIPS(nn.Module):
             layers += [nn.Conv2d(before, after, kernel, stride, padding), nn.ReLU()]
             layers += [nn.MaxPool2d(3, 2)] if k < 2 else []
         self.features = nn.Sequential(*layers)
-        for k, channels in enumerate(CHANNELS):
-            self.add_module(f"lin{k}", _Linear(channels))
+        for k, channels in enumerate(CHANNELS):  # named as the `lpips` package does; its dropout served its training
+            model = nn.Sequential(nn.Dropout(), nn.Conv2d(channels, 1, 1, bias=False))
+            self.add_module(f"lin{k}", nn.ModuleDict({"model": model}))
         # ImageNet mean and standard deviation, written for an input in [-1, 1]; constants, so not in the state dict.
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
@@ -84,7 +72,8 @@ class LPIPS(nn.Module):
             )
         total = image.new_zeros(image.shape[0], dtype=torch.float32)
         for k, (a, b) in enumerate(zip(self._unit_features(image), self._unit_features(reference), strict=True)):
-            total = total + self.get_submodule(f"lin{k}")((a - b).square())
+            weight = self.get_parameter(f"lin{k}.model.1.weight")  # [1, C, 1, 1], float32 under autocast too
+            total = total + ((a - b).square() * weight).sum(dim=1).mean(dim=(1, 2))
         return total
 
     def _unit_features(self, image: Tensor) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from monai.networks.blocks import SABlock
@@ -74,7 +74,7 @@ def adm_unet(
             nn.init.zeros_(module.out_proj.bias)
         if isinstance(module, DiffusionUNetResnetBlock) and dropout > 0.0:
             # A Sequential of one convolution named "conv", as core's own, so that the key stays "conv2.conv.weight".
-            convolution = cast(nn.Module, module.conv2.conv)
+            convolution: Any = module.conv2.conv
             module.conv2 = nn.Sequential(OrderedDict(dropout=nn.Dropout(dropout), conv=convolution))
     return unet
 
@@ -111,18 +111,12 @@ class PixelDenoiser(nn.Module):
         check_multiple(image_size, self.downsampling_factor)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, context: None = None) -> Tensor:
-        """Predict what the noise schedule's prediction type says.
+        """Predict [B, 1, H, W] of the noise schedule's prediction type.
 
         Args:
-            noisy: z_t [B, 1, H, W] in the range of [-1, 1]; H and W multiples of `downsampling_factor`.
+            noisy: z_t [B, 1, H, W] in the range of [-1, 1]; ValueError if no multiples of `downsampling_factor`.
             timesteps: [B], as `NoiseSchedule` gives them.
             context: none; so that `Sampler` can call it as it calls conditional networks.
-
-        Returns:
-            [B, 1, H, W].
-
-        Raises:
-            ValueError: channels or size do not fit.
         """
         if not torch.jit.is_tracing():
             check_image(noisy, self.downsampling_factor)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image as Pictures
@@ -23,6 +25,7 @@ from .inputs import Image, OpenBundle, as_list, as_radiograph, pick_device, read
 from .job_log import Item, Row
 
 
+@dataclass(eq=False)
 class RadiographAutoencoder:
     """The autoencoder, of radiographs in any form (see `as_radiograph`): one, a list, or a batch [B, 1, H, W].
 
@@ -34,20 +37,16 @@ class RadiographAutoencoder:
         SettingsError: no such device, or a size that the network cannot divide.
     """
 
-    def __init__(
-        self,
-        network: LatentCodec,
-        image_size: int,
-        device: str | torch.device = "auto",
-        amp: bool = False,
-        typical: TypicalImages | None = None,
-    ) -> None:
-        network.check_size(image_size)
-        self.device = pick_device(device)
-        self.network = network.to(self.device).eval()
-        self.image_size = image_size
-        self.amp = amp
-        self.typical = typical
+    network: LatentCodec
+    image_size: int
+    device: Any = "auto"
+    amp: bool = False
+    typical: TypicalImages | None = None
+
+    def __post_init__(self) -> None:
+        self.network.check_size(self.image_size)
+        self.device = pick_device(self.device)
+        self.network.to(self.device).eval()
 
     @classmethod
     def from_bundle(

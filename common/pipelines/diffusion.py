@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,7 +24,6 @@ from ..fingerprint import file_sha256, json_sha256
 from ..networks.conditioning import TokenScaler, TokenSelection, named_tokens
 from ..networks.dino import DinoEncoder
 from ..networks.latent_codec import LatentCodec
-from ..networks.latent_denoiser import LatentDenoiser
 from ..networks.weights import described, load_described
 from ..seeding import sample_seed
 from .inpainting import Inpainting, Mask, masks_of, open_hole
@@ -35,15 +35,15 @@ from .strategies import Neighbourhood, Prior, SampleRequest, Strategy, Variation
 StrategyName = Literal["variation", "interpolation", "neighbourhood", "inpainting", "prior"]
 
 
+@dataclass(eq=False)
 class DinoDiffusion:
     """The generator, of radiographs in any form (see `as_radiograph`). Each part is loaded when it is first needed.
 
     Args:
         models_dir: with the shipped weights, which also say what weights from before 1.0 are.
         device: such as "cpu"; "auto" takes a GPU where there is one.
-        weights_path: of another denoiser; beside it lies what schedule, tokens and image size it is for.
-        codec_path: of another autoencoder.
-        prior_path: of another prior over tokens.
+        weights_path: of another denoiser; beside it lies what schedule, tokens and image size it is for. So are
+            `codec_path` of another autoencoder, `prior_path` of another prior over tokens.
         dino_source: Hugging Face folder or hub id of the encoder, if another one.
         network: the denoiser, where it is loaded already.
         num_inference_steps: of the image sampler.
@@ -60,44 +60,39 @@ class DinoDiffusion:
         SettingsError: settings out of range.
     """
 
-    _opened: OpenBundle | None = None
+    models_dir: str | Path
+    device: Any = "auto"
+    weights_path: str | Path | None = None
+    codec_path: str | Path | None = None
+    prior_path: str | Path | None = None
+    dino_source: str | Path | None = None
+    network: Any = None
+    num_inference_steps: int = 20
+    sampling_method: Method = "dpm_solver++_2m"
+    guidance_scale: float = 1.5
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    prior_steps: int = 50
+    prior_guidance_scale: float = 1.0
+    amp: bool = True
+    batch_size: int = 8
+    _opened: OpenBundle | None = None  # what was unpacked is needed as long as parts may be loaded
 
-    def __init__(
-        self,
-        models_dir: str | Path,
-        device: str | torch.device = "auto",
-        weights_path: str | Path | None = None,
-        codec_path: str | Path | None = None,
-        prior_path: str | Path | None = None,
-        dino_source: str | Path | None = None,
-        network: LatentDenoiser | None = None,
-        num_inference_steps: int = 20,
-        sampling_method: Method = "dpm_solver++_2m",
-        guidance_scale: float = 1.5,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        prior_steps: int = 50,
-        prior_guidance_scale: float = 1.0,
-        amp: bool = True,
-        batch_size: int = 8,
-    ) -> None:
-        self.device = pick_device(device)
-        shipped = Path(models_dir)
-        self.dino_source = dino_source or shipped / "dinov2_vits14"
-        self._denoiser = weights_path or shipped / "model.pt", shipped / "model.pt"
-        self._codec = codec_path or shipped / "autoencoder.pt", shipped / "autoencoder.pt"
-        self._prior = prior_path or shipped / "prior.pt", shipped / "prior.pt"
-        self.network: LatentDenoiser = network or self._loaded(self._denoiser)
-        self.network.to(self.device).eval()
+    def __post_init__(self) -> None:
+        at_least_one("batch_size", self.batch_size)
+        self.device = pick_device(self.device)
+        shipped = Path(self.models_dir)
+        self.dino_source = self.dino_source or shipped / "dinov2_vits14"
+        self._denoiser = self.weights_path or shipped / "model.pt", shipped / "model.pt"
+        self._codec = self.codec_path or shipped / "autoencoder.pt", shipped / "autoencoder.pt"
+        self._prior = self.prior_path or shipped / "prior.pt", shipped / "prior.pt"
+        self.network = (self.network or self._loaded(self._denoiser)).to(self.device).eval()
         self.schedule: NoiseSchedule = self._said("schedule")
         self.selection: TokenSelection = self._said("selection")
         self.patch_grid: int = self._said("cached_patch_grid")
         self.image_size: int = self._said("image_size")
-        guidance: Any = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval}
-        self.sampler = Sampler(self.schedule, sampling_method, num_inference_steps, **guidance)
-        self.prior_steps, self.prior_guidance_scale = prior_steps, prior_guidance_scale
-        self.amp = amp
+        guidance: Any = {"guidance_scale": self.guidance_scale, "guidance_interval": self.guidance_interval}
+        self.sampler = Sampler(self.schedule, self.sampling_method, self.num_inference_steps, **guidance)
         self.typical = load_typical(self._denoiser[0])
-        self.batch_size = at_least_one("batch_size", batch_size)
 
     @classmethod
     def from_bundle(
@@ -109,9 +104,7 @@ class DinoDiffusion:
             WeightsError: there are none, or they are damaged.
         """
         opened = OpenBundle(bundle)
-        made = cls(opened.models, device, **settings)
-        made._opened = opened  # what was unpacked is needed as long as parts may be loaded
-        return made
+        return cls(opened.models, device, **settings, _opened=opened)
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
@@ -123,7 +116,7 @@ class DinoDiffusion:
     @cached_property
     def encoder(self) -> DinoEncoder:
         """The frozen DINO encoder."""
-        return DinoEncoder(self.dino_source, self._said("dino_image_size")).to(self.device)
+        return DinoEncoder(str(self.dino_source), self._said("dino_image_size")).to(self.device)
 
     @cached_property
     def token_sampler(self) -> TokenSampler:
@@ -238,13 +231,13 @@ def choose_strategy(
     Raises:
         SettingsError: unknown strategy, or settings and sources that do not allow it.
     """
-    if name != "prior" and label is not None:
+    if name == "prior":
+        return Prior(pipeline.token_sampler, num_samples, label, seed)
+    if label is not None:
         raise SettingsError(
             f"label: expected null with the strategy {name}, found '{label}'; only prior is conditioned on a label, "
             "images of the others keep that of their sources"
         )
-    if name == "prior":
-        return Prior(pipeline.token_sampler, num_samples, label, seed)
     if name not in get_args(StrategyName):
         raise SettingsError(f"strategy: expected one of {', '.join(get_args(StrategyName))}, found '{name}'")
     parts = pipeline.encoder, pipeline.selection, pipeline.patch_grid, pipeline.batch_size, pipeline.device

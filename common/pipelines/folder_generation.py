@@ -92,19 +92,16 @@ class FolderGeneration(FolderJob):
         if self.dicom:
             # With the pixels: the same number of a run with other sources or steps is another image.
             pixels = hashlib.sha256(stored_values(output, self.bits).tobytes()).hexdigest()
-            write_synthetic_dicom(
-                output,
-                self.output_dir / "dicom" / f"{item.name}.dcm",
-                identity=f"{self.weights_sha256} {self.strategy.seed} {item.name} {pixels}",
-                model=f"{self.model_name}, weights {self.weights_sha256[:8]}",
-                description=f"{self.subject}, {self.strategy.name}",
-                bits=self.bits,
-                provenance=about,
-            )
+            identity = f"{self.weights_sha256} {self.strategy.seed} {item.name} {pixels}"
+            model = f"{self.model_name}, weights {self.weights_sha256[:8]}"
+            told: Any = {"description": f"{self.subject}, {self.strategy.name}", "bits": self.bits, "provenance": about}
+            path = self.output_dir / "dicom" / f"{item.name}.dcm"
+            write_synthetic_dicom(output, path, identity=identity, model=model, **told)
         return row
 
     def _row(self, item: Item) -> Row:
         table, request, sampler = self.strategy.table, item.content, self.sampler.sampler
+        shown = request.sources if table.unlikeness else ()
         return {
             "image": self.result(item),
             "strategy": self.strategy.name,
@@ -113,9 +110,7 @@ class FolderGeneration(FolderJob):
             "weights_sha256": self.weights_sha256,
             "sources": joined(table.paths[source] for source in request.sources),
             "source_patient_ids": joined(table.patient_ids[source] for source in request.sources),
-            "source_unlikeness": (
-                max((table.unlikeness[source] for source in request.sources), default="") if table.unlikeness else ""
-            ),
+            "source_unlikeness": max((table.unlikeness[source] for source in shown), default=""),
             "mix": request.mix,
             "label": request.label,
             "flagged": "",
@@ -133,19 +128,15 @@ class FolderGeneration(FolderJob):
             groups.setdefault(item.content.sources or number // SHEET_COLUMNS, []).append(item)
         if not groups:
             return ""
-        pictures = [self._sources(group[0].content) + self._samples(group) for group in groups.values()]
-        captions = [self._caption([item.content for item in group]) for group in groups.values()]
+        size: Any = self.sampler.image_size  # one number where there are sources: as the encoder saw them
+        pictures, captions = [], []
+        for group in groups.values():
+            sources = [load_square(self.strategy.table.paths[each], size) for each in group[0].content.sources]
+            pictures.append(sources + [read_generated(self.output_dir / self.result(item)) for item in group])
+            captions.append(self._caption([item.content for item in group]))
         save_contact_sheet(pictures, self.output_dir / SHEET_NAME, None, row_captions=captions)
-        sources = " beside their sources, and manifest.csv names the sources: take care if they are patients"
-        return f"; {SHEET_NAME} shows the first ones{sources if self.strategy.table else ''}"
-
-    def _samples(self, items: Sequence[Item]) -> list[Tensor]:
-        return [read_generated(self.output_dir / self.result(item)) for item in items]
-
-    def _sources(self, request: SampleRequest) -> list[Tensor]:
-        """As the encoder saw them, at the size of the samples."""
-        size: Any = self.sampler.image_size  # one number where there are sources
-        return [load_square(self.strategy.table.paths[source], size) for source in request.sources]
+        warning = " beside their sources, and manifest.csv names the sources: take care if they are patients"
+        return f"; {SHEET_NAME} shows the first ones{warning if self.strategy.table else ''}"
 
     def _caption(self, group: Sequence[SampleRequest]) -> str:
         first = group[0]

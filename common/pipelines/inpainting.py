@@ -100,25 +100,20 @@ def open_hole(image: Image, mask: Mask) -> Hole:
 def membrane(values: NDArray, hole: NDArray[np.bool_]) -> NDArray:
     """Values [H, W] with the hole filled by the solution of Laplace's equation; at borders of the image it is level."""
     number = np.full(hole.shape, -1)
-    number[hole] = np.arange(hole.sum())
-    rows, columns, right = [], [], np.zeros(hole.sum())
-    neighbours = np.zeros(hole.sum())
+    number[hole] = diagonal = np.arange(hole.sum())
+    rows, columns = [diagonal], [diagonal]
+    neighbours, right = np.zeros(len(diagonal)), np.zeros(len(diagonal))
     for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
-        other = np.roll(number, -step, axis)
-        beside = np.roll(values, -step, axis)
+        other, beside = np.roll(number, -step, axis), np.roll(values, -step, axis)
         inside = np.ones(hole.shape, bool)
-        edge: list[slice | int] = [slice(None), slice(None)]
-        edge[axis] = -1 if step == 1 else 0
-        inside[tuple(edge)] = False
+        np.moveaxis(inside, axis, 0)[-1 if step == 1 else 0] = False
         neighbours += inside[hole]
         unknown, given = hole & inside & (other >= 0), hole & inside & (other < 0)
         rows.append(number[unknown])
         columns.append(other[unknown])
         right[number[given]] += beside[given]
-    off = (np.concatenate(rows), np.concatenate(columns))
-    diagonal = np.arange(len(right))
-    entries = np.concatenate([neighbours, -np.ones(len(off[0]))])
-    where = (np.concatenate([diagonal, off[0]]), np.concatenate([diagonal, off[1]]))
+    where = np.concatenate(rows), np.concatenate(columns)
+    entries = np.concatenate([neighbours, -np.ones(len(where[0]) - len(diagonal))])
     matrix = coo_array((entries, where), shape=(len(right), len(right))).tocsr()
     start = np.full(len(right), values[~hole].mean())
     solved, _ = cg(matrix, right, x0=start, rtol=1e-5, maxiter=20 * max(hole.shape))

@@ -47,9 +47,7 @@ class Interpolation(Strategy):
                 f"interpolation: expected the mode lerp or slerp and 0 <= low <= high <= 1, found {mode}, {mix_range}"
             )
         self.num_samples = at_least_one("num_samples", num_samples)
-        self.mode = mode
-        self.mix_range = low, high
-        self.scaler = scaler
+        self.mode, self.mix_range, self.scaler = mode, (low, high), scaler
         super().__init__(table, seed, interpolation_mode=mode, mix_range=[low, high])
 
     def requests(self) -> list[SampleRequest]:

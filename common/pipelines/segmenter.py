@@ -117,23 +117,14 @@ def segmentation_inferer(
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What was found in a radiograph.
+    """What was found in a radiograph."""
 
-    Attributes:
-        radiograph: with its spacing, where known.
-        mask: labels uint8 [H, W], the radiograph's own rows × columns.
-        logits: float32 [K, H', W'] at the network's size.
-        geometry: leads from there to H × W.
-        classes: the labels.
-        model: name and version of what drew it.
-    """
-
-    radiograph: Radiograph
-    mask: Tensor
-    logits: Tensor
-    geometry: Tensor
-    classes: ClassTable
-    model: str
+    radiograph: Radiograph  # with its spacing, where known
+    mask: Tensor  # labels uint8 [H, W], the radiograph's own rows × columns
+    logits: Tensor  # float32 [K, H', W'] at the network's size
+    geometry: Tensor  # leads from there to H × W
+    classes: ClassTable  # the labels
+    model: str  # name and version of what drew it
 
     @property
     def probabilities(self) -> Tensor:
@@ -180,6 +171,7 @@ class Segmentation:
         return write_dicom_seg(self.mask.numpy(), Path(path), self.classes, self.radiograph.path, self.model)
 
 
+@dataclass(eq=False)
 class DentalSegmenter:
     """The segmenter, of radiographs in any form (see `as_radiograph`).
 
@@ -188,27 +180,19 @@ class DentalSegmenter:
     has it. `model` is name and version, for DICOM SEG, `typical` what the training images were like.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        classes: ClassTable,
-        preprocessing: Callable[[dict], dict],
-        inferer: Inferer,
-        postprocessing: Callable[[dict], dict],
-        device: str | torch.device = "auto",
-        amp: bool = False,
-        model: str = f"dental_radiograph_segmentation {__version__}",
-        typical: TypicalImages | None = None,
-    ) -> None:
-        self.device = pick_device(device)
-        self.network = network.to(self.device).eval()
-        self.classes = classes
-        self.preprocessing = preprocessing
-        self.inferer = inferer
-        self.postprocessing = postprocessing
-        self.amp = amp
-        self.model = model
-        self.typical = typical
+    network: nn.Module
+    classes: ClassTable
+    preprocessing: Callable[[dict], dict]
+    inferer: Inferer
+    postprocessing: Callable[[dict], dict]
+    device: Any = "auto"
+    amp: bool = False
+    model: str = f"dental_radiograph_segmentation {__version__}"
+    typical: TypicalImages | None = None
+
+    def __post_init__(self) -> None:
+        self.device = pick_device(self.device)
+        self.network.to(self.device).eval()
 
     @classmethod
     def from_bundle(
@@ -261,10 +245,10 @@ class DentalSegmenter:
             stack = torch.stack([item["image"].as_subclass(torch.Tensor) for item in group])
             with autocast(self.device, self.amp):
                 logits += self.inferer(stack.to(self.device), self.network).float().as_subclass(torch.Tensor)
-        return [self._finished(*found) for found in zip(radiographs, items, logits, strict=True)]
-
-    def _finished(self, radiograph: Radiograph, item: dict, logits: Tensor) -> Segmentation:
-        done = self.postprocessing({**item, "pred": logits})
-        mask = done[DISPLAYED if DISPLAYED in done else "pred"].as_subclass(torch.Tensor).cpu()
-        labels = mask.reshape(mask.shape[-2:]).to(torch.uint8)
-        return Segmentation(radiograph, labels, logits.cpu(), item[GEOMETRY_KEY], self.classes, self.model)
+        found = []
+        for radiograph, item, each in zip(radiographs, items, logits, strict=True):
+            done = self.postprocessing({**item, "pred": each})
+            mask = done.get(DISPLAYED, done["pred"]).as_subclass(torch.Tensor).cpu()
+            labels = mask.reshape(mask.shape[-2:]).to(torch.uint8)
+            found.append(Segmentation(radiograph, labels, each.cpu(), item[GEOMETRY_KEY], self.classes, self.model))
+        return found

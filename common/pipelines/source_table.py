@@ -40,9 +40,8 @@ class SourceTable:
 
     def subset(self, rows: Sequence[int]) -> SourceTable:
         """Some of the rows."""
-        paths, patients, labels = (
-            [column[row] for row in rows] for column in (self.paths, self.patient_ids, self.labels)
-        )
+        columns = self.paths, self.patient_ids, self.labels
+        paths, patients, labels = ([column[row] for row in rows] for column in columns)
         unlikeness = [self.unlikeness[row] for row in rows] if self.unlikeness else ()
         return SourceTable(paths, patients, labels, self.tokens[list(rows)], unlikeness)
 
@@ -68,7 +67,7 @@ def encode_sources(
 
     Args:
         dataset: of the sources; its items have "image" and "patient_id", optionally "label".
-        encoder: frozen DINO encoder on `device`.
+        encoder: frozen, on `device`.
         selection: which tokens condition the denoiser.
         patch_grid: k of the grid that the denoiser's training had in its store, from which the selection is pooled.
         batch_size: images at a time.

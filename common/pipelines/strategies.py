@@ -145,19 +145,12 @@ class Prior(Strategy):
 
     def __init__(self, token_sampler: TokenSampler, num_samples: int, label: str | None, seed: int) -> None:
         token_sampler.check_label(label)
-        self.token_sampler = token_sampler
+        self.token_sampler, self.label = token_sampler, label
         self.num_samples = at_least_one("num_samples", num_samples)
-        self.label = label
-        sampler = token_sampler.sampler
-        super().__init__(
-            None,
-            seed,
-            label=label,
-            prior_sha256=network_sha256(token_sampler.prior),
-            prior_method=sampler.method,
-            prior_steps=len(sampler.timesteps),
-            prior_guidance_scale=sampler.guidance_scale,
-        )
+        sampler, digest = token_sampler.sampler, network_sha256(token_sampler.prior)
+        drawn = {"prior_method": sampler.method, "prior_steps": len(sampler.timesteps)}
+        guided = {"label": label, "prior_guidance_scale": sampler.guidance_scale}
+        super().__init__(None, seed, prior_sha256=digest, **drawn, **guided)
 
     def requests(self) -> list[SampleRequest]:
         """Numbered."""

@@ -53,45 +53,41 @@ class AutoencoderStep(TrainingStep):
         Raises:
             NonFiniteLossError: names the step and the terms.
         """
-        draws = batch["draw"].tolist()
+        step, draws = engine.state.iteration, batch["draw"].tolist()
+        adversarial = self.adversarial if self.adversarial is not None and self.adversarial.is_active(step) else None
         image = batch["image"].to(engine.state.device, non_blocking=engine.non_blocking)
-        if engine.state.iteration < self.full_size_from_step:
+        if step < self.full_size_from_step:
             image = random_patches(image, self.patch_size, self._seeds(Purpose.PATCH, draws))
-        noise = self._posterior_noise(draws, image)
+        codec = self.ema.network
+        shape = (codec.latent_channels, *(side // codec.downsampling_factor for side in image.shape[-2:]))
+        noise = seeded_normal(self._seeds(Purpose.POSTERIOR, draws), shape).to(image.device)
         engine.network.train()
         with autocast(image.device, self.amp):
             reconstruction, mean, std = engine.network(image, noise)
             per_image = self.reconstruction_loss.terms(reconstruction, image)
             terms = {name: values.mean() for name, values in per_image.items()}
             terms["kl"] = self.kl_weight * kl_divergence(mean, std)
-            if self.adversarial is not None and self.adversarial.is_active(engine.state.iteration):
-                terms["adversarial"] = self.adversarial.generator_loss(reconstruction)
+            if adversarial is not None:
+                terms["adversarial"] = adversarial.generator_loss(reconstruction)
         logged = self.update(engine, [terms])
-        if self.adversarial is not None and self.adversarial.is_active(engine.state.iteration):
-            logged |= self._discriminator_step(engine, reconstruction, image)
+        if adversarial is not None:
+            logged |= self._discriminator_step(adversarial, step, reconstruction, image)
         return {"image": image, "pred": reconstruction.detach(), **logged}
 
     def _seeds(self, purpose: Purpose, draws: list[int]) -> list[int]:
         return [derive_seed(self.seed, purpose, draw) for draw in draws]
 
-    def _posterior_noise(self, draws: list[int], image: Tensor) -> Tensor:
-        codec = self.ema.network
-        height, width = (size // codec.downsampling_factor for size in image.shape[-2:])
-        shape = (codec.latent_channels, height, width)
-        return seeded_normal(self._seeds(Purpose.POSTERIOR, draws), shape).to(image.device)
-
-    def _discriminator_step(self, engine: SupervisedTrainer, reconstruction: Tensor, image: Tensor) -> dict[str, float]:
-        assert self.adversarial is not None and self.discriminator_optimizer is not None
-        discriminator = self.adversarial.discriminator
-        discriminator.train()
+    def _discriminator_step(
+        self, adversarial: AdversarialTerm, step: int, reconstruction: Tensor, image: Tensor
+    ) -> dict[str, float]:
+        assert self.discriminator_optimizer is not None
+        adversarial.discriminator.train()
         with autocast(image.device, self.amp):
-            terms = {"discriminator": self.adversarial.discriminator_loss(reconstruction, image)}
-            penalty = self.adversarial.penalty(image, engine.state.iteration)
-            if penalty is not None:
-                terms["gradient_penalty"] = penalty
-        values, norm = optimizer_step(
-            discriminator, self.discriminator_optimizer, [terms], self.max_grad_norm, engine.state.iteration
-        )
+            terms = {"discriminator": adversarial.discriminator_loss(reconstruction, image)}
+            penalty = adversarial.penalty(image, step)
+            terms |= {} if penalty is None else {"gradient_penalty": penalty}
+        optimizer = self.discriminator_optimizer
+        values, norm = optimizer_step(adversarial.discriminator, optimizer, [terms], self.max_grad_norm, step)
         return {**values, "discriminator_grad_norm": norm}
 
 

@@ -7,7 +7,7 @@ import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,18 +23,6 @@ NAMED_DIFFERENCES = 5  # in a message
 _logger = logging.getLogger(__name__)
 
 
-class Stateful(Protocol):
-    """What a checkpoint can hold."""
-
-    def state_dict(self) -> dict:
-        """Return everything needed to continue."""
-        ...
-
-    def load_state_dict(self, state_dict: dict, /) -> Any:
-        """Continue from `state_dict()`."""
-        ...
-
-
 class TrainingCheckpoint:
     """Everything a run needs to continue as if it had never stopped, in one file that ends with its own SHA-256.
 
@@ -44,12 +32,10 @@ class TrainingCheckpoint:
         settings: what must be equal for a resumed run to be the same run, see `run_settings`.
     """
 
-    def __init__(
-        self, path: str | Path, objects: Mapping[str, Stateful], settings: Mapping[str, Any] | None = None
-    ) -> None:
-        self.path = Path(path)
-        self.objects = dict(objects)
-        self.settings = dict(settings or {})
+    def __init__(self, path: str | Path, objects: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+        self.path, self.settings = Path(path), dict(settings or {})
+        distributed = nn.parallel.DistributedDataParallel
+        self.objects = {name: it.module if isinstance(it, distributed) else it for name, it in objects.items()}
 
     def exists(self) -> bool:
         """Say whether there is something to resume from."""
@@ -59,7 +45,7 @@ class TrainingCheckpoint:
         """Write all states and the engine's progress (plain numbers); only rank 0 writes."""
         if not is_rank_zero():
             return
-        states = {name: _unwrapped(item).state_dict() for name, item in self.objects.items()}
+        states = {name: item.state_dict() for name, item in self.objects.items()}
         content = io.BytesIO()
         torch.save({"objects": states, "progress": dict(progress), "settings": self.settings}, content)
         with atomic_path(self.path) as temporary, temporary.open("wb") as stream:
@@ -81,7 +67,7 @@ class TrainingCheckpoint:
             )
         for name, item in self.objects.items():
             try:
-                _unwrapped(item).load_state_dict(saved["objects"][name])
+                item.load_state_dict(saved["objects"][name])
             except (RuntimeError, ValueError, KeyError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise CheckpointMismatchError(
@@ -100,11 +86,8 @@ class TrainingCheckpoint:
         return torch.load(io.BytesIO(body), map_location=device, weights_only=True)
 
     def _refuse_others(self, there: Mapping[str, Any]) -> None:
-        changed = {
-            key: (there.get(key), self.settings.get(key))
-            for key in sorted(there.keys() | self.settings.keys())
-            if there.get(key) != self.settings.get(key)
-        }
+        pairs = {key: (there.get(key), self.settings.get(key)) for key in sorted(there.keys() | self.settings.keys())}
+        changed = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
         for key in REPORTED:
             if key in changed:
                 _logger.warning("%s was %s and is %s from here on", key, *changed.pop(key))
@@ -115,8 +98,3 @@ class TrainingCheckpoint:
                 f"{self.path} was written by another run ({'; '.join(named[:NAMED_DIFFERENCES])}{more}). Resuming "
                 "would not continue it: give another --output_dir, or the settings of that run"
             )
-
-
-def _unwrapped(module: Any) -> Any:
-    """The module inside a DistributedDataParallel wrapper, or the object itself."""
-    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from ignite.metrics import Average
@@ -19,18 +18,12 @@ from ..data.augmentation import augmented_image
 from ..diffusion.noise_schedule import NoiseSchedule
 from ..intensity import to_signed
 from ..networks.conditioning import TokenSelection
-from ..networks.latent_denoiser import LatentDenoiser
 from ..seeding import Purpose, derive_seed, seeded_normal
 from .optimizer_step import TrainingStep
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (noisy, timesteps) to output
 
 GOLDEN_RATIO = 0.6180339887498949
-
-
-def drawn_latents(batch: dict[str, Any], noise: Tensor) -> Tensor:
-    """A draw of the codec's posterior, mean + std·noise, [B, C, h, w]."""
-    return batch["latents_mean"] + batch["latents_std"] * noise
 
 
 def spread_uniform(draws: list[int], seed: int) -> Tensor:
@@ -40,22 +33,6 @@ def spread_uniform(draws: list[int], seed: int) -> Tensor:
     """
     offset = derive_seed(seed, Purpose.TIMESTEP) / 2**63
     return torch.tensor([(offset + draw * GOLDEN_RATIO) % 1.0 for draw in draws], dtype=torch.float64)
-
-
-def check_share(uncond_prob: float) -> None:
-    """Refuse what is no share of samples to train without context.
-
-    Raises:
-        ValueError: outside [0, 1).
-    """
-    if not 0.0 <= uncond_prob < 1.0:
-        raise ValueError(f"uncond_prob: expected a share in [0, 1), found {uncond_prob}")
-
-
-def context_drop(draws: list[int], seed: int, uncond_prob: float) -> Tensor:
-    """Which samples [B] to train without context, a function of seed and draw (Ho & Salimans 2022)."""
-    chances = [derive_seed(seed, Purpose.CONTEXT_DROP, draw) / 2**63 for draw in draws]
-    return torch.tensor(chances, dtype=torch.float64) < uncond_prob
 
 
 def alignment_loss(projected: Tensor, patch_grid: Tensor) -> Tensor:
@@ -73,19 +50,28 @@ def alignment_loss(projected: Tensor, patch_grid: Tensor) -> Tensor:
 class DiffusionStep(TrainingStep, ABC):
     """One optimiser step on ‖output - target‖² (Ho et al. 2020, eq. 14; weights as `NoiseSchedule.loss_weight`).
 
-    Subclasses say what x0 is and what else the network is given. Noise and timestep are functions of the seed and the
-    number of the draw; dropout, where the network has any, of the seed and the step.
+    Subclasses say what x0 is and what else the network is given. Noise, timestep and dropping of the context are
+    functions of the seed and the number of the draw; dropout, where the network has any, of the seed and the step.
 
     Args:
         schedule: forward process and prediction type.
         min_snr_gamma: of min-SNR weighting; None for none.
+        uncond_prob: share of samples trained without context (Ho & Salimans 2022), in [0, 1).
         noise_device: where to draw noise with one seed per batch: quicker for large ones, but it then depends on batch
             and hardware; None draws each image's with a seed of its own. The others as of `TrainingStep`.
+
+    Raises:
+        ValueError: no such share.
     """
 
     schedule: NoiseSchedule
     min_snr_gamma: float | None = None
+    uncond_prob: float = 0.0
     noise_device: torch.device | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.uncond_prob < 1.0:
+            raise ValueError(f"uncond_prob: expected a share in [0, 1), found {self.uncond_prob}")
 
     @abstractmethod
     def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
@@ -95,7 +81,7 @@ class DiffusionStep(TrainingStep, ABC):
         """What the network is given beside noisy sample and timesteps."""
         return ()
 
-    def split(self, found: Any, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def split(self, found: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """What the network gave, as its prediction and further loss terms."""
         return found, {}
 
@@ -110,10 +96,15 @@ class DiffusionStep(TrainingStep, ABC):
         noisy = self.schedule.add_noise(x0, noise, timesteps)
         with self.forward_pass(engine):
             found = engine.network(noisy, timesteps, *conditions)
-            output, terms = self.split(found, batch, engine.state.iteration)
+            output, terms = self.split(found, batch)
         error = (output.float() - self.schedule.target(x0, noise, timesteps)).square().flatten(1).mean(1)
         terms["loss"] = (self.schedule.loss_weight(timesteps, self.min_snr_gamma) * error).mean()
         return terms
+
+    def dropped(self, draws: list[int]) -> Tensor:
+        """Which samples [B] to train without context."""
+        chances = [derive_seed(self.seed, Purpose.CONTEXT_DROP, draw) / 2**63 for draw in draws]
+        return torch.tensor(chances, dtype=torch.float64) < self.uncond_prob
 
     def _normal(self, purpose: Purpose, draws: list[int], shape: tuple[int, ...]) -> Tensor:
         if self.noise_device is not None:
@@ -126,57 +117,39 @@ class DiffusionStep(TrainingStep, ABC):
 class DenoisingStep(DiffusionStep):
     """The step on cached latents, with tokens as context.
 
-    Posterior draw and dropping of the context are functions of the seed and the number of the draw.
-
     Args:
         selection: which tokens condition.
-        uncond_prob: share of samples trained with the null context, in [0, 1).
         alignment_weight: of `alignment_loss` with the patch grid of the store, where the network projects its middle.
-        alignment_steps: it counts in so many first steps (HASTE, arXiv 2505.16792: later it holds the network back).
             The others as of `DiffusionStep`.
     """
 
     selection: TokenSelection
-    uncond_prob: float
     alignment_weight: float = 0.0
-    alignment_steps: float = math.inf
-
-    def __post_init__(self) -> None:
-        check_share(self.uncond_prob)
 
     def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
-        """A draw of the posterior, [B, C, h, w]."""
-        shape = tuple(batch["latents_mean"].shape[1:])
-        return drawn_latents(batch, self._normal(Purpose.POSTERIOR, draws, shape))
+        """A draw of the codec's posterior, mean + std·noise, [B, C, h, w]; a function of seed and draw, too."""
+        mean = batch["latents_mean"]
+        return mean + batch["latents_std"] * self._normal(Purpose.POSTERIOR, draws, tuple(mean.shape[1:]))
 
     def conditions(self, batch: dict[str, Any], draws: list[int]) -> tuple[Tensor, ...]:
         """Tokens [B, N, D], and which samples [B] to train without them."""
-        return self.selection.select(batch), context_drop(draws, self.seed, self.uncond_prob)
+        return self.selection.select(batch), self.dropped(draws)
 
-    def split(self, found: Any, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The prediction, and the alignment where the network projects its middle; 0 times it once its steps are over.
-
-        DistributedDataParallel wants every parameter in every step.
-        """
+    def split(self, found: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The prediction, and the alignment where the network projects its middle."""
         output, projected = found
         if projected is None:
             return output, {}
-        weight = self.alignment_weight if step <= self.alignment_steps else 0.0
-        return output, {"alignment": weight * alignment_loss(projected, batch["patch_grid"].to(projected.device))}
+        loss = alignment_loss(projected, batch["patch_grid"].to(projected.device))
+        return output, {"alignment": self.alignment_weight * loss}
 
 
 @dataclass(kw_only=True, eq=False)
 class DiffusionValidation(ABC):
     """Error of the output on fixed noise and timesteps, one per stratum of noise levels and image; unweighted.
 
-    The strata cut the training distribution of timesteps into parts of equal probability, 0 the least noisy.
-    Subclasses say what x0 is and how the network is called.
-
-    Args:
-        schedule: forward process and prediction type.
-        num_levels: strata.
-        amp: bfloat16 autocast where the hardware has it.
-        seed: of the noise.
+    The strata cut the training distribution of timesteps into `num_levels` parts of equal probability, 0 the least
+    noisy. Subclasses say what x0 is and how the network is called. `amp` is bfloat16 where the hardware has it.
     """
 
     schedule: NoiseSchedule
@@ -207,17 +180,13 @@ class DiffusionValidation(ABC):
 
 @dataclass(kw_only=True, eq=False)
 class DenoisingValidation(DiffusionValidation):
-    """The validation on cached latents; the context is never dropped.
-
-    Args:
-        selection: which tokens condition. The others as of `DiffusionValidation`.
-    """
+    """The validation on cached latents, given the tokens that `selection` chooses; the context is never dropped."""
 
     selection: TokenSelection
 
     def prepare(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> tuple[list[int], Tensor, Predict]:
         """Means of the posteriors, and the denoiser with the tokens of each image."""
-        denoiser = cast(LatentDenoiser, engine.network)
+        denoiser: Any = engine.network
         tokens = self.selection.select(batch).to(engine.state.device)
 
         def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
@@ -243,11 +212,7 @@ class ImageDenoisingValidation(DiffusionValidation):
 
 
 class MeanError(Average):
-    """Mean over images of "errors" [B, num_levels]: over all levels, or of one.
-
-    Args:
-        level: which stratum; None for the mean over all.
-    """
+    """Mean over images of "errors" [B, num_levels]: over all levels (None), or of one."""
 
     def __init__(self, level: int | None = None) -> None:
         self.level = level

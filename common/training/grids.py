@@ -6,29 +6,28 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
 from ..distributed import is_rank_zero
 from ..io.contact_sheet import contact_sheet_array, reconstruction_rows, save_contact_sheet
+from ..seeding import Purpose, derive_seed
 
-SHEET_TITLES = ["input", "reconstruction", "|difference| x 4"]  # ASCII: Pillow's own font has no ×
+RECONSTRUCTION_TITLES = ["input", "reconstruction", "|difference| x 4"]  # ASCII: Pillow's own font has no ×
+SAMPLE_TITLES = ["source (decoded)", "sample 1", "sample 2", "sample 3"]
+COLUMNS = 4  # of unconditional samples
 
 
 class Grid(ABC):
-    """Handler of the evaluator: rows of images, as a PNG and to the trainer's TensorBoard.
+    """Handler of the evaluator: rows of images, as a PNG `<name>_epoch_NNN.png` and to the trainer's TensorBoard."""
 
-    Args:
-        output_dir: of the PNGs, `<name>_epoch_NNN.png`.
-        titles: of the columns; None for none.
-        name: of the pictures.
-    """
+    name = "samples"
+    titles: list[str] | None = None  # of the columns
+    captions: list[str] | None = None  # of the rows: the names of their sources
 
-    def __init__(self, output_dir: str, titles: list[str] | None, name: str) -> None:
+    def __init__(self, output_dir: str) -> None:
         self.output_dir = Path(output_dir)
-        self.titles = titles
-        self.name = name
-        self.captions: list[str] | None = None  # of the rows: the names of their sources
 
     def attach(self, engine: Engine) -> None:
         """Draw at the end of each validation."""
@@ -50,15 +49,12 @@ class Grid(ABC):
 
 
 class ReconstructionGrid(Grid):
-    """Handler of the evaluator: the first images with reconstruction and difference ×4.
+    """The first `num_images` of each validation with reconstruction and difference ×4."""
 
-    Args:
-        output_dir: of the PNGs.
-        num_images: rows.
-    """
+    name, titles = "reconstructions", RECONSTRUCTION_TITLES
 
     def __init__(self, output_dir: str, num_images: int) -> None:
-        super().__init__(output_dir, SHEET_TITLES, "reconstructions")
+        super().__init__(output_dir)
         self.num_images = num_images
         self.rows: list[list[Tensor]] = []
 
@@ -79,3 +75,45 @@ class ReconstructionGrid(Grid):
 
     def _rows(self) -> list[list[Tensor]]:
         return self.rows
+
+
+class SampleGrid(Grid):
+    """Samples of an `ImageSampler` for sources of a held-out `LatentDataset`, the same at every validation."""
+
+    titles = SAMPLE_TITLES
+
+    def __init__(
+        self, sampler: Any, selection: Any, dataset: Any, output_dir: str, num_sources: int, seed: int
+    ) -> None:
+        super().__init__(output_dir)
+        self.sampler, self.selection, self.seed = sampler, selection, seed
+        indices = range(0, len(dataset), max(1, len(dataset) // num_sources))[:num_sources]
+        self.sources = torch.utils.data.default_collate([dataset[index] for index in indices])
+        self.captions = [Path(dataset.store.items[dataset.rows[index]]["image"]).name for index in indices]
+
+    def _rows(self) -> list[list[Tensor]]:
+        tokens = self.selection.select(self.sources)
+        columns = len(SAMPLE_TITLES) - 1
+        seeds = [derive_seed(self.seed, Purpose.SAMPLING, number) for number in range(len(tokens) * columns)]
+        samples = self.sampler.sample(tokens.repeat_interleave(columns, dim=0), seeds)
+        with torch.inference_mode():
+            decoded = self.sampler.codec.decode(self.sources["latents_mean"].to(self.sampler.device)).cpu()
+        return [[decoded[i], *samples[i * columns : (i + 1) * columns]] for i in range(len(tokens))]
+
+
+class UnconditionalSampleGrid(Grid):
+    """Samples of a `PixelImageSampler` in one batch, the same at every validation; 0 images draw no grid."""
+
+    def __init__(self, sampler: Any, output_dir: str, num_images: int, seed: int) -> None:
+        super().__init__(output_dir)
+        self.sampler, self.num_images, self.seed = sampler, num_images, seed
+
+    def attach(self, engine: Engine) -> None:
+        """Draw at the end of each validation, if there is anything to draw."""
+        if self.num_images > 0:
+            super().attach(engine)
+
+    def _rows(self) -> list[list[Tensor]]:
+        seeds = [derive_seed(self.seed, Purpose.SAMPLING, number) for number in range(self.num_images)]
+        samples = list(self.sampler.sample(seeds))
+        return [samples[start : start + COLUMNS] for start in range(0, len(samples), COLUMNS)]

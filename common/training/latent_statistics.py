@@ -43,15 +43,15 @@ def measure_statistics(codec: LatentCodec, loader: DataLoader, device: torch.dev
 
 @dataclass
 class LatentStatistics:
-    """The last act of a training: measure over the training split without augmentation, write into the weights file.
+    """The last act of a training: measure over the training split, write into the weights file.
 
     Args:
         codec: of the architecture of the file; its weights are replaced by the file's.
         weights_path: the best weights of the training; rewritten with the statistics.
         dataset: the training split, unaugmented, at the size that the codec is for.
-        batch_size: images at a time.
         num_workers: loading processes.
         device: to encode on.
+        batch_size: images at a time.
     """
 
     codec: LatentCodec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from monai.losses import PatchAdversarialLoss
@@ -40,8 +41,7 @@ class LocalPower(nn.Module):
         self, window: int = 32, edges: Sequence[float] = (0.0625, 0.125, 0.25, 0.5), floor: float = 4.0e-6
     ) -> None:
         super().__init__()
-        self.window = window
-        self.floor = floor
+        self.window, self.floor = window, floor
         self.register_buffer("bands", radial_bands(window, window, edges).flatten(1), persistent=False)
         self.bands: Tensor
 
@@ -65,8 +65,7 @@ class ReconstructionLoss(nn.Module):
 
     def __init__(self, perceptual: nn.Module | None, perceptual_weight: float, local_power_weight: float = 0.0) -> None:
         super().__init__()
-        self.perceptual = perceptual
-        self.perceptual_weight = perceptual_weight
+        self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
         self.local_power = LocalPower() if local_power_weight > 0 else None
         self.local_power_weight = local_power_weight
 
@@ -84,10 +83,9 @@ class ReconstructionLoss(nn.Module):
         return torch.stack(list(self.terms(reconstruction, image).values())).sum(0)[:, None]
 
 
+@dataclass(eq=False)
 class AdversarialTerm:
     """The two sides of a patch adversarial loss (Isola et al. 2017; least squares: Mao et al. 2017).
-
-    It starts after a warm-up, when there is something worth judging.
 
     Args:
         discriminator: MONAI PatchDiscriminator, possibly wrapped for distribution; sees [-1, 1].
@@ -99,21 +97,15 @@ class AdversarialTerm:
         penalty_interval: steps between two penalties, each as many times as strong (Karras et al. 2020, section 3.1).
     """
 
-    def __init__(
-        self,
-        discriminator: nn.Module,
-        weight: float,
-        start_step: int,
-        criterion: str = "least_squares",
-        gradient_penalty: float = 0.0,
-        penalty_interval: int = 8,
-    ) -> None:
-        self.discriminator = discriminator
-        self.weight = weight
-        self.start_step = start_step
-        self.criterion = PatchAdversarialLoss(criterion=criterion)
-        self.gradient_penalty = gradient_penalty
-        self.penalty_interval = penalty_interval
+    discriminator: nn.Module
+    weight: float
+    start_step: int
+    criterion: str = "least_squares"
+    gradient_penalty: float = 0.0
+    penalty_interval: int = 8
+
+    def __post_init__(self) -> None:
+        self.loss = PatchAdversarialLoss(criterion=self.criterion)
 
     def is_active(self, step: int) -> bool:
         """Say whether the term counts at this step (the first step is 1)."""
@@ -125,14 +117,14 @@ class AdversarialTerm:
         discriminator.requires_grad_(False)
         logits = discriminator(to_signed(reconstruction))[-1].float()
         discriminator.requires_grad_(True)
-        return self.weight * self.criterion(logits, target_is_real=True, for_discriminator=False)
+        return self.weight * self.loss(logits, target_is_real=True, for_discriminator=False)
 
     def discriminator_loss(self, reconstruction: Tensor, image: Tensor) -> Tensor:
         """How badly the discriminator tells image from reconstruction, both [B, 1, H, W]; only for itself."""
         both = self.discriminator(to_signed(torch.cat([reconstruction.detach().to(image), image])))[-1].float()
         fake, real = both.chunk(2)
-        fake_loss = self.criterion(fake, target_is_real=False, for_discriminator=True)
-        return 0.5 * (fake_loss + self.criterion(real, target_is_real=True, for_discriminator=True))
+        fake_loss = self.loss(fake, target_is_real=False, for_discriminator=True)
+        return 0.5 * (fake_loss + self.loss(real, target_is_real=True, for_discriminator=True))
 
     def penalty(self, image: Tensor, step: int) -> Tensor | None:
         """R1 on real images [B, 1, H, W] in [0, 1], a scalar; None at steps that have none."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 from ignite.engine import Engine, Events
 from torch.optim import Optimizer
@@ -94,8 +94,10 @@ class TimedLength:
     ignored_steps: int = 20
     clock: Callable[[], float] = time.perf_counter
 
+    since: float = field(default=0.0, init=False)
+    seconds_per_step: float | None = field(default=None, init=False)
+
     def __post_init__(self) -> None:
-        self.since, self.seconds_per_step = 0.0, cast("float | None", None)
         self.schedule.set_length(self.max_steps)
 
     def attach(self, engine: Engine) -> None:

@@ -18,7 +18,7 @@ from ..amp import autocast, fused_attention
 from ..checks import check_numbers
 from ..data.augmentation import Augmentation
 from ..distributed import rank
-from ..errors import NonFiniteLossError, SettingsError
+from ..errors import NonFiniteLossError
 from ..seeding import Purpose, seeded_dropout
 from .ema import ExponentialMovingAverage
 
@@ -40,9 +40,9 @@ def optimizer_step(
 
     Raises:
         NonFiniteLossError: names the step and the terms.
+        SettingsError: no positive norm.
     """
-    if not max_grad_norm > 0:
-        raise SettingsError(f"max_grad_norm: expected a positive number, found {max_grad_norm}")
+    check_numbers(max_grad_norm=max_grad_norm)
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for terms in parts:
@@ -111,20 +111,15 @@ class TrainingStep:
     @contextmanager
     def forward_pass(self, engine: SupervisedTrainer) -> Iterator[None]:
         """In training mode, with seeded dropout, in the precision that is wanted."""
-        device, step = engine.state.device, engine.state.iteration
-        parts = [self.part] if self.part else []
+        device = engine.state.device
         engine.network.train()
-        seeds = self.seed, Purpose.DROPOUT, step, rank(), *parts
+        seeds = self.seed, Purpose.DROPOUT, engine.state.iteration, rank(), *([self.part] if self.part else [])
         attention = fused_attention(engine.network, device, self.amp)
         with seeded_dropout(device, *seeds), autocast(device, self.amp), attention:
             yield
 
     def update(self, engine: SupervisedTrainer, parts: Iterable[dict[str, Tensor]]) -> dict[str, float]:
-        """Do what ends every step of one network: `optimizer_step`, then update the average.
-
-        Args:
-            engine: with the network and its optimiser.
-            parts: see `optimizer_step`.
+        """Do what ends every step of one network: `optimizer_step` with these parts, then update the average.
 
         Returns:
             The terms, grad_norm, and the learning_rate that the step was taken with.

@@ -11,7 +11,6 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 
 from ..data.dataset import TensorBatches
@@ -28,15 +27,11 @@ TOLD_STEPS = 200
 
 
 def network_id(parser: ConfigParser) -> str:
-    """Where the config says what network is trained.
-
-    Raises:
-        SettingsError: nowhere that is known here.
-    """
-    found = [each for each in NETWORK_IDS if each in parser]
-    if not found:
-        raise SettingsError(f"config: expected one of {NETWORK_IDS} in it; give that of a diffusion training")
-    return found[0]
+    """Where the config says what network is trained; SettingsError if nowhere that is known here."""
+    found = next((each for each in NETWORK_IDS if each in parser), None)
+    if found is None:
+        raise SettingsError(f"config: expected one of {NETWORK_IDS} in it; give that of a training")
+    return found
 
 
 def configure(
@@ -60,10 +55,9 @@ def configure(
         num_tokens = parser.get_parsed_content("selection").num_tokens(num_registers)
         sizes = {f"{network}#num_tokens": num_tokens, f"{network}#token_dim": token_dim}
         parser["store"] = SimpleNamespace(num_registers=num_registers, token_dim=token_dim)
-    for key, value in sizes.items():
+    long_decay = parser["train#ema"].get("long_decay", LONG_DECAY)
+    for key, value in {**sizes, "device": device, "train#ema#long_decay": long_decay}.items():
         parser[key] = value
-    parser["device"] = device
-    parser["train#ema#long_decay"] = parser["train#ema"].get("long_decay", LONG_DECAY)
     if device.type == "cuda":
         if network != "prior_def":
             parser[f"{network}#use_flash_attention"] = overrides.get(f"{network}#use_flash_attention", True)
@@ -121,7 +115,6 @@ class PackedRun:
             device=self.device,
             val_data_loader=self.held_out,
             network=network,
-            inferer=SimpleInferer(),
             iteration_update=self.validation,
             key_val_metric={"val_loss": MeanError()},
             additional_metrics={"val_loss_least_noise": MeanError(0), "val_loss_most_noise": MeanError(last)},
@@ -142,16 +135,15 @@ class PackedRun:
             train_data_loader=self.batches,
             epoch_length=length.max_steps,
             loss_function=nn.MSELoss(),
-            inferer=SimpleInferer(),
             iteration_update=self._update,
             decollate=False,
             **self.engine_parts,
         )
         evaluator = self.evaluator(self.ema.network)
         StepLog(folder).attach(self.trainer, evaluator)
-        every = Events.ITERATION_COMPLETED
-        self.trainer.add_event_handler(every(every=val_every_steps), lambda: evaluator.run())
-        self.trainer.add_event_handler(every(every=TOLD_STEPS), self._tell, length)
+        step = Events.ITERATION_COMPLETED
+        self.trainer.add_event_handler(step(every=val_every_steps), lambda: evaluator.run())
+        self.trainer.add_event_handler(step(every=TOLD_STEPS), self._tell, length)
         length.attach(self.trainer)
         try:
             self.trainer.run()
@@ -177,9 +169,6 @@ class PackedRun:
             return self.step(engine, batch)
 
     def _tell(self, length: TimedLength) -> None:
-        state = self.trainer.state
-        planned = "?" if length.seconds_per_step is None else length.schedule.total_steps
-        print(
-            f"step {state.iteration} of {planned}, {length.seconds_per_step or 0:.4f} s a step, {state.output}",
-            flush=True,
-        )
+        state, seconds = self.trainer.state, length.seconds_per_step
+        planned = "?" if seconds is None else length.schedule.total_steps
+        print(f"step {state.iteration} of {planned}, {seconds or 0:.4f} s a step, {state.output}", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from monai.engines import SupervisedEvaluator
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from ..data.latent_store import LatentDataset
 from ..networks.conditioning import TokenSelection
 from ..networks.embedding_prior import EmbeddingPrior
-from .denoising_step import DiffusionStep, DiffusionValidation, Predict, check_share, context_drop
+from .denoising_step import DiffusionStep, DiffusionValidation, Predict
 
 
 class TokenDataset(Dataset):
@@ -40,17 +40,9 @@ class TokenDataset(Dataset):
 
 @dataclass(kw_only=True, eq=False)
 class PriorStep(DiffusionStep):
-    """The step on components of tokens, with labels as context; float32, as they are small.
+    """The step on components of tokens, with labels as context; float32, as they are small."""
 
-    Args:
-        uncond_prob: share of samples trained without their label, in [0, 1). The others as of `DiffusionStep`.
-    """
-
-    uncond_prob: float
     amp: bool = False
-
-    def __post_init__(self) -> None:
-        check_share(self.uncond_prob)
 
     def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
         """The components [B, K], on the network's device."""
@@ -59,8 +51,7 @@ class PriorStep(DiffusionStep):
 
     def conditions(self, batch: dict[str, Any], draws: list[int]) -> tuple[Tensor, ...]:
         """Label indices [B], "no label" where they are dropped."""
-        drop = context_drop(draws, self.seed, self.uncond_prob)
-        return (batch["label"].masked_fill(drop, len(self.ema.network.labels)),)
+        return (batch["label"].masked_fill(self.dropped(draws), len(self.ema.network.labels)),)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -71,7 +62,8 @@ class PriorValidation(DiffusionValidation):
 
     def prepare(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> tuple[list[int], Tensor, Predict]:
         """The components, and the prior with the label of each image."""
-        prior, device = cast(EmbeddingPrior, engine.network), engine.state.device
+        prior: Any = engine.network
+        device = engine.state.device
         labels = batch["label"].to(device)
 
         def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:

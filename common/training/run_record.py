@@ -41,11 +41,7 @@ def write_run_record(output_dir: str) -> None:
     """Add this run to `<output_dir>/run_record.json` and its config as `resolved_config.yaml`.
 
     A resumed run appends to the record. Its config gets a file of its own (`resolved_config_2.yaml`) when it differs
-    from all those already there, so the first one always stands. Only rank 0 writes, and a file is either the old or
-    the new one, never half of it. Outside of a `ConfigWorkflow` there is no run, and nothing is written.
-
-    Args:
-        output_dir: where the checkpoints of this run go; made if need be.
+    from all those already there. Only rank 0 writes. Outside of a `ConfigWorkflow` there is no run to write of.
 
     Raises:
         ValueError: when the record there is not one of ours.
@@ -53,18 +49,17 @@ def write_run_record(output_dir: str) -> None:
     workflow = find_workflow()
     if workflow is None or not is_rank_zero():
         return
-    folder = Path(output_dir)
-    record_path = folder / RECORD_NAME
-    runs = _previous_runs(record_path)
-    entry = describe_run(workflow)
-    entry["resolved_config"] = _write_config(folder, workflow)
-    write_json(record_path, {"runs": [*runs, entry]})
-
-
-def describe_run(workflow: ConfigWorkflow) -> dict[str, Any]:
-    """One entry of the record, in plain JSON types."""
+    path, runs = Path(output_dir) / RECORD_NAME, []
+    if path.exists():
+        try:
+            runs = [*json.loads(path.read_text(encoding="utf-8"))["runs"]]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: expected a record with a list 'runs'; move this file away or choose another output_dir"
+            ) from error
     meta = workflow.parser.get("_meta_") or {}
-    return {
+    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    entry = {
         "date_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "config_dir": str(Path(workflow.config_root_path).resolve()),
         "run_id": workflow.run_id,
@@ -79,8 +74,10 @@ def describe_run(workflow: ConfigWorkflow) -> dict[str, Any]:
         "world_size": world_size(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
         "cuda": torch.version.cuda,
-        "packages": _package_versions(),
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+        "resolved_config": _write_config(path.parent, workflow),
     }
+    write_json(path, {"runs": [*runs, entry]})
 
 
 def bundle_command(use: str, weights: Path) -> str:
@@ -107,17 +104,15 @@ def run_settings(loader: Any) -> dict[str, Any]:
         loader: of the training data; the data list counts by the names of files, so that a folder may move.
     """
     workflow = find_workflow()
-    config: dict[str, Any] = {} if workflow is None else dict(workflow.parser.get())
-    settings = {
-        config_id: value
-        for config_id, value in iter_items({key: value for key, value in config.items() if key not in HARMLESS})
-        if not isinstance(value, (dict, list)) and config_id.split("::")[-1] not in HARMLESS
-    }
-    for key, value in settings.items():
+    config: dict[str, Any] = {} if workflow is None else workflow.parser.get()
+    settings: dict[str, Any] = {}
+    for key, value in iter_items({key: value for key, value in config.items() if key not in HARMLESS}):
+        if isinstance(value, (dict, list)) or key.split("::")[-1] in HARMLESS:
+            continue
         if isinstance(value, str) and value.startswith(IN_BUNDLE) and workflow is not None:
-            settings[key] = workflow.parser.get_parsed_content(key)
-    plain = {key: _content(_plain(value)) for key, value in settings.items()}
-    return {**plain, **reading_settings(), "data": data_digest(loader.dataset)}
+            value = workflow.parser.get_parsed_content(key)
+        settings[key] = _content(_plain(value))
+    return {**settings, **reading_settings(), "data": data_digest(loader.dataset)}
 
 
 def data_digest(dataset: Any) -> str:
@@ -139,29 +134,8 @@ def data_digest(dataset: Any) -> str:
 def _item_text(item: Any) -> str:
     if not isinstance(item, dict):
         return str(item)
-    return json.dumps(
-        {key: _without_place(value) for key, value in item.items() if isinstance(value, (str, int, float))}
-    )
-
-
-def _package_versions() -> dict[str, str]:
-    """Every installed distribution, like `pip freeze`: a difference may come from any of them."""
-    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
-
-
-def _previous_runs(path: Path) -> list[Any]:
-    """The runs recorded so far in this folder."""
-    if not path.exists():
-        return []
-    problem = f"{path}: expected a record with a list 'runs'; move this file away or choose another output_dir"
-    try:
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(problem) from error
-    if not isinstance(runs, list):
-        raise ValueError(problem)
-    return runs
+    plain = {key: _without_place(value) for key, value in item.items() if isinstance(value, (str, int, float))}
+    return json.dumps(plain)
 
 
 def _write_config(folder: Path, workflow: ConfigWorkflow) -> str:

@@ -31,29 +31,20 @@ class SegmentationStep(TrainingStep):
         `batch` holds "image" [B, 1, H, W] in [0, 1], "label" [B, 1, H, W], classes 0 ... K-1, and "draw" [B].
 
         Raises:
-            DatasetError: a value of the labels is no class.
+            DatasetError: a value of the labels is no class, which the loss would meet with an index out of range.
         """
-        device = engine.state.device
-        check_label_values(batch["label"], self.ema.network.num_classes)
+        device, num_classes = engine.state.device, self.ema.network.num_classes
+        low, high = float(batch["label"].min()), float(batch["label"].max())
+        if low < 0 or high >= num_classes:
+            raise DatasetError(
+                f"label: expected values 0 to {num_classes - 1}, found {low:g} to {high:g}; choose the class table "
+                "that the masks were drawn with, or group its classes"
+            )
         image, label = batch["image"].to(device), batch["label"].to(device)
         image, label = augmented_pair(self.augmentation, image, label, self.seed, batch["draw"].tolist())
         with self.forward_pass(engine):
             logits = engine.network(image)
         return {"loss": self.loss_function(logits.float(), label)}
-
-
-def check_label_values(label: Tensor, num_classes: int) -> None:
-    """Refuse masks with values that are no class, which the loss would meet with an index out of range.
-
-    Raises:
-        DatasetError: names the values.
-    """
-    low, high = float(label.min()), float(label.max())
-    if low < 0 or high >= num_classes:
-        raise DatasetError(
-            f"label: expected values 0 to {num_classes - 1}, found {low:g} to {high:g}; choose the class table that "
-            "the masks were drawn with, or group its classes"
-        )
 
 
 def logits_and_labels(output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

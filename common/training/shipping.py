@@ -21,10 +21,10 @@ from ..networks.latent_codec import LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser
 from ..networks.pixel_denoiser import PixelDenoiser
 from ..networks.weights import half_precision, load_weights, other_parts, save_weights
+from .packed_run import network_id
 
 PARTS_ID = "train::trainer::parts"
-NETWORK_IDS = ("prior_def", "denoiser_def", "network_def")
-TIMESTEPS = (100.0, 500.0, 900.0)
+TIMESTEPS = torch.tensor([100.0, 500.0, 900.0])
 SMOOTHED_LINES = 10
 
 
@@ -43,13 +43,11 @@ def ship_weights(weights: Path, configs: Sequence[Path], target: Path) -> dict[s
     parser = ConfigParser()
     parser.read_config([str(path) for path in configs])
     parser["bundle_root"] = str(configs[0].resolve().parents[1])
-    network_id = next(each for each in NETWORK_IDS if each in parser)
-    network: nn.Module = load_weights(parser.get_parsed_content(network_id), weights)
+    network: nn.Module = load_weights(parser.get_parsed_content(network_id(parser)), weights)
     output, limit, what = _probe(network)
     with torch.inference_mode():
         full = output()
-        halved = half_precision(network.state_dict())
-        network.load_state_dict(halved, strict=True)
+        network.load_state_dict(half_precision(network.state_dict()), strict=True)
         change = (output() - full).abs().max().item()
     if not change <= limit:
         raise RunError(f"{weights}: half precision changes {what} by {change:.4f}; expected at most {limit:.4f}")
@@ -61,36 +59,31 @@ def ship_weights(weights: Path, configs: Sequence[Path], target: Path) -> dict[s
 
 def _probe(network: nn.Module) -> tuple[Callable[[], Tensor], float, str]:
     """What the network makes of a fixed input, how far rounded weights may change it, and what it is."""
-    generator = torch.Generator().manual_seed(0)
-    timesteps = torch.tensor(TIMESTEPS)
+    for name, buffer in network.named_buffers():
+        if name.endswith("_num_images") and buffer.item() == 0:
+            kind = name.split(".")[-1].removesuffix("_num_images")
+            raise RunError(f"found no statistics of {kind} in the weights; expected those of a finished training")
+    generator, count = torch.Generator().manual_seed(0), len(TIMESTEPS)
     if isinstance(network, LatentCodec):
-        _require(network.latents_num_images, "latent")
         image = draw_chest_phantom(256, 256, seed=0)[None]
         return lambda: network(image), 1 / 255, "a pixel in [0, 1]"
-    if isinstance(network, LatentDenoiser):
-        _require(network.context_encoder.scaler.tokens_num_images, "token")
-        scaler = network.context_encoder.scaler
-        noisy = torch.randn(len(timesteps), network.latent_channels, 32, 32, generator=generator)
-        tokens = scaler.unscale(torch.randn(len(timesteps), *scaler.tokens_mean.shape, generator=generator))
-        return lambda: network(noisy, timesteps, network.encode_tokens(tokens)), 0.05, "an output of unit variance"
-    if isinstance(network, EmbeddingPrior):
-        _require(network.components.scaler.tokens_num_images, "token")
-        components = torch.randn(len(timesteps), network.num_components, generator=generator)
-        context = network.null_context.expand(len(timesteps), -1, -1)
-        return lambda: network(components, timesteps, context), 0.05, "an output of unit variance"
-    if isinstance(network, PixelDenoiser):
-        side = 4 * network.downsampling_factor
-        noisy = torch.randn(len(timesteps), 1, side, side, generator=generator)
-        return lambda: network(noisy, timesteps), 0.05, "an output of unit variance"
     if isinstance(network, DiffusionSegmenter):
         image = draw_chest_phantom(144, 192, seed=0)[None]
         return lambda: network(image).softmax(1), 0.02, "a probability"
+    denoiser: Any = network
+    if isinstance(network, LatentDenoiser):
+        scaler = network.context_encoder.scaler
+        noisy = torch.randn(count, network.latent_channels, 32, 32, generator=generator)
+        tokens = scaler.unscale(torch.randn(count, *scaler.tokens_mean.shape, generator=generator))
+        return lambda: denoiser(noisy, TIMESTEPS, denoiser.encode_tokens(tokens)), 0.05, "an output of unit variance"
+    if isinstance(network, EmbeddingPrior):
+        noisy = torch.randn(count, network.num_components, generator=generator)
+        context = network.null_context.expand(count, -1, -1)
+        return lambda: denoiser(noisy, TIMESTEPS, context), 0.05, "an output of unit variance"
+    if isinstance(network, PixelDenoiser):
+        noisy = torch.randn(count, 1, *[4 * network.downsampling_factor] * 2, generator=generator)
+        return lambda: denoiser(noisy, TIMESTEPS), 0.05, "an output of unit variance"
     raise RunError(f"found a {type(network).__name__}; expected an autoencoder, a denoiser, a prior or a segmenter")
-
-
-def _require(num_images: Tensor, kind: str) -> None:
-    if num_images.item() == 0:
-        raise RunError(f"found no {kind} statistics in the weights; expected those of a finished training")
 
 
 def set_defaults(bundle: Path, values: Mapping[str, Any]) -> list[str]:
@@ -125,23 +118,25 @@ def loss_curve(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second that other commands do not pay
     from matplotlib.figure import Figure
 
-    steps = [line for line in lines if "seconds" in line]
-    names = [name for name in (steps[0] if steps else {}) if name not in ("step", "seconds", "learning_rate")]
-    names = [name for name in names if "norm" not in name]
-    metrics = [name for line in lines for name in line.get("validation", {})]
-    panels = [*names, *dict.fromkeys(metrics)]
-    figure = Figure(figsize=(3.6 * max(1, len(panels)), 3.0), layout="constrained")
+    losses: dict[str, list[tuple[int, float]]] = {}
+    metrics: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name not in ("step", "seconds", "learning_rate", "validation") and "norm" not in name:
+                losses.setdefault(name, []).append((line["step"], value))
+        for name, value in line.get("validation", {}).items():
+            metrics.setdefault(name, []).append((line["step"], value))
+    count = len(losses) + len(metrics)
+    figure = Figure(figsize=(3.6 * max(1, count), 3.0), layout="constrained")
     FigureCanvasAgg(figure)
-    for number, name in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), number + 1)
-        if name in names:
-            points = [(line["step"], line[name]) for line in steps if name in line]
-            kernel = min(SMOOTHED_LINES, len(points))
-            values = torch.tensor([value for _, value in points]).unfold(0, kernel, 1).mean(1)
-            axes.plot([step for step, _ in points][kernel - 1 :], values.tolist())
+    for number, (name, points) in enumerate([*losses.items(), *metrics.items()]):
+        axes = figure.add_subplot(1, count, number + 1)
+        steps, values = zip(*points, strict=True)
+        if number < len(losses):
+            kernel = min(SMOOTHED_LINES, len(values))
+            axes.plot(steps[kernel - 1 :], torch.tensor(values).unfold(0, kernel, 1).mean(1).tolist())
         else:
-            found = [(line["step"], line["validation"][name]) for line in lines if name in line.get("validation", {})]
-            axes.plot(*zip(*found, strict=True), "o-", color="tab:red", markersize=3)
+            axes.plot(steps, values, "o-", color="tab:red", markersize=3)
         axes.set_title(f"{title}: {name}", fontsize=9)
         axes.set_xlabel("optimiser steps")
     with atomic_path(path) as temporary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -12,17 +13,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from ..errors import RunError
 from ..files import read_json, write_json
 from ..progress import ProgressBar
 from ..provenance import git_state
-from .recipe import Stage, read_recipe
 from .step_log import read_log, seconds_per_step
 
 STATE_NAME = "state.json"
@@ -33,6 +34,52 @@ LOWEST_PRIORITY = 19
 PASSIVE_THREADS = {"GOMP_SPINCOUNT": "0", "OMP_WAIT_POLICY": "passive"}  # else whoever shares the machine is starved
 CODE_FOLDERS = ("common", "scripts")
 TUNED = "tuned.json"  # of lungs, beside their figures
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a chain.
+
+    Attributes:
+        name: of the stage.
+        commands: one after the other: `bundle`, `configs`, `run_id` and `settings` of a workflow, or `script` and
+            `settings` of a script.
+        steps: optimiser steps of its training; None where it trains nothing.
+        weights: the file that it makes, in its run folder; None for none.
+        ships: bundle to path in it of these weights.
+        defaults: keys of its override files that describe the weights, which become the defaults of the bundle that
+            ships them.
+        choose: how to choose between the averages of two lengths: settings of score_weights.py, and `by`, the column
+            whose least value wins; None takes the first.
+        labelled: its workflows take labelled images alone, and of these the rows that the chain's `where` says.
+    """
+
+    name: str
+    commands: Sequence[Mapping[str, Any]] = ()
+    steps: int | None = None
+    weights: str | None = None
+    ships: Mapping[str, str] = field(default_factory=dict)
+    defaults: Sequence[str] = ()
+    choose: Mapping[str, Any] | None = None
+    labelled: bool = False
+
+
+def read_recipe(path: Path) -> dict[str, Stage]:
+    """The stages of a recipe, by name; YAML with `stages`, see `scripts/recipes`.
+
+    A recipe with `base`, another one beside it, changes keys of the stages of that one; null takes a key back.
+    """
+    chain = [yaml.safe_load(path.read_text(encoding="utf-8"))]
+    while "base" in chain[-1]:
+        path = path.with_name(chain[-1]["base"])
+        chain.append(yaml.safe_load(path.read_text(encoding="utf-8")))
+    stages = chain.pop()["stages"]
+    for change in reversed(chain):
+        stages = {name: {**keys, **change["stages"].get(name, {})} for name, keys in stages.items()}
+    return {
+        name: Stage(name, **{key: value for key, value in keys.items() if value is not None})
+        for name, keys in stages.items()
+    }
 
 
 class Chain:
@@ -64,18 +111,16 @@ class Chain:
         self.source = Path(source).resolve()
         self.work = Path(work_dir).resolve()
         self.repository = repository
-        self.stages = read_recipe(recipe)
-        unknown = set(steps or {}) - {name for name, stage in self.stages.items() if stage.steps}
-        if unknown:
+        self.stages = read_recipe(self.recipe)
+        if unknown := set(steps or {}) - set(self.trainings):
             raise RunError(f"steps: found {sorted(unknown)}; the trainings of this chain are {self.trainings}")
-        for name, number in (steps or {}).items():
-            self.stages[name] = replace(self.stages[name], steps=number)
-        labelled = [stage for stage in self.stages.values() if stage.labelled] if where else []
-        if where and not labelled:
+        if where and not any(stage.labelled for stage in self.stages.values()):
             raise RunError(f"where: found {where}; no stage of {self.recipe.name} takes labels, so leave it out")
-        for stage in labelled:
-            commands = [{**each, "settings": {**each.get("settings", {}), "where": where}} for each in stage.commands]
-            self.stages[stage.name] = replace(stage, commands=commands)
+        for name, stage in self.stages.items():
+            chosen = {"where": where} if where and stage.labelled else {}
+            commands = [{**each, "settings": {**each.get("settings", {}), **chosen}} for each in stage.commands]
+            number = (steps or {}).get(name, stage.steps)
+            self.stages[name] = replace(stage, steps=number, commands=commands if chosen else stage.commands)
 
     @property
     def trainings(self) -> list[str]:
@@ -150,13 +195,11 @@ class Chain:
         """Whether a process holds the work folder."""
         if not self.work.is_dir():
             return False
-        lock = FileLock(self.work / LOCK_NAME)
         try:
-            lock.acquire(timeout=0)
+            with FileLock(self.work / LOCK_NAME, timeout=0):
+                return False
         except Timeout:
             return True
-        lock.release()
-        return False
 
     def pause(self) -> bool:
         """Ask the process that runs stages to save and stop, and wait for it; False where there is none.
@@ -199,26 +242,26 @@ class Chain:
             )
         state = state or {"commands": described, "code": self._freeze(), "git": git_state(), "seconds": 0.0}
         state |= {"status": RUNNING, "steps": stage.steps}
-        self._write(name, state)
+        write_json(self.folder(name) / STATE_NAME, state)
         began, is_done = time.monotonic(), False
         try:
             ran = all(self._command(name, command, state, deadline) for command in stage.commands)
-            if ran and stage.weights:
-                chosen = self._choose(stage, state, deadline)
-                state |= {"chosen": chosen} if chosen else {}
-                ran = chosen is not None
-            is_done = ran
+            chosen = self._choose(stage, stage.weights, state, deadline) if ran and stage.weights else None
+            state |= {"chosen": chosen} if chosen else {}
+            is_done = ran and bool(chosen or not stage.weights)
         finally:
             state["seconds"] += time.monotonic() - began
             state["status"] = DONE if is_done else STOPPED
-            self._write(name, state)
+            write_json(self.folder(name) / STATE_NAME, state)
         return is_done
 
     def command(self, name: str, command: Mapping[str, Any], code: Path, **more: Any) -> list[str]:
         """Words of a command line, the interpreter first; `more` are settings that replace or add; null drops one."""
         settings = {"output_dir": "{stage}/" + name + "/run", **command.get("settings", {})}
-        if self.stages[name].steps and "bundle" in command:
-            settings |= self._rounds(self.stages[name].steps or 0)
+        steps = self.stages[name].steps
+        if steps and "bundle" in command:  # rounds of 250 steps where they fit, so that a run can be given more of them
+            length = next((size for size in (250, 100, 50, 10) if steps % size == 0), steps)
+            settings |= {"epoch_length": length, "max_epochs": steps // length}
         settings = {key: self._fill(value, code) for key, value in {**settings, **more}.items() if value is not None}
         if "script" in command:
             words = [sys.executable, str(code / "scripts" / command["script"])]
@@ -229,11 +272,6 @@ class Chain:
             words = [sys.executable, "-m", "monai.bundle", "run", command.get("run_id", "run")]
             words += ["--bundle_root", str(bundle), "--config_file", str(configs)]
         return words + [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-
-    def _rounds(self, steps: int) -> dict[str, int]:
-        """A training's length as rounds: of 250 steps where they fit, so that a run can be given more of them."""
-        length = next((size for size in (250, 100, 50, 10) if steps % size == 0), steps)
-        return {"epoch_length": length, "max_epochs": steps // length}
 
     def _command(self, name: str, command: Mapping[str, Any], state: Mapping[str, Any], deadline: float | None) -> bool:
         code = self.work / "code" / state["code"]
@@ -284,28 +322,23 @@ class Chain:
                 signal.signal(number, handler)
         return received[0] if received else None
 
-    def _choose(self, stage: Stage, state: Mapping[str, Any], deadline: float | None) -> str | None:
+    def _choose(self, stage: Stage, weights: str, state: Mapping[str, Any], deadline: float | None) -> str | None:
         """The weights, or the last ones of the longer average where those score better; None where time was up."""
-        assert stage.weights is not None
         folder = self.run_folder(stage.name)
-        longer = sorted((folder / "milestones").glob(f"step_{stage.steps:06d}_long_ema.pt"))
-        if stage.choose is None or not longer:
-            return stage.weights
+        longer = folder / "milestones" / f"step_{stage.steps or 0:06d}_long_ema.pt"
+        if stage.choose is None or not longer.is_file():
+            return weights
         settings = dict(stage.choose)
         by, kind = settings.pop("by"), settings.pop("kind")
         scores: dict[str, float] = {}
-        for path in (folder / stage.weights, longer[-1]):
+        for path in (folder / weights, longer):
             command = {"script": "score_weights.py", "arguments": [kind, str(path)]}
             if not self._command(stage.name, {**command, "settings": {**settings, "name": path.stem}}, state, deadline):
                 return None
-            scores[str(path.relative_to(folder))] = self._score(folder, path.stem, by)
+            with (folder / "scores.csv").open(encoding="utf-8", newline="") as table:
+                row = next(row for row in csv.DictReader(table) if row["name"] == path.stem)
+            scores[str(path.relative_to(folder))] = float(row[by])
         return min(scores, key=lambda each: scores[each])
-
-    @staticmethod
-    def _score(folder: Path, name: str, by: str) -> float:
-        rows = [line.split(",") for line in (folder / "scores.csv").read_text(encoding="utf-8").splitlines()]
-        row = next(row for row in rows if row[rows[0].index("name")] == name)
-        return float(row[rows[0].index(by)])
 
     def _freeze(self) -> str:
         """Copy code and bundles into the work folder, under a digest of them; return it."""
@@ -323,9 +356,6 @@ class Chain:
                 shutil.copy2(file, target)
             partial.rename(folder)
         return folder.name
-
-    def _write(self, name: str, state: Mapping[str, Any]) -> None:
-        write_json(self.folder(name) / STATE_NAME, state)
 
     def _fill(self, value: Any, code: Path) -> Any:
         """A value of a recipe with its names filled in; {weights:NAME} is the chosen file of a stage."""

@@ -19,9 +19,8 @@ Line = dict[str, Any]
 
 def scalars(output: Any) -> dict[str, float]:
     """The loss terms and norms in a step's output: everything that is a float."""
-    return (
-        {name: value for name, value in output.items() if isinstance(value, float)} if isinstance(output, dict) else {}
-    )
+    found = output if isinstance(output, dict) else {}
+    return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
 class StepLog:
@@ -44,12 +43,11 @@ class StepLog:
 
     def attach(self, trainer: Engine, validator: Engine) -> None:
         """Follow both; only rank 0 writes."""
-        if not is_rank_zero():
-            return
-        trainer.add_event_handler(Events.STARTED, self._start)
-        trainer.add_event_handler(Events.GET_BATCH_STARTED, self._begin_step)
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._end_step)
-        validator.add_event_handler(Events.COMPLETED, lambda: self._write_validation(trainer, validator))
+        if is_rank_zero():
+            trainer.add_event_handler(Events.STARTED, self._start)
+            trainer.add_event_handler(Events.GET_BATCH_STARTED, self._begin_step)
+            trainer.add_event_handler(Events.ITERATION_COMPLETED, self._end_step)
+            validator.add_event_handler(Events.COMPLETED, self._write_validation, trainer)
 
     def state_dict(self) -> dict[str, float]:
         """Sums over the steps since the last line, for the checkpoint."""
@@ -78,7 +76,7 @@ class StepLog:
             self._append({"step": trainer.state.iteration, "seconds": round(seconds, 3), **means})
             self.sums = {}
 
-    def _write_validation(self, trainer: Engine, validator: Engine) -> None:
+    def _write_validation(self, validator: Engine, trainer: Engine) -> None:
         metrics = {name: float(value) for name, value in validator.state.metrics.items()}
         self._append({"step": trainer.state.iteration, "validation": metrics})
 

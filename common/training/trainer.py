@@ -1,6 +1,6 @@
 """The trainer of every workflow: checkpoints and resuming, averages and best weights, progress, log and record.
 
-A train.yaml names networks, data, step and numbers; all that a run needs besides is attached here.
+All that a run needs beside the networks, data, step and numbers of a train.yaml is attached here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..distributed import is_rank_zero, wait_for_all
 from ..files import locked_folder
 from ..networks.weights import save_weights
 from ..progress import ProgressBar, stopwatch
-from .checkpoint import Stateful, TrainingCheckpoint
+from .checkpoint import TrainingCheckpoint
 from .run_record import bundle_command, run_settings, write_run_record
 from .step_log import StepLog, scalars
 
@@ -40,26 +40,19 @@ class Trainer(SupervisedTrainer):
     """SupervisedTrainer that resumes by itself: the same command again continues where the last checkpoint was.
 
     A checkpoint is written after every round (after its validation), every `checkpoint_every_steps`, and on SIGTERM,
-    with which schedulers announce the end; the process then exits with code 143. As order, augmentation and noise are
-    functions of the step, the resumed run equals the uninterrupted one. A run is resumed only with the settings and
-    the data that began it, see `run_settings`. With a CheckpointLoader among its handlers, as MONAI Label adds one, it
-    starts from what that loads instead.
-
-    Beside the checkpoint lie the weights (`weights_name`, of the average; the best by `best_metric`, or the last),
-    log.jsonl, TensorBoard events, run_record.json, and milestones.
+    with which the process exits with code 143. As order, augmentation and noise are functions of the step, the resumed
+    run equals the uninterrupted one; with other settings or data it is refused, see `run_settings`. With a
+    CheckpointLoader among its handlers, as MONAI Label adds one, it starts from what that loads instead.
 
     Args:
-        output_dir: of all that, one folder is one run; locked while it trains.
+        output_dir: of checkpoint, weights, log.jsonl, TensorBoard events and record; locked while it trains.
         lr_scheduler: stepped after every step.
         sampler: told at which step to go on.
         validator: run every `val_interval` rounds and after the last one; its network is the average.
         states: further objects to keep in checkpoints, such as a discriminator and its optimizer.
-        best_metric: of the validator, by which the weights are kept; None keeps the last ones.
+        best_metric: of the validator, by which weights of the average are kept; None keeps the last ones.
         higher_is_better: as of an IoU; else lower is, as of a loss.
         parts: what the description of the weights holds beside the network, see `save_weights`.
-        weights_name: of the file.
-        val_interval: rounds between validations.
-        checkpoint_every_steps: a kill loses at most so many steps.
         milestone_every_steps: weights of both averages of every so many steps are kept; 0 keeps none.
         iteration_update: the step, with its average `ema`.
         next_use: of the weights, which the last line of the log spells out as a command: a config of the bundle and the
@@ -78,7 +71,7 @@ class Trainer(SupervisedTrainer):
         sampler: StepBatchSampler,
         validator: Evaluator,
         iteration_update: Any,
-        states: Mapping[str, Stateful] | None = None,
+        states: Mapping[str, Any] | None = None,
         best_metric: str | None = None,
         higher_is_better: bool = False,
         parts: Mapping[str, Any] | None = None,
@@ -101,7 +94,7 @@ class Trainer(SupervisedTrainer):
         self.best_metric, self.sign = best_metric, -1.0 if higher_is_better else 1.0
         self.best = {"value": self.sign * float("inf"), "step": 0.0}
         self.parts, self.weights_path, self.next_use = parts, self.folder / weights_name, next_use
-        self.val_interval, self.milestone_every_steps = val_interval, milestone_every_steps
+        self.val_interval = val_interval
         self.starts_anew = any(isinstance(one, CheckpointLoader) for one in kwargs.get("train_handlers") or ())
         objects = {"network": self.network, "optimizer": self.optimizer, "lr_scheduler": lr_scheduler, "ema": self.ema}
         self.checkpoint = TrainingCheckpoint(self.folder / "checkpoint_last.pt", {**objects, **(states or {})})
@@ -111,17 +104,15 @@ class Trainer(SupervisedTrainer):
         self.writer: SummaryWriter | None = None
         for engine in (self, validator):
             engine.logger.setLevel(logging.WARNING)  # ignite tells of every run, "resuming from iteration 0"
-        self._attach(checkpoint_every_steps)
-
-    def _attach(self, checkpoint_every_steps: int) -> None:
-        self.log.attach(self, self.validator)
-        self.add_event_handler(Events.ITERATION_COMPLETED, self._end_step)
-        self.add_event_handler(Events.ITERATION_COMPLETED(every=checkpoint_every_steps), self._save_within_round)
-        if self.milestone_every_steps:
-            self.add_event_handler(Events.ITERATION_COMPLETED(every=self.milestone_every_steps), self._keep_milestone)
-        self.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked)
+        self.log.attach(self, validator)
+        step = Events.ITERATION_COMPLETED
+        self.add_event_handler(step, self._end_step)
+        self.add_event_handler(step(every=checkpoint_every_steps), self._save_within_round)
+        if milestone_every_steps:
+            self.add_event_handler(step(every=milestone_every_steps), self._keep_milestone)
+        self.add_event_handler(step, self._stop_if_asked)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._end_round)
-        self.validator.add_event_handler(Events.COMPLETED, self._end_validation)
+        validator.add_event_handler(Events.COMPLETED, self._end_validation)
 
     def run(self) -> None:  # type: ignore[override]
         """Train to `max_epochs`, from the checkpoint if there is one; do nothing if that is already reached.
@@ -193,7 +184,7 @@ class Trainer(SupervisedTrainer):
         if self.state.epoch % self.val_interval == 0 or self.state.epoch == self.state.max_epochs:
             self.validator.tensorboard = self.writer  # type: ignore[attr-defined]  # for handlers that draw
             self.validator.run(self.state.epoch)
-        self._save(False)
+        self._save()
 
     def _end_validation(self) -> None:
         metrics = {name: float(value) for name, value in self.validator.state.metrics.items()}
@@ -222,14 +213,14 @@ class Trainer(SupervisedTrainer):
     def _save_within_round(self) -> None:
         # At a round's last step the checkpoint must wait for the validation that follows, or resuming would skip it.
         if self.state.iteration % self.state.epoch_length:
-            self._save(False)
+            self._save()
 
     def _stop_if_asked(self) -> None:
         if self.is_stopping:
             self._save(self.state.iteration % self.state.epoch_length == 0)
             self.terminate()
 
-    def _save(self, round_is_open: bool) -> None:
+    def _save(self, round_is_open: bool = False) -> None:
         progress = {"iteration": self.state.iteration, "round_is_open": round_is_open}
         self.checkpoint.save({**progress, "log": self.log.state_dict(), "best": self.best})
 
@@ -237,14 +228,13 @@ class Trainer(SupervisedTrainer):
     def _asked_by_sigterm(self) -> Iterator[None]:
         """Let SIGTERM ask for a stop, where a handler can be set: in the main thread."""
 
-        def ask(number: int, frame: object) -> None:
+        def ask(*_: object) -> None:
             self.is_stopping = True
 
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, ask)
+        is_main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, ask) if is_main else None
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            if is_main:
+                signal.signal(signal.SIGTERM, before)

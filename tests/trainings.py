@@ -1,11 +1,64 @@
-"""Trainings that are killed between two steps and resumed: what the tests of all steps share."""
+"""Steps outside of a training, and trainings that are killed between two steps and resumed."""
 
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+from common.data.phantom import draw_chest_phantom
 from common.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+def make_engine(network, lr=0.0, iteration=1):
+    """As much of an engine as a step or a validation reads."""
+    optimizer = torch.optim.Adam(network.parameters(), lr)
+    state = SimpleNamespace(device=CPU, iteration=iteration)
+    return SimpleNamespace(state=state, network=network, optimizer=optimizer, non_blocking=False)
+
+
+def phantoms(count, size=16):
+    """Chest phantoms [count, 1, size, size]."""
+    return torch.stack([draw_chest_phantom(size, size, seed=seed) for seed in range(count)])
+
+
+def roll(image, mask, seeds):
+    """Shift each image and its mask by as much as its seed says."""
+    shifts = [seed % 5 for seed in seeds]
+    return tuple(
+        torch.stack([one.roll(by, -1) for one, by in zip(both, shifts, strict=True)]) for both in (image, mask)
+    )
+
+
+def perfect(schedule, x0):
+    """The prediction of whoever knows that every image is x0."""
+
+    def predict(noisy, timesteps):
+        alpha, sigma = (part.view(-1, *[1] * (noisy.ndim - 1)) for part in schedule.alpha_sigma(timesteps))
+        return schedule.target(x0.expand_as(noisy), (noisy - alpha * x0) / sigma, timesteps)
+
+    return predict
+
+
+class Known(nn.Module):
+    """Predicts by a function of (noisy, timesteps), and keeps what it was given; stands for pass and denoiser."""
+
+    def __init__(self, predict=lambda noisy, timesteps: torch.zeros_like(noisy)):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.predict = predict
+        self.given = []
+
+    def encode_tokens(self, tokens):
+        return tokens
+
+    def forward(self, noisy, timesteps, tokens=None, drop=None):
+        self.given.append(SimpleNamespace(noisy=noisy, timesteps=timesteps, tokens=tokens, drop=drop))
+        output = self.predict(noisy, timesteps) + 0.0 * self.weight
+        return output if drop is None else (output, None)
 
 
 class Killed(BaseException):
@@ -38,10 +91,9 @@ def killable_trainer(folder, step, kill_at=None, sigterm_at=None, **kwargs):
 
     trainer = Trainer(
         output_dir=str(folder),
-        device=torch.device("cpu"),
-        loss_function=torch.nn.MSELoss(),  # asked for by MONAI, not used: the step has its own
+        loss_function=nn.MSELoss(),  # asked for by MONAI, not used: the step has its own
         iteration_update=Update(),
-        **kwargs,
+        **{"device": CPU, **kwargs},
     )
     return trainer, losses
 
