@@ -45,10 +45,8 @@ def test_every_term_is_logged_and_the_discriminator_joins_at_its_step():
 def test_a_step_sees_patches_first_and_whole_images_later():
     codec = make_tiny_codec()
     step = make_step(codec, patch_size=16, full_size_from_step=2)
-    sizes = [
-        step(make_engine(VariationalPass(codec), iteration), phantom_batch())["image"].shape[-1] for iteration in (1, 2)
-    ]
-    assert sizes == [16, 32]
+    engines = [make_engine(VariationalPass(codec), iteration=iteration) for iteration in (1, 2)]
+    assert [step(engine, phantom_batch())["image"].shape[-1] for engine in engines] == [16, 32]
 
 
 def test_noise_and_crops_have_seeds_of_their_own():

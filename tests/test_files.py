@@ -68,7 +68,7 @@ def test_names_of_results_are_unique_bounded_and_harmless(tmp_path):
     assert names == result_names([str(tmp_path / path) for path in paths], tmp_path)
 
 
-def test_a_folder_is_held_by_one_process_at_a_time_named_and_free_and_cleared_when_that_is_killed(tmp_path):
+def test_a_folder_is_held_by_one_process_and_is_free_and_cleared_when_that_is_killed(tmp_path):
     folder, pipes = tmp_path / "new", {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     program = "import sys; from pathlib import Path; from common.files import locked_folder\n"
     program += "with locked_folder(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"

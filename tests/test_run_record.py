@@ -99,21 +99,6 @@ def test_a_foreign_record_is_not_overwritten(config: Path, tmp_path: Path, text:
     assert record.read_text() == text
 
 
-def test_an_interrupted_write_leaves_the_old_record(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(config, tmp_path)
-    before = (tmp_path / "run_record.json").read_text()
-
-    def fail(path: Path, text: str, **_: object) -> int:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(RuntimeError):
-        run(config, tmp_path)
-    assert (tmp_path / "run_record.json").read_text() == before
-
-
 SETTINGS = """# what a training may depend on
 bundle_root: bundle
 label_budget: 10
