@@ -28,6 +28,14 @@ def num_parameters(network):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def assert_a_step_lowers(loss_of, network, optimizer):
+    before = loss_of()
+    before.backward()
+    optimizer.step()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert loss_of() < before
+
+
 def test_it_is_as_large_as_documented(network_config):
     config, size = network_config
     with torch.device("meta"):
@@ -54,15 +62,7 @@ def test_one_step_of_a_narrow_twin_lowers_the_loss(network_config):
     network = VariationalPass(build({**config, "channels": [8, 16, 32, 32], "norm_num_groups": 8}))
     image, noise = torch.rand(1, 1, 64, 64), torch.randn(1, 4, 8, 8)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
-    losses = SimpleNamespace(before=0.0, after=0.0)
-    for name in ("before", "after"):
-        loss = (network(image, noise)[0] - image).abs().mean()
-        setattr(losses, name, loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert all(parameter.grad is not None for parameter in network.parameters())
-    assert losses.after < losses.before
+    assert_a_step_lowers(lambda: (network(image, noise)[0] - image).abs().mean(), network, optimizer)
 
 
 @pytest.fixture
@@ -183,14 +183,10 @@ def test_a_step_of_a_narrow_dental_twin_lowers_the_loss(repository, name, networ
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     image = torch.rand(2, 1, 64, 64)
     target = torch.randint(6, (2, 64, 64)) if name == "train" else torch.randn(2, 1, 64, 64)
-    losses = []
-    for _ in range(2):
+
+    def loss():
         if name == "train":
-            loss = torch.nn.functional.cross_entropy(network(image), target)
-        else:
-            loss = torch.nn.functional.mse_loss(network(image, torch.tensor([0, 3999])), target)
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[1] < losses[0]
+            return torch.nn.functional.cross_entropy(network(image), target)
+        return torch.nn.functional.mse_loss(network(image, torch.tensor([0, 3999])), target)
+
+    assert_a_step_lowers(loss, network, optimizer)

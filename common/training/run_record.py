@@ -52,7 +52,7 @@ def write_run_record(output_dir: str) -> None:
     path, runs = Path(output_dir) / RECORD_NAME, []
     if path.exists():
         try:
-            runs = [*json.loads(path.read_text(encoding="utf-8"))["runs"]]
+            runs = list.copy(json.loads(path.read_text(encoding="utf-8"))["runs"])  # TypeError for another type
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}: expected a record with a list 'runs'; move this file away or choose another output_dir"
