@@ -11,8 +11,15 @@ from pathlib import Path
 
 from common.command_line import run_command
 from common.errors import SettingsError, UserError
-from common.label.http_service import ServiceError
-from common.label.label_upload import TOKEN, UNKNOWN_MODEL, DicomWebArchive, LabelDatastore, model_of, synthetic_images
+from common.label.services import (
+    TOKEN,
+    UNKNOWN_MODEL,
+    DicomWebArchive,
+    LabelDatastore,
+    ServiceError,
+    model_of,
+    synthetic_images,
+)
 from common.progress import ProgressBar
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"

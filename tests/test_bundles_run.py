@@ -28,8 +28,8 @@ def command(run_id, config_file, **overrides):
     return arguments
 
 
-def run(repository, *args, expect=0, **overrides):
-    done = subprocess.run(command(*args, **overrides), cwd=repository, capture_output=True, text=True, timeout=300)
+def run(*args, expect=0, **overrides):
+    done = subprocess.run(command(*args, **overrides), cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert (done.returncode == 0) == (expect == 0), done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -82,56 +82,45 @@ def weights(folder):
 
 
 @pytest.fixture(scope="module")
-def module_folder(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle")
     draw_radiographs(folder / "images", count=10, size=64)
     (folder / "images" / "broken.png").write_text("not a picture")
-    return REPOSITORY, folder
+    return folder
 
 
 @pytest.fixture(scope="module")
-def trained(module_folder):
+def trained(folder):
     """A smoke training with run id `training`, on a folder with one broken file."""
-    repository, folder = module_folder
-    started = time.monotonic()
     overrides = {"limit": 20, "train#trainer#checkpoint_every_steps": 1, "max_epochs": 4}
-    output = run(repository, "training", SMOKE, dataset_dir=folder / "images", output_dir=folder / "train", **overrides)
-    return folder / "train", output, time.monotonic() - started, overrides
+    output = run("training", SMOKE, dataset_dir=folder / "images", output_dir=folder / "train", **overrides)
+    return folder / "train", output, overrides
 
 
-def test_training_leaves_weights_checkpoint_logs_and_record(trained):
-    folder, output, seconds, _ = trained
-    assert weights(folder)["latents_num_images"] > 0
-    assert {"checkpoint_last.pt", "model.pt", "run_record.json", "resolved_config.yaml"} <= {
-        p.name for p in folder.iterdir()
-    }
-    assert list((folder / "tensorboard").glob("events*"))
-    record = json.loads((folder / "run_record.json").read_text())["runs"][0]
-    assert record["seed"] == 0
-    assert str(folder / "model.pt") in output
-    assert seconds < 120
-
-
-def test_the_broken_file_is_reported_and_skipped(trained):
-    folder, output, _, _ = trained
-    with open(folder / "skipped.csv") as stream:
+def test_training_leaves_weights_checkpoint_logs_and_record_and_reports_the_broken_file(trained):
+    train, output, _ = trained
+    assert weights(train)["latents_num_images"] > 0
+    names = {path.name for path in train.iterdir()}
+    assert {"checkpoint_last.pt", "model.pt", "run_record.json", "resolved_config.yaml"} <= names
+    assert list((train / "tensorboard").glob("events*"))
+    assert json.loads((train / "run_record.json").read_text())["runs"][0]["seed"] == 0
+    assert str(train / "model.pt") in output and "broken.png" in output
+    with open(train / "skipped.csv") as stream:
         assert [Path(row["image"]).name for row in csv.DictReader(stream)] == ["broken.png"]
-    assert "broken.png" in output
 
 
-def test_killed_in_the_middle_the_same_command_gets_to_the_same_weights(trained, module_folder):
-    repository, folder = module_folder
-    expected, _, _, overrides = trained
+def test_killed_in_the_middle_the_same_command_gets_to_the_same_weights(trained, folder):
+    expected, _, overrides = trained
     overrides = {"dataset_dir": folder / "images", "output_dir": folder / "killed", **overrides}
     process = subprocess.Popen(
-        command("training", SMOKE, **overrides), cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command("training", SMOKE, **overrides), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     checkpoint = folder / "killed" / "checkpoint_last.pt"
     wait_for(checkpoint, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     steps_done = torch.load(checkpoint, weights_only=True)["progress"]["iteration"]
-    output = run(repository, "training", SMOKE, **overrides)
+    output = run("training", SMOKE, **overrides)
     if process.returncode == -signal.SIGKILL:
         assert steps_done >= 1
         assert "resuming from" in output
@@ -140,19 +129,17 @@ def test_killed_in_the_middle_the_same_command_gets_to_the_same_weights(trained,
         assert torch.equal(value, weights(expected)[name]), name
 
 
-def test_run_id_run_of_a_finished_training_has_nothing_to_do(trained, module_folder):
-    repository, folder = module_folder
-    train, _, _, overrides = trained
+def test_run_id_run_of_a_finished_training_has_nothing_to_do(trained, folder):
+    train, _, overrides = trained
     before = (train / "model.pt").stat().st_mtime_ns
-    output = run(repository, "run", SMOKE, dataset_dir=folder / "images", output_dir=train, **overrides)
+    output = run("run", SMOKE, dataset_dir=folder / "images", output_dir=train, **overrides)
     assert "trained 0 steps" in output
     assert (train / "model.pt").stat().st_mtime_ns == before
 
 
-def test_a_mistyped_knob_is_an_error_and_leaves_nothing(module_folder):
-    repository, folder = module_folder
-    output = run(repository, "training", SMOKE, expect=1, max_epoch=5, output_dir=folder / "typo")
-    assert "unknown config key 'max_epoch'; did you mean 'max_epochs'?" in output and "Traceback" not in output
+def test_a_mistyped_knob_is_an_error_and_leaves_nothing(folder):
+    output = run("training", SMOKE, expect=1, max_epoch=5, output_dir=folder / "typo")
+    assert "'max_epoch'" in output and "'max_epochs'" in output and "Traceback" not in output
     assert not (folder / "typo").exists()
 
 
@@ -161,35 +148,26 @@ def tiny_weights(trained):
     return {"weights_path": trained[0] / "model.pt", "image_size": 64}
 
 
-def test_inference_reconstructs_the_good_ones_and_fails_for_the_bad_one(module_folder, tiny_weights):
-    repository, folder = module_folder
+def test_inference_reconstructs_the_good_ones_and_fails_for_the_bad_one(folder, tiny_weights):
     out = folder / "inference"
     output = run(
-        repository,
-        "run",
-        f"{CONFIGS}/inference.yaml",
-        expect=1,
-        dataset_dir=folder / "images",
-        output_dir=out,
-        **tiny_weights,
+        "run", f"{CONFIGS}/inference.yaml", expect=1, dataset_dir=folder / "images", output_dir=out, **tiny_weights
     )
     assert "broken.png" in output
     assert len(list(out.glob("*_reconstruction.png"))) == 10
     assert (out / "contact_sheet.png").exists()
 
 
-def test_evaluation_prints_its_table(module_folder, tiny_weights):
-    repository, folder = module_folder
+def test_evaluation_prints_its_table(folder, tiny_weights):
     overrides = {"dataset_dir": folder / "images", "output_dir": folder / "evaluation", "split": "all"}
     overrides |= {"batch_size": 4}
-    output = run(repository, "run", f"{CONFIGS}/evaluate.yaml", **overrides, **tiny_weights)
+    output = run("run", f"{CONFIGS}/evaluate.yaml", **overrides, **tiny_weights)
     table = (folder / "evaluation" / "table.md").read_text()
     assert table.strip() in output
     assert json.loads((folder / "evaluation" / "metrics.json").read_text())["headline"]["overall"]["n"] == 10
 
 
-def test_two_processes_train_and_write_once(module_folder):
-    _, folder = module_folder
+def test_two_processes_train_and_write_once(folder):
     files = [f"{CONFIGS}/{name}.yaml" for name in ("train", "smoke", "multi_gpu_train")]
     torchrun("training", files, folder, dataset_dir=folder / "images", output_dir=folder / "ddp")
     assert len(list((folder / "ddp" / "tensorboard").glob("events*"))) <= 4
@@ -198,11 +176,10 @@ def test_two_processes_train_and_write_once(module_folder):
 
 
 @pytest.mark.shared
-def test_real_dicoms_good_and_broken_train_and_the_broken_ones_are_reported(module_folder, shared_data):
-    repository, folder = module_folder
+def test_real_dicoms_good_and_broken_train_and_the_broken_ones_are_reported(folder, shared_data):
     # With these, validation consists of one broken file at first.
     overrides = {"dataset_dir": shared_data / "dicom", "output_dir": folder / "dicom", "limit": 20, "val_fraction": 0.1}
-    output = run(repository, "training", SMOKE, **overrides)
+    output = run("training", SMOKE, **overrides)
     with open(folder / "dicom" / "skipped.csv") as stream:
         skipped = {Path(row["image"]).name for row in csv.DictReader(stream)}
     broken = {"xa_multiframe96_jpeg_fragments.dcm", "cr_no_pixeldata.dcm"}
@@ -211,12 +188,11 @@ def test_real_dicoms_good_and_broken_train_and_the_broken_ones_are_reported(modu
     assert weights(folder / "dicom")["latents_num_images"] > 0
 
 
-def test_ctrl_c_says_how_to_go_on(module_folder):
-    repository, folder = module_folder
+def test_ctrl_c_says_how_to_go_on(folder):
     overrides = {"dataset_dir": folder / "images", "output_dir": folder / "stopped"}
     process = subprocess.Popen(
         command("training", SMOKE, max_epochs=10**6, **overrides),
-        cwd=repository,
+        cwd=REPOSITORY,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's `&` makes tests ignore

@@ -11,9 +11,9 @@ from typing import Any
 import fire
 import pytest
 import torch
-from legacy_networks import AUTOENCODER, difference, legacy_arguments, monai_loaded, old_network
 from monai.bundle import ConfigParser
 from script_module import load_script
+from test_legacy import AUTOENCODER, difference, legacy_arguments, monai_loaded, old_network
 from torch import nn
 
 from common.errors import WeightsError

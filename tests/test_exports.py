@@ -148,10 +148,3 @@ def test_the_command_writes_into_the_bundle_what_any_process_writes(tmp_path):
     assert model.startswith("model.ts") and str(root / "outputs" / "export") in folder
     trace_bundle(Bundle(root), tmp_path / "here.ts")
     assert (root / "outputs" / "export" / "model.ts").read_bytes() == (tmp_path / "here.ts").read_bytes()
-
-
-def test_the_command_ends_in_one_line_without_a_bundle(tmp_path):
-    done = command(tmp_path, "nothing", "--onnx", "False", "--output_dir", "out")
-    assert done.returncode == 1
-    assert done.stderr.startswith("RunError: nothing/configs/") and len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, draw_radiographs
+from conftest import draw_radiographs
 from test_bundles_run import launch, run, torchrun, wait_for, weights
 
 from common.data.latent_store import ARRAYS, DESCRIPTION_NAME, LatentStore
@@ -62,7 +62,7 @@ def trained(folder, store):
     overrides = {"dataset_dir": folder / "images", "cache_dir": store, "batch_size": 4, **IMAGES, **EXACT, **STEPS}
     overrides["amp"] = False
     overrides["train#trainer#checkpoint_every_steps"] = 1
-    output = run(REPOSITORY, "training", str(TRAIN), bundle_root=BUNDLE, output_dir=folder / "train", **overrides)
+    output = run("training", str(TRAIN), bundle_root=BUNDLE, output_dir=folder / "train", **overrides)
     return folder / "train", output, overrides
 
 
@@ -136,7 +136,7 @@ def test_other_settings_make_a_store_of_their_own(trained, folder, store):
     _, _, overrides = trained
     before = {path: path.read_bytes() for path in store.rglob("*.npy")}
     changed = {**overrides, "bundle_root": BUNDLE, "output_dir": folder / "other", "dino_image_size": 70}
-    run(REPOSITORY, "training", str(TRAIN), **changed)
+    run("training", str(TRAIN), **changed)
     made = [json.loads(path.read_text())["made_with"] for path in store.rglob(DESCRIPTION_NAME)]
     assert sorted(each["encoder_image_size"] for each in made) == [56, 70]
     assert all(path.read_bytes() == content for path, content in before.items())

@@ -59,13 +59,13 @@ def test_strategies(run, tmp_path, strategy, overrides, num_sources):
 
 
 @pytest.mark.slow
-def test_two_processes_generate_the_files_of_one(repository, tmp_path, monkeypatch):
+def test_two_processes_generate_the_files_of_one(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as of each of the two
     files = [f"{BUNDLE}/configs/{name}.yaml" for name in ("inference", "multi_gpu_inference")]
     settings = {"bundle_root": BUNDLE, "strategy": "prior", "num_samples": 5, "batch_size": 2}
     settings |= {"num_inference_steps": 2, "prior_steps": 4}
     torchrun("run", files, tmp_path, output_dir=tmp_path / "two", **settings)
-    run_alone(repository, "run", files[0], output_dir=tmp_path / "one", **settings)
+    run_alone("run", files[0], output_dir=tmp_path / "one", **settings)
     made = [
         {path.name: path.read_bytes() for path in (tmp_path / name / "images").iterdir()} for name in ("one", "two")
     ]

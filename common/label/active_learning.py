@@ -28,7 +28,7 @@ from ..seeding import Purpose, seeded_dropout
 from .bundle import ServedModel
 from .client_files import readable_file
 from .client_requests import Strict, parsed
-from .http_service import ServiceError
+from .services import ServiceError
 
 INFO_KEY = "epistemic"  # in an image's info: {"entropy", "weights_version", "method", "samples"}
 SCORED_AT_ONCE = 8  # images, where nothing was scored by the weights that are served: seconds on a CPU

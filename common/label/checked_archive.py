@@ -27,7 +27,7 @@ from .client_files import image_size, read_label, readable_file
 from .client_requests import request_folder
 from .datastore import CheckedDatastore
 from .dicom_archive import DicomArchive
-from .http_service import ServiceError
+from .services import ServiceError
 
 DEFAULT_CACHE = Path.home() / ".cache" / "monailabel"
 FINAL = DefaultLabelTag.FINAL.value

@@ -21,7 +21,7 @@ from pydicom.uid import SegmentationStorage
 from ..errors import DatasetError
 from ..io import UnreadableRadiographError
 from ..io.segmentation_classes import ClassTable
-from .http_service import ServiceError, asking, limited
+from .services import ServiceError, asking, limited
 
 PIXEL_DATA = "7FE00010"
 LOG_IN = "MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD"

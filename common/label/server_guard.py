@@ -45,7 +45,7 @@ from .client_requests import (
     remove_stale_request_folders,
     request_folder,
 )
-from .http_service import ServiceError
+from .services import ServiceError
 
 MAX_BODY_BYTES = 2**29  # 512 MiB; a radiograph of 144 megapixels of 16 bits is 275 MiB
 SERVER_PID = "MONAI_LABEL_SERVER_PID"  # in the environment of what the server starts

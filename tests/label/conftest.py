@@ -34,7 +34,7 @@ def client(tiny_bundle: Path, studies: Path, tmp_path: Path):
 @pytest.fixture
 def orthanc(tmp_path: Path):
     """A running archive, empty."""
-    from orthanc import Orthanc
+    from label_server import Orthanc
 
     archive = Orthanc(tmp_path / "orthanc")
     archive.start()

@@ -11,7 +11,7 @@ import pytest
 import requests
 import SimpleITK
 from label_data import MODEL, SIZE, app_client, dice, infer, save_label, truth_folder, upload
-from orthanc import make_dx
+from label_server import make_dx
 from PIL import Image
 from pydicom import dcmread
 from pydicom.uid import CTImageStorage, generate_uid

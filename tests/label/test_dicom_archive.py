@@ -17,10 +17,10 @@ from common.io import read_radiograph
 from common.io.dicom_seg import write_dicom_seg
 from common.io.segmentation_classes import CARIES, GROUPED
 from common.io.synthetic_dicom import write_synthetic_dicom
-from common.label import http_service
+from common.label import services
 from common.label.checked_archive import image_to_nifti, use_own_conversion
 from common.label.dicom_archive import DicomArchive, archive_client, labels_of_seg
-from common.label.http_service import ServiceError
+from common.label.services import ServiceError
 
 
 def archive_at(port):
@@ -30,7 +30,7 @@ def archive_at(port):
 def test_an_archive_that_is_not_there_or_never_answers_is_given_up(monkeypatch):
     with pytest.raises(ServiceError, match="refused"):
         archive_at(free_port()).images()
-    monkeypatch.setattr(http_service, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(services, "TIMEOUT_S", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

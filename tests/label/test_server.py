@@ -27,12 +27,12 @@ from label_server import (
     infer_labels,
     kill_tree,
     label_and_train,
+    make_dx,
     mean_dice,
     real_radiographs,
     serving,
     unlabelled_bundle,
 )
-from orthanc import make_dx
 from PIL import Image
 from stand_in import StandIn, served
 

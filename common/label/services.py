@@ -1,4 +1,4 @@
-"""Generated radiographs as unlabelled images of a MONAI Label datastore, or as DX in a DICOMweb archive.
+"""Services that are not ours, and generated radiographs sent to them: MONAI Label's datastore, or a DICOMweb archive.
 
 Nobody shall take them for patients: their names begin with `synthetic_`, what made them goes along, and only images
 that a manifest calls synthetic are sent. Names hold a hash of the content, so that the same image is sent once, and
@@ -8,25 +8,30 @@ the same number of another run is another image.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pydicom
 import requests
 from dicomweb_client import DICOMwebClient
+from pydicom.errors import InvalidDicomError
 
 from ..data.datalist_sources import MANIFEST_NAME, manifest_items
 from ..errors import DatasetError, UserError
 from ..files import read_json
 from ..io import read_radiograph
 from ..io.dicom_dx import DxSettings, dx_dataset, write_dx
-from .http_service import asking, limited
 
+TIMEOUT_S = 60.0  # without an answer; the clients of MONAI Label wait as long
 NAME_PREFIX = "synthetic_"
 SOURCE = "radiograph-diffusion-bundles"
 # Not the sources nor their patients: they may name people. See ManifestRow.provenance.
@@ -37,6 +42,42 @@ PROVENANCE_COLUMNS = (
 UNKNOWN_MODEL = "unknown model"
 TOKEN = "MONAI_LABEL_TOKEN"
 LOG_IN = f"a valid token in the environment as {TOKEN}"
+
+
+class ServiceError(UserError, OSError):
+    """A service is away, is another than expected, or lets nobody in."""
+
+
+def limited(session: requests.Session, url: str) -> requests.Session:
+    """Let a session give up after a while, and reach this machine's own loopback, which is behind no proxy.
+
+    Without a time limit requests would wait for ever, and a whole server with them.
+    """
+    host = urlsplit(url).hostname or ""
+    proxies = {"no_proxy": host} if re.fullmatch(r"localhost|::1|127(\.\d+){3}", host) else {}
+    session.request = functools.partial(session.request, timeout=TIMEOUT_S, proxies=proxies)  # type: ignore[method-assign]
+    return session
+
+
+@contextmanager
+def asking(url: str, log_in: str) -> Iterator[None]:
+    """Within the block, whatever goes wrong with a service or its answer becomes a ServiceError.
+
+    It tells in `log_in` where its user finds what the service wants to know of him.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (requests.RequestException, InvalidDicomError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ServiceError(
+            f"{url}: found no usable answer of the service ({reason}); expected one. Check that it runs, its address, "
+            f"and the log-in ({log_in})."
+        ) from error
+
+
+# ---- synthetic images ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

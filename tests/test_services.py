@@ -16,8 +16,7 @@ from stand_in import StandIn, served
 
 from common.errors import DatasetError, SettingsError
 from common.io import read_radiograph
-from common.label.http_service import ServiceError
-from common.label.label_upload import UNKNOWN_MODEL, LabelDatastore, model_of, synthetic_images, upload_name
+from common.label.services import UNKNOWN_MODEL, LabelDatastore, ServiceError, model_of, synthetic_images, upload_name
 
 BUNDLES = REPOSITORY / "bundles"
 COLUMNS = "image,synthetic,patient_id,strategy,seed,weights_sha256,sources,source_patient_ids,flagged"
