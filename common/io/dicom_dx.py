@@ -37,7 +37,6 @@ from .read import read_radiograph
 from .source_history import LossyCompression
 from .synthetic_dicom import (
     GENERATED,
-    MANUFACTURER,
     PATIENT_NAME,
     PREFIX,
     SYNTHETIC_DATA,
@@ -47,6 +46,7 @@ from .synthetic_dicom import (
     new_dataset,
     save_dataset,
     synthetic_statement,
+    uid_of,
 )
 from .types import plausible_spacing
 
@@ -156,15 +156,11 @@ def _begin(settings: DxSettings, picture: str, details: str, spacing_mm: tuple[f
     """What `new_dataset` fills, DX and Intra-Oral Series, Frame of Reference, Image Plane and DX Detector."""
     from pydicom.uid import DigitalIntraOralXRayImageStorageForPresentation as IntraOral
     from pydicom.uid import DigitalXRayImageStorageForPresentation as Digital
-    from pydicom.uid import generate_uid
-
-    def uid(level: str, *sources: str) -> str:
-        return generate_uid(entropy_srcs=[MANUFACTURER, "\0DX\0", level, *("\0" + source for source in sources)])
 
     prefix, is_synthetic = PREFIX if settings.model else settings.patient_prefix, bool(settings.model)
     dataset = new_dataset(
         IntraOral if settings.modality == "IO" else Digital,
-        [uid("study", picture), uid("series", picture, details), uid("instance", picture, details)],
+        [uid_of("DX", "study", picture), *(uid_of("DX", level, picture, details) for level in ("series", "instance"))],
         (f"{prefix}-{picture[:16]}", PATIENT_NAME if is_synthetic else f"{prefix}^{picture[:16]}"),
         GENERATED if is_synthetic else "Only pixels and pixel spacing were taken from the source",
         settings.modality,
@@ -172,7 +168,7 @@ def _begin(settings: DxSettings, picture: str, details: str, spacing_mm: tuple[f
         settings.model or "png_to_dx",
     )
     dataset.StudyID, dataset.PresentationIntentType = prefix[:16], "FOR PRESENTATION"
-    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = uid("frame of reference", picture), ""
+    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = uid_of("DX", "frame of reference", picture), ""
     dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
     dataset.SliceThickness = "1"  # highdicom and dcmqi ask for it where there is a frame of reference
     dataset.PatientOrientation = ["L", "P"]  # of this plane; another would contradict it

@@ -73,7 +73,7 @@ def write_synthetic_dicom(
             long, a spacing that no radiograph has.
     """
     from pydicom.dataset import Dataset
-    from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
+    from pydicom.uid import SecondaryCaptureImageStorage
 
     levels, line = stored_values(pixels, bits), f"{PREFIX}: {description}"
     statement = synthetic_statement(model)
@@ -87,8 +87,7 @@ def write_synthetic_dicom(
     ):
         if not fits:
             raise ValueError(f"synthetic DICOM: found {name} {found!r}; expected {expected}.")
-    sources = ([MANUFACTURER, "\0", level, "\0", identity] for level in ("study", "series", "instance"))
-    uids = [generate_uid(entropy_srcs=each) for each in sources]
+    uids = [uid_of(level, identity) for level in ("study", "series", "instance")]
     patient = f"{PREFIX}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}", PATIENT_NAME
     dataset = new_dataset(SecondaryCaptureImageStorage, uids, patient, GENERATED, "OT", line, model)
     dataset.add_new(SYNTHETIC_DATA, "CS", "YES")
@@ -107,6 +106,13 @@ def write_synthetic_dicom(
         dataset.PixelSpacing = decimal_strings(pixel_spacing)
     add_pixels(dataset, levels, bits)
     return save_dataset(dataset, path)
+
+
+def uid_of(*parts: str) -> str:
+    """The UID that is a hash of these texts."""
+    from pydicom.uid import generate_uid
+
+    return generate_uid(entropy_srcs=["\0".join((MANUFACTURER, *parts))])
 
 
 def synthetic_statement(model: str) -> str:
