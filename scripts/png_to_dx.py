@@ -17,7 +17,7 @@ from common.errors import DatasetError, SettingsError, UserError
 from common.files import result_names, write_csv
 from common.io import read_radiograph
 from common.io.dicom_dx import DxSettings, dx_dataset, write_dx
-from common.io.source_history import source_history
+from common.io.read import source_history
 from common.io.types import plausible_spacing
 from common.progress import ProgressBar
 

@@ -14,7 +14,7 @@ from common.data.phantom import draw_chest_phantom
 from common.errors import SettingsError
 from common.io import read_radiograph
 from common.io.dicom_dx import UNKNOWN_SPACING_COMMENT, DxSettings, dx_dataset, write_dx
-from common.io.source_history import LossyCompression
+from common.io.read import LossyCompression
 
 # DICOM PS3.3, Digital X-Ray Image IOD (A.26): attributes of type 1 and 2 of the mandatory modules, and of Frame of
 # Reference and Image Plane, which are there for viewers. Conditional ones are those whose condition holds here.

@@ -16,9 +16,8 @@ from torch.nn import functional as F
 
 from ..io import UnreadableRadiographError, read_radiograph
 from ..io.mask_files import read_mask
-from ..io.read import detect_format
+from ..io.read import detect_format, source_history
 from ..io.scaling import sample
-from ..io.source_history import source_history
 from .duplicates import linked_groups
 from .typical_images import TypicalImages
 

@@ -33,8 +33,7 @@ from torch import Tensor
 from ..errors import SettingsError
 from ..files import atomic_path
 from ..intensity import stored_values
-from .read import read_radiograph
-from .source_history import LossyCompression
+from .read import LossyCompression, read_radiograph
 from .synthetic_dicom import (
     GENERATED,
     PATIENT_NAME,
