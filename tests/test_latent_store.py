@@ -33,17 +33,17 @@ def contents(folder):
 
 def test_rows_and_tokens_come_back_as_float16_holds_them(tmp_path):
     allocate(tmp_path)
-    rows, written = [(2, 1), (0, 0), (3, 1)], values(3)
+    rows, written = [(2, 0), (0, 1), (3, 0)], values(3)
     LatentStore(tmp_path, writable=True).write(rows, written)
     store = LatentStore(tmp_path)
     for number, row in enumerate(rows):
         for name in ARRAYS:
             assert torch.equal(torch.from_numpy(np.array(store.arrays[name][row])), written[name][number].half())
-    assert store.done.tolist() == [[1, 0], [0, 0], [0, 1], [0, 1]]
+    assert store.done.tolist() == [[0, 1], [0, 0], [1, 0], [1, 0]]
     assert store.num_views == 2 and not store.is_complete
     assert list(store.items) == ITEMS and store.made_with == MADE_WITH
-    assert all(not store.arrays["cls_token"][row].any() for row in [(0, 1), (1, 0), (1, 1), (2, 0), (3, 0)])
-    tokens = store.tokens([3, 2], view=1)
+    assert all(not store.arrays["cls_token"][row].any() for row in [(0, 0), (1, 0), (1, 1), (2, 1), (3, 1)])
+    tokens = store.tokens([3, 2])
     assert tokens.keys() == {"cls_token", "register_tokens", "patch_grid"}
     for name, value in tokens.items():
         assert value.dtype == torch.float32 and torch.equal(value, written[name][[2, 0]].half().float())

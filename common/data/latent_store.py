@@ -217,11 +217,11 @@ class LatentStore:
             raise DatasetError(f"{self.folder}: no images of the split '{split}' in the store")
         return found
 
-    def tokens(self, indices: Sequence[int] | NDArray[np.integer], view: int = 0) -> dict[str, Tensor]:
-        """Tokens of one view of these images, float32, ready for `TokenSelection.select`; raises as `row`."""
+    def tokens(self, indices: Sequence[int] | NDArray[np.integer]) -> dict[str, Tensor]:
+        """Tokens of view 0 of these images, float32, ready for `TokenSelection.select`; raises as `row`."""
         found = {name: torch.empty(len(indices), *self.arrays[name].shape[2:]) for name in TOKENS}
         for number, image in enumerate(indices):
-            row = self.row(image, view)
+            row = self.row(image, 0)
             for name, tokens in found.items():
                 tokens[number] = torch.from_numpy(row[name].astype(np.float32))
         return found

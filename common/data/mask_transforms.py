@@ -28,30 +28,29 @@ class LoadMaskd(MapTransform):
 
     An item's own "mask_values", where it has one, goes before the argument: the data set that the masks come from, as
     `classes.mask_values` names it, or "labels" where they hold the labels of `classes` already, such as masks that this
-    bundle wrote. What the file itself says goes before both. Masks must have the size of the image under `image_key`.
+    bundle wrote. What the file itself says goes before both. Masks must have the size of the item's "image".
 
     Raises:
         UnreadableRadiographError: when called, a file that is no mask, or one of another size than its image.
         DatasetError: when called, a value without a label, or the file says that its labels are of another table.
     """
 
-    def __init__(self, keys: Sequence[str], classes: ClassTable, mask_values: str, image_key: str = "image") -> None:
+    def __init__(self, keys: Sequence[str], classes: ClassTable, mask_values: str) -> None:
         super().__init__(keys)
-        self.classes, self.mask_values, self.image_key = classes, mask_values, image_key
+        self.classes, self.mask_values = classes, mask_values
 
     def __call__(self, data: dict) -> dict:
         """Load every key of one item."""
         item = dict(data)
-        rows, columns = item[self.image_key].shape[-2:]
+        rows, columns = item["image"].shape[-2:]
         for key in self.keys:
             path = str(item[key])
             labels = mask_labels(path, self.classes, item.get("mask_values") or self.mask_values)
             if labels.shape != (rows, columns):
-                image = item.get(f"{self.image_key}_path", "its image")
                 raise UnreadableRadiographError(
                     path,
                     f"a mask of {labels.shape[0]} × {labels.shape[1]} pixels",
-                    f"{rows} × {columns}, the rows × columns of {image}",
+                    f"{rows} × {columns}, the rows × columns of {item.get('image_path', 'its image')}",
                     "Check that mask and image belong together and are not turned.",
                 )
             item |= {key: torch.from_numpy(labels)[None], f"{key}_path": path}

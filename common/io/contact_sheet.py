@@ -18,9 +18,9 @@ TEXT_HEIGHT = 20  # pixels: one line of titles or captions
 BACKGROUND, TEXT, PADDING = (255,) * 3, (0,) * 3, (200,) * 3  # the padding differs from black and white images
 
 
-def reconstruction_rows(images: Tensor, reconstructions: Tensor, gain: float = 4.0) -> list[list[Tensor]]:
-    """Of each image [B, 1, H, W] in [0, 1] a row of three: it, its reconstruction, |difference| × gain up to 1."""
-    differences = ((images.float() - reconstructions.float()).abs() * gain).clamp(0, 1)
+def reconstruction_rows(images: Tensor, reconstructions: Tensor) -> list[list[Tensor]]:
+    """Of each image [B, 1, H, W] in [0, 1] a row of three: it, its reconstruction, |difference| × 4 up to 1."""
+    differences = ((images.float() - reconstructions.float()).abs() * 4).clamp(0, 1)
     return [list(row) for row in zip(images, reconstructions, differences, strict=True)]
 
 

@@ -149,14 +149,13 @@ def _nifti_header(path: str | os.PathLike[str]) -> Any:
 
 
 class ToStoredOrderd:
-    """Labels [H, W] under each key become a MetaTensor as `stored_mask` of the image's file, under `<image_key>_path`.
+    """Labels [H, W] under each key become a MetaTensor as `stored_mask` of the image's file, under `image_path`.
 
     Last in postprocessing, for the writer of MONAI Label.
     """
 
-    def __init__(self, keys: Sequence[str], image_key: str = "image") -> None:
+    def __init__(self, keys: Sequence[str]) -> None:
         self.keys = (keys,) if isinstance(keys, str) else tuple(keys)
-        self.image_key = image_key
 
     def __call__(self, data: dict) -> dict:
         """Turn every key of one item."""
@@ -165,7 +164,7 @@ class ToStoredOrderd:
         item = dict(data)
         for key in self.keys:
             labels = item[key].as_subclass(torch.Tensor).cpu().numpy()
-            stored, affine = stored_mask(labels, item[f"{self.image_key}_path"])
+            stored, affine = stored_mask(labels, item["image_path"])
             item[key] = MetaTensor(torch.from_numpy(stored), None if affine is None else torch.from_numpy(affine))
         return item
 
