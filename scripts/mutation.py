@@ -41,8 +41,8 @@ GROUPS = {
         ("tests/test_samplers.py", "tests/test_noise_schedule.py"),
     ),
     "reader": Group(
-        ("common/io/dicom_pixels.py", "common/io/dicom_lut.py", "common/io/raster.py", "common/io/scaling.py"),
-        ("tests/test_dicom_lut.py", "tests/test_dicom_pixels.py", "tests/test_reader_*.py"),
+        ("common/io/dicom_pixels.py", "common/io/dicom.py", "common/io/raster.py", "common/io/scaling.py"),
+        ("tests/test_dicom_pixels.py", "tests/test_reader_*.py"),
     ),
     "trainer": Group(("common/training/trainer.py",), ("tests/test_trainer.py",)),
     "folder_job": Group(("common/pipelines/folder_job.py",), ("tests/test_folder_job.py",)),

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from .codestream import decode, read_codestream
 from .dicom_header import PixelLayout
-from .dicom_lut import palette_colours
 from .types import RefusalError
 
 if TYPE_CHECKING:
@@ -55,25 +54,6 @@ def stored_values(dataset: Dataset, layout: PixelLayout) -> tuple[NDArray, NDArr
             "Convert the file to an uncompressed transfer syntax.",
         )
     return words, _used_bits(words, layout.low_bit, layout.stored, layout.signed), layout.photometric
-
-
-def grey_values(dataset: Dataset, layout: PixelLayout) -> NDArray:
-    """Return a colour image as luma [rows, columns], uint8 or, for 16-bit RGB, uint16.
-
-    Raises:
-        RefusalError: as `stored_values`, and signed or 32-bit colour or a palette that cannot be read.
-    """
-    _, values, photometric = stored_values(dataset, layout)
-    if photometric == "PALETTE COLOR":
-        values = palette_colours(dataset, layout, values[..., 0])
-    if values.dtype not in (np.uint8, np.uint16):
-        raise RefusalError(f"colour of type {values.dtype}", "8 or 16 bits unsigned", "Export the image as greyscale.")
-    if photometric.startswith("YBR"):
-        return values[..., 0]  # Y is the luma
-    red, green, blue = (values[..., channel].astype(np.uint32) for channel in range(3))
-    # Pillow's weights, so that a DICOM and a PNG of one colour image agree; they sum to 2**16.
-    luma = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
-    return luma.astype(values.dtype)
 
 
 def _pixel_data(dataset: Dataset) -> tuple[bytes, str]:

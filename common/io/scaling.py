@@ -8,7 +8,7 @@
   RADIOGRAPH_STRETCH=0 in the environment switches the stretch off: integers, but those of a DICOM file, then are shares
   of what 16 bits, or their own type, can hold.
 
-A DICOM window or VOI LUT comes before these rules; see `dicom_lut`.
+A DICOM window or VOI LUT comes before these rules; see `dicom`.
 """
 
 from __future__ import annotations
