@@ -121,7 +121,7 @@ def test_real_specimens_read_as_they_were_seen(name, shared_data):
     assert float(image.std()) == pytest.approx(deviation, abs=2e-4)
 
 
-# ---- grey values: rescale, windows, tables and padding against the standard's formulas --------------------------------
+# ---- grey values: rescale, windows, tables and padding against the standard's formulas -------------------------------
 
 
 def shown(value, centre, width, function):

@@ -65,8 +65,8 @@ def _grey_pipeline(dataset: Dataset, header: Dataset, layout: PixelLayout) -> Fl
     """Return float32 [rows, columns] in [0, 1] of a MONOCHROME image, bone bright."""
     words, stored = (array[..., 0] for array in stored_values(dataset, layout)[:2])
     padding = _padding(header, layout, words, stored)
-    values, signed = modality_values(header, layout, stored)
-    unit = voi_range(header, layout, values, signed)
+    values, signed = _modality_values(header, layout, stored)
+    unit = _voi_range(header, layout, values, signed)
     if unit is None:
         if values is stored and layout.stored == 8 and not layout.signed and stored.max() <= 255:
             unit = to_unit_range(stored.astype(np.uint8))
@@ -80,14 +80,10 @@ def _grey_pipeline(dataset: Dataset, header: Dataset, layout: PixelLayout) -> Fl
 
 
 def _luma(dataset: Dataset, layout: PixelLayout) -> NDArray:
-    """Return a colour image as luma [rows, columns], uint8 or, for 16-bit RGB, uint16.
-
-    Raises:
-        RefusalError: as `stored_values`, and signed or 32-bit colour or a palette that cannot be read.
-    """
+    """Return a colour image as luma [rows, columns], uint8 or, for 16-bit RGB, uint16."""
     _, values, photometric = stored_values(dataset, layout)
     if photometric == "PALETTE COLOR":
-        values = palette_colours(dataset, layout, values[..., 0])
+        values = _palette_colours(dataset, layout, values[..., 0])
     if values.dtype not in (np.uint8, np.uint16):
         raise RefusalError(f"colour of type {values.dtype}", "8 or 16 bits unsigned", "Export the image as greyscale.")
     if photometric.startswith("YBR"):
@@ -138,7 +134,7 @@ def _refuse_deflate_bomb(path: Path) -> None:
 # ---- tables and windows ----------------------------------------------------------------------------------------------
 
 
-def modality_values(dataset: Dataset, layout: PixelLayout, stored: NDArray) -> tuple[NDArray, bool]:
+def _modality_values(dataset: Dataset, layout: PixelLayout, stored: NDArray) -> tuple[NDArray, bool]:
     """Apply the Modality LUT Sequence or, without one, rescale slope and intercept.
 
     Returns:
@@ -163,7 +159,7 @@ def modality_values(dataset: Dataset, layout: PixelLayout, stored: NDArray) -> t
     return values, min(end * scale + offset for end in (least, least + (1 << layout.stored) - 1)) < 0
 
 
-def voi_range(dataset: Dataset, layout: PixelLayout, values: NDArray, signed: bool) -> Float32Array | None:
+def _voi_range(dataset: Dataset, layout: PixelLayout, values: NDArray, signed: bool) -> Float32Array | None:
     """Map modality values [rows, columns] to [0, 1] with the first VOI LUT or else the first window.
 
     Returns:
@@ -183,11 +179,8 @@ def voi_range(dataset: Dataset, layout: PixelLayout, values: NDArray, signed: bo
     return unit if _is_fit(unit, bounded=function != "SIGMOID") else None
 
 
-def palette_colours(dataset: Dataset, layout: PixelLayout, indices: NDArray) -> NDArray[np.uint8]:
-    """Look palette indices [rows, columns] up: uint8 [rows, columns, 3], red, green, blue.
-
-    Raises `RefusalError` where a table is missing, segmented or malformed.
-    """
+def _palette_colours(dataset: Dataset, layout: PixelLayout, indices: NDArray) -> NDArray[np.uint8]:
+    """Look palette indices [rows, columns] up: uint8 [rows, columns, 3], red, green, blue."""
     channels = []
     for colour in ("Red", "Green", "Blue"):
         name = f"{colour}PaletteColorLookupTable"

@@ -92,8 +92,7 @@ def lift_functional_groups(header: Dataset) -> None:
 def read_layout(header: Dataset) -> PixelLayout:
     """Collect the pixel layout from a header without pixel data; it is consistent in itself.
 
-    Raises:
-        RefusalError: this is no image, has several frames, or lacks what pixels cannot be read without.
+    Raises `RefusalError` where this is no image, has several frames, or lacks what pixels cannot be read without.
     """
     rows, columns = integer(header, "Rows"), integer(header, "Columns")
     syntax = text(getattr(header, "file_meta", None), "TransferSyntaxUID")
