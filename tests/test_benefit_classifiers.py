@@ -1,4 +1,4 @@
-"""The probe separates what can be separated, its folds hide what they hold out; the network learns and repeats itself."""
+"""The probe separates what can be separated, its folds hide what they hold out; the network learns and repeats."""
 
 import numpy as np
 import pytest
