@@ -13,9 +13,9 @@ from common.experiments.benefit_pool import (
     BLOCK,
     MIX_RANGE,
     SyntheticPool,
-    first_recipes,
-    prior_blocks,
-    source_blocks,
+    in_blocks,
+    prior_recipes,
+    source_recipes,
     token_features,
 )
 from common.experiments.benefit_trials import draw_order, labelled_split
@@ -32,45 +32,44 @@ def order(tmp_path):
     return found
 
 
-def flat(blocks):
-    return [recipe for own in blocks for block in own for recipe in block]
+def flat(recipes):
+    return [recipe for own in recipes for recipe in own]
 
 
 @pytest.mark.parametrize("strategy", ["variation", "interpolation"])
 def test_those_of_a_subset_and_a_ratio_are_among_those_of_larger_ones(order, strategy):
-    small, large = (flat(source_blocks(order, 0, strategy, *sizes)) for sizes in ((27, 5), (60, 10)))
+    small, large = (flat(source_recipes(order, 0, strategy, *sizes)) for sizes in ((27, 5), (60, 10)))
     assert len(small) == 27 * 5 and len(large) == 600 and set(small) < set(large)
     assert len({recipe.name for recipe in large}) == len({recipe.seed for recipe in large}) == 600
 
 
 def test_whole_blocks_are_made_and_variations_shared_by_seeds_and_copies_of_a_file(order, tmp_path):
-    (first, *_) = source_blocks(order, 0, "variation", 3, 7)
-    assert [len(block) for block in first] == [BLOCK, BLOCK]
-    assert [recipe.number for recipe in first_recipes(first, 7)] == list(range(7))
+    (first, *_) = source_recipes(order, 0, "variation", 3, 7)
+    assert [recipe.number for recipe in first] == list(range(2 * BLOCK))
     copy = tmp_path / "copy.png"
     copy.write_text("content 0")
-    other = flat(source_blocks([{**order[0], "image": str(copy)}], 7, "variation", 1, 1))[0]
-    assert (first[0][0].name, first[0][0].seed) == (other.name, other.seed) and "copy" not in other.name
+    other = flat(source_recipes([{**order[0], "image": str(copy)}], 7, "variation", 1, 1))[0]
+    assert (first[0].name, first[0].seed) == (other.name, other.seed) and "copy" not in other.name
 
 
 def test_pairs_are_of_one_class_never_of_an_image_with_itself_and_within_the_subset(order):
     small = 12  # fewer than the first partners of larger subsets
     inside = {item["image"]: item["label"] for item in order[:small]}
-    found = flat(source_blocks(order, 0, "interpolation", small, 10))
+    found = flat(source_recipes(order, 0, "interpolation", small, 10))
     for recipe in found:
         first, second = recipe.sources
         assert first != second and inside[first] == inside[second] == recipe.label
         assert MIX_RANGE[0] <= recipe.mix <= MIX_RANGE[1]
-    assert found != flat(source_blocks(order, 1, "interpolation", small, 10))
+    assert found != flat(source_recipes(order, 1, "interpolation", small, 10))
     with pytest.raises(SettingsError):
-        source_blocks(order, 0, "interpolation", 2, 1)
+        source_recipes(order, 0, "interpolation", 2, 1)
 
 
 def test_samples_of_the_prior_belong_to_nobody():
-    blocks = prior_blocks(12)
-    assert [len(block) for block in blocks] == [BLOCK] * 3
-    assert all(recipe.sources == () and recipe.mix is None and recipe.label == "" for recipe in blocks[0])
-    assert len({recipe.seed for recipe in flat([blocks])}) == 15 and blocks[1][0].name == "prior/000/00005"
+    recipes = prior_recipes(12)
+    assert [len(block) for block in in_blocks([*recipes, *recipes])] == [BLOCK] * 3  # each once
+    assert all(recipe.sources == () and recipe.mix is None and recipe.label == "" for recipe in recipes)
+    assert len({recipe.seed for recipe in recipes}) == 15 and recipes[5].name == "prior/000/00005"
 
 
 # ---- the pool --------------------------------------------------------------------------------------------------------
@@ -82,8 +81,8 @@ def setting(tmp_path_factory, tiny_dino):
     root = tmp_path_factory.mktemp("pool")
     train, _, classes = labelled_split(str(labelled_folder(root / "data", 2, 1)), None)
     order = draw_order(train, classes, 0)
-    kinds = (source_blocks(order, 0, kind, 6, 1) for kind in ("variation", "interpolation"))
-    return tiny_pipe(root / "bundle", tiny_dino), [block for kind in kinds for own in kind for block in own]
+    kinds = (source_recipes(order, 0, kind, 6, 1) for kind in ("variation", "interpolation"))
+    return tiny_pipe(root / "bundle", tiny_dino), in_blocks(recipe for kind in kinds for recipe in flat(kind))
 
 
 def pool_in(folder, pipe):
@@ -97,7 +96,7 @@ def contents(pool):
 
 def test_a_killed_pool_goes_on_to_the_same_files(setting, tmp_path):
     pipe, blocks = setting
-    blocks = [*blocks, *prior_blocks(5)]
+    blocks = [*blocks, *in_blocks(prior_recipes(5))]
     whole, resumed = (pool_in(tmp_path / name, pipe) for name in ("whole", "resumed"))
     whole.make(blocks)
     expected = contents(whole)

@@ -33,6 +33,7 @@ from .report import (
     cell,
     group_table,
     markdown_table,
+    mean_sd,
     write_report,
     write_rows,
 )
@@ -140,7 +141,7 @@ class SegmentationEvaluator:
     def _write_examples(self, scores: Sequence[SegmentationScore]) -> None:
         """Segment the chosen ones again: keeping the masks of all images could take more memory than there is."""
         rows, captions = [], []
-        dice = [_mean(score.dice) for score in scores]
+        dice = [np.nan if mean is None else mean for mean in (mean_sd(score.dice)["mean"] for score in scores)]
         for label, index in best_median_worst(dice, self.num_examples):
             item = self.dataset[index]
             with _evaluating(self.network, self.device):
@@ -156,9 +157,10 @@ class SegmentationEvaluator:
 
 def image_row(score: SegmentationScore, classes: ClassTable) -> Row:
     """What per_image.csv says of one image's score; None where a class does not count."""
-    row: Row = {"mean_dice": _counted(_mean(score.dice)), "mean_iou": _counted(_mean(score.iou))}
+    row: Row = {f"mean_{name}": mean_sd(getattr(score, name))["mean"] for name in ("dice", "iou")}
     for index, entry in enumerate(classes.classes):
-        row |= {f"{entry.key}_{name}": _counted(getattr(score, name)[index]) for name in ("dice", "iou", "hd95")}
+        values = {f"{entry.key}_{name}": float(getattr(score, name)[index]) for name in ("dice", "iou", "hd95")}
+        row |= {name: None if np.isnan(value) else value for name, value in values.items()}
     return {**row, "hd95_unit": score.hd95_unit}
 
 
@@ -192,12 +194,3 @@ def _evaluating(network: nn.Module, device: torch.device | str) -> Iterator[None
 
 def _labels(item: Mapping[str, Any]) -> NDArray[np.integer]:
     return item["label"].as_subclass(torch.Tensor)[0].numpy()
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    """Over the classes that count; NaN where none does."""
-    return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else float("nan")
-
-
-def _counted(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

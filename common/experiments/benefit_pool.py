@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,11 +61,11 @@ class Recipe:
         return round(float(np.random.default_rng(derive_seed(self.seed, Purpose.STRATEGY)).uniform(*MIX_RANGE)), 6)
 
 
-Block = tuple[Recipe, ...]
+Block = tuple[Recipe, ...]  # what is made together
 
 
-def source_blocks(order: Sequence[Item], seed: int, strategy: str, size: int, count: int) -> list[list[Block]]:
-    """For each of the first `size` images of `draw_order` the blocks that hold its first `count` synthetic ones.
+def source_recipes(order: Sequence[Item], seed: int, strategy: str, size: int, count: int) -> list[list[Recipe]]:
+    """For each of the first `size` images of `draw_order` its first `count` synthetic ones, filled up to whole blocks.
 
     By variation, or by interpolation with partners from the seed; a class with a single image is a SettingsError.
     """
@@ -76,7 +76,7 @@ def source_blocks(order: Sequence[Item], seed: int, strategy: str, size: int, co
             sources.append(_partner(order[:size], seed, rank, number)["image"])
         return Recipe(strategy, tuple(sources), number, order[rank]["label"])
 
-    return [in_blocks([recipe(rank, number) for number in _whole_blocks(count)]) for rank in range(size)]
+    return [[recipe(rank, number) for number in _whole_blocks(count)] for rank in range(size)]
 
 
 def _partner(items: Sequence[Item], seed: int, rank: int, number: int) -> Item:
@@ -92,23 +92,19 @@ def _partner(items: Sequence[Item], seed: int, rank: int, number: int) -> Item:
     return items[mates[int(draw.integers(len(mates)))]]
 
 
-def prior_blocks(count: int) -> list[Block]:
-    """Blocks that hold the first `count` samples of the prior, which belong to no real image."""
-    return in_blocks([Recipe(PRIOR, (), number) for number in _whole_blocks(count)])
-
-
-def in_blocks(recipes: Sequence[Recipe]) -> list[Block]:
-    """Recipes in their order, those of a block together."""
-    return [tuple(recipes[first : first + BLOCK]) for first in range(0, len(recipes), BLOCK)]
+def prior_recipes(count: int) -> list[Recipe]:
+    """The first `count` samples of the prior, which belong to no real image, filled up to whole blocks."""
+    return [Recipe(PRIOR, (), number) for number in _whole_blocks(count)]
 
 
 def _whole_blocks(count: int) -> range:
     return range(-(-count // BLOCK) * BLOCK)
 
 
-def first_recipes(blocks: Sequence[Block], count: int) -> list[Recipe]:
-    """The first `count` recipes of some blocks."""
-    return [recipe for block in blocks for recipe in block][:count]
+def in_blocks(recipes: Iterable[Recipe]) -> list[Block]:
+    """Recipes in their order, each once, those of a block together."""
+    each = list(dict.fromkeys(recipes))
+    return [tuple(each[first : first + BLOCK]) for first in range(0, len(each), BLOCK)]
 
 
 class DinoTokens(nn.Module):

@@ -50,7 +50,7 @@ from ..errors import DatasetError, NonFiniteLossError, SettingsError
 from ..fingerprint import json_sha256
 from ..pipelines.diffusion import DinoDiffusion
 from ..seeding import Purpose, derive_seed
-from .benefit_pool import Block, SyntheticPool, first_recipes, prior_blocks, source_blocks, token_features
+from .benefit_pool import Recipe, SyntheticPool, in_blocks, prior_recipes, source_recipes, token_features
 from .benefit_trials import (
     NO_STRATEGY,
     NUM_RARE,
@@ -116,8 +116,8 @@ class BenefitStudy:
 
     def make_images(self, trials: Sequence[Trial], share: tuple[int, int]) -> None:
         """Only make the synthetic images of some trials; the share is of these images."""
-        unique = dict.fromkeys(block for trial in trials for blocks in self._blocks(trial) for block in blocks)
-        self.pool.make(list(unique)[share[0] :: share[1]])
+        blocks = in_blocks(recipe for trial in trials for own in self._recipes(trial) for recipe in own)
+        self.pool.make(blocks[share[0] :: share[1]])
 
     def settings(self) -> dict[str, Any]:
         """What all trials of a folder share."""
@@ -163,12 +163,12 @@ class BenefitStudy:
         candidates = OVERSAMPLING * trial.size * trial.ratio
         if trial.strategy == UNLABELLED:
             return self._pseudo_labelled(trial, self._unlabelled(trial)[:candidates])
-        by_source = self._blocks(trial)
-        self.pool.make([block for blocks in by_source for block in blocks])
+        by_source = self._recipes(trial)
+        self.pool.make(in_blocks(recipe for own in by_source for recipe in own))
         if trial.strategy == PRIOR:
-            drawn = first_recipes(by_source[0], candidates)
-            return self._pseudo_labelled(trial, [str(self.pool.path(recipe)) for recipe in drawn])
-        chosen = [recipe for blocks in by_source for recipe in first_recipes(blocks, trial.ratio)]
+            drawn = [str(self.pool.path(recipe)) for recipe in by_source[0][:candidates]]
+            return self._pseudo_labelled(trial, drawn)
+        chosen = [recipe for own in by_source for recipe in own[: trial.ratio]]
         return [Example(str(self.pool.path(each)), self.classes.index(each.label), each.sources) for each in chosen]
 
     def _subset(self, trial: Trial) -> list[Item]:
@@ -178,14 +178,14 @@ class BenefitStudy:
             return rare_subset(self._orders[trial.seed], self.classes[0], trial.size)
         return subset(self._orders[trial.seed], trial.size)
 
-    def _blocks(self, trial: Trial) -> list[list[Block]]:
-        """What has to be in the pool for it: lists of blocks by source; one list for the prior, which has none."""
+    def _recipes(self, trial: Trial) -> list[list[Recipe]]:
+        """What has to be in the pool for it: a list for each source; one list for the prior, which has none."""
         if trial.strategy in (NO_STRATEGY, UNLABELLED):
             return []
         if trial.strategy == PRIOR:
-            return [prior_blocks(OVERSAMPLING * trial.size * trial.ratio)]
+            return [prior_recipes(OVERSAMPLING * trial.size * trial.ratio)]
         size = NUM_RARE if trial.regime in RARE_REGIMES else trial.size  # the rare ones come first
-        return source_blocks(self._subset(trial)[:size], trial.seed, trial.strategy, size, trial.ratio)
+        return source_recipes(self._subset(trial)[:size], trial.seed, trial.strategy, size, trial.ratio)
 
     def _unlabelled(self, trial: Trial) -> list[str]:
         """Real images of patients outside the trial's subset, alike for all seeds but for those patients."""
