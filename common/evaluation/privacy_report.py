@@ -32,7 +32,7 @@ from .copy_detection import CopyCheck, CopyReference
 from .image_features import FeatureExtractor, ImageFeatures
 from .nearest_patients import SPACES, CopyFeatureNetwork, CopyFeatures
 from .patient_link import LinkCheck, PatientImages, draw_links, link_markdown
-from .report import COLOURS, Row, markdown_table, plot_file, write_report, write_rows
+from .report import COLOURS, Row, draw_shares, markdown_table, plot_file, write_report, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -276,15 +276,10 @@ def draw_distances(path: str | Path, reference: CopyReference, check: CopyCheck)
     with plot_file(path, panels=2 * len(SPACES), columns=2) as panels:
         for space, left, right in zip(SPACES, panels[::2], panels[1::2], strict=True):
             held_out, mine = reference.held_out[space], check.spaces[space]
-            pairs = [(reference.held_out_distance[space], mine.distance), (held_out.sorted, mine.ratio)]
-            for axes, (real, generated) in zip((left, right), pairs, strict=True):
-                edges = np.histogram_bin_edges(np.concatenate([real, generated]), 40).tolist()
-                shares = [np.full(len(values), 1 / len(values)) for values in (real, generated)]
-                axes.hist(real, edges, weights=shares[0], color="#bbbbbb", label=f"{len(real)} held out")
-                label = f"{len(generated)} generated"
-                axes.hist(generated, edges, weights=shares[1], color=COLOURS[0], histtype="step", label=label)
-            left.set_title(f"{space}: distance to the nearest training image")
-            right.set_title(f"{space}: ratio, flagged below the line")
+            distances = {"held out": reference.held_out_distance[space], "generated": mine.distance}
+            ratios = {"held out": held_out.sorted, "generated": mine.ratio}
+            draw_shares(left, distances, f"{space}: distance to the nearest training image", is_first_grey=True)
+            draw_shares(right, ratios, f"{space}: ratio, flagged below the line", is_first_grey=True)
             if held_out.threshold is not None:
                 right.axvline(held_out.threshold, color=COLOURS[1])
             left.legend()

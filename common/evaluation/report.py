@@ -146,12 +146,17 @@ def plot_file(path: str | Path, panels: int = 1, columns: int = 1) -> Iterator[l
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def draw_shares(axes: Axes, series: Mapping[str, NDArray[Any]], title: str) -> None:
-    """Histograms of several sets of values over the same 40 bins, as shares of each set, whose size is told."""
+def draw_shares(axes: Axes, series: Mapping[str, NDArray[Any]], title: str, is_first_grey: bool = False) -> None:
+    """Histograms of several sets of values over the same 40 bins, as shares of each set, whose size is told.
+
+    The first may be a grey area, which the others are held against.
+    """
     edges = np.histogram_bin_edges(np.concatenate(list(series.values())), 40).tolist()
-    for colour, (name, values) in zip(COLOURS, series.items(), strict=False):
+    styles = [(colour, "step") for colour in COLOURS]
+    styles[:0] = [("#bbbbbb", "bar")] * is_first_grey
+    for (colour, kind), (name, values) in zip(styles, series.items(), strict=False):
         weights, label = np.full(len(values), 1 / len(values)), f"{len(values)} {name}"
-        axes.hist(values, edges, weights=weights, color=colour, histtype="step", label=label)
+        axes.hist(values, edges, weights=weights, color=colour, histtype=kind, label=label)
     axes.set_title(title)
 
 
