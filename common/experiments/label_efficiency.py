@@ -174,16 +174,13 @@ def rows(trials: Trials[Trial]) -> list[Row]:
     """
     ious, dices = (grouped(trials, ("method", "label_budget"), figure) for figure in (HEADLINE, "mean_dice"))
     order = {name: place for place, name in enumerate(LABELS)}
-    return [
-        {
-            **{"method": method, "label_budget": budget, **mean_sd(values.values()), "by_seed": by_seed(values)},
-            "mean_dice": statistics.fmean(dices[method, budget].values()),
-            "gain": paired_difference(values, ious.get((BASELINE, budget), {})),
-        }
-        for (method, budget), values in sorted(
-            ious.items(), key=lambda each: (order.get(each[0][0], len(order)), each[0])
-        )
-    ]
+    found: list[Row] = []
+    for method, budget in sorted(ious, key=lambda key: (order.get(key[0], len(order)), key)):
+        values, row = ious[method, budget], {"method": method, "label_budget": budget}
+        row |= {**mean_sd(values.values()), "by_seed": by_seed(values)}
+        row["mean_dice"] = statistics.fmean(dices[method, budget].values())
+        found.append({**row, "gain": paired_difference(values, ious.get((BASELINE, budget), {}))})
+    return found
 
 
 def timestep_rows(trials: Trials[Trial]) -> list[Row]:
@@ -212,9 +209,8 @@ def crossings(report_rows: Sequence[Row], method: str, rival: str) -> list[float
     means = {(row["method"], row["label_budget"]): row["mean"] for row in report_rows}
     budgets = sorted(n for name, n in means if name == method and (rival, n) in means)
     ahead = [(n, means[method, n] - means[rival, n]) for n in budgets]
-    return [
-        a * (b / a) ** (before / (before - after)) for (a, before), (b, after) in pairwise(ahead) if before * after < 0
-    ]
+    steps = [(low, high, x / (x - y)) for (low, x), (high, y) in pairwise(ahead) if x * y < 0]
+    return [low * (high / low) ** share for low, high, share in steps]
 
 
 def labels_needed(report_rows: Sequence[Row], method: str) -> list[tuple[int, float | None]]:

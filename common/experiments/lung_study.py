@@ -155,7 +155,8 @@ class LungStudy:
         sources = dict(sorted(Counter(case.source for case in chosen).items()))
         about: dict[str, Any] = {"num_images": len(chosen), "sources": sources, "rounds": rounds}
         about["mean_dice_on_these"] = {method: mean for method, (_, _, mean) in found.items()}
-        return Tuned(atlas, {m: each[0] for m, each in found.items()}, {m: each[1] for m, each in found.items()}), about
+        segment_settings = {method: own for method, (own, _, _) in found.items()}
+        return Tuned(atlas, segment_settings, {method: own for method, (_, own, _) in found.items()}), about
 
     def score(self, cases: Sequence[LungCase], tuned: Tuned, framings: bool = False) -> list[Row]:
         """Dice of every method for every case, at the image's own size; what is done already is read.
