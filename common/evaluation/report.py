@@ -152,11 +152,11 @@ def draw_shares(axes: Axes, series: Mapping[str, NDArray[Any]], title: str, is_f
     The first may be a grey area, which the others are held against.
     """
     edges = np.histogram_bin_edges(np.concatenate(list(series.values())), 40).tolist()
-    styles = [(colour, "step") for colour in COLOURS]
-    styles[:0] = [("#bbbbbb", "bar")] * is_first_grey
-    for (colour, kind), (name, values) in zip(styles, series.items(), strict=False):
-        weights, label = np.full(len(values), 1 / len(values)), f"{len(values)} {name}"
-        axes.hist(values, edges, weights=weights, color=colour, histtype=kind, label=label)
+    styles: list[Row] = [{"color": colour, "histtype": "step"} for colour in COLOURS]
+    if is_first_grey:
+        styles.insert(0, {"color": "#bbbbbb"})
+    for style, (name, values) in zip(styles, series.items(), strict=False):
+        axes.hist(values, edges, weights=np.full(len(values), 1 / len(values)), label=f"{len(values)} {name}", **style)
     axes.set_title(title)
 
 
