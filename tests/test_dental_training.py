@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def train(files, expect=0, **overrides):
-    return run(REPOSITORY, "training", str(files), expect=expect, bundle_root=BUNDLE, **overrides)
+    return run("training", str(files), expect=expect, bundle_root=BUNDLE, **overrides)
 
 
 @pytest.fixture(scope="module")
