@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from .errors import DatasetError, RunError
 
 JOB_RECORD = "job.json"
+TUNED = "tuned.json"  # what a study chose on training images, beside its figures
 PRODUCT_MARKS = (
     *(JOB_RECORD, "run_record.json", "readable.csv", "generation.json"),
     *("inspection.json", "png_to_dx.csv", "quality.json", ".trials.lock"),  # of scripts

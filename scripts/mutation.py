@@ -45,7 +45,9 @@ GROUPS = {
         ("tests/test_dicom_pixels.py", "tests/test_reader_*.py"),
     ),
     "trainer": Group(("common/training/trainer.py",), ("tests/test_trainer.py",)),
-    "folder_job": Group(("common/pipelines/folder_job.py",), ("tests/test_folder_job.py",)),
+    "folder_job": Group(
+        ("common/pipelines/folder_job.py", "common/pipelines/job_log.py"), ("tests/test_folder_job.py",)
+    ),
 }
 
 

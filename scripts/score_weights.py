@@ -207,7 +207,7 @@ def distances(
 
 def add_row(path: Path, row: dict[str, Any]) -> None:
     """Add a row to a CSV file, replacing that of the same name, and print it."""
-    rows = [old for old in read_rows(path) if old["name"] != row["name"]] if path.is_file() else []
+    rows = [old for old in read_rows(path) if str(old["name"]) != str(row["name"])] if path.is_file() else []
     rows.append({key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()})
     write_rows(path, rows)
     print(", ".join(f"{key} {value}" for key, value in rows[-1].items()))

@@ -31,15 +31,14 @@ from common.experiments.lung_study import (
     write_mask,
 )
 from common.experiments.trials import check_or_write_settings
-from common.files import read_json, result_names, write_json
+from common.files import TUNED, read_json, result_names, write_json
 from common.fingerprint import file_sha256, network_sha256
 from common.io import read_radiograph
 from common.pipelines.diffusion import DinoDiffusion
 from common.progress import ProgressBar
 
 BUNDLE = Path("bundles") / "cxr_dino_latent_diffusion"
-SHIPPED = Path("docs") / "zero_shot_lungs" / "tuned.json"  # of the bundle
-TUNED = "tuned.json"
+SHIPPED = Path("docs") / "zero_shot_lungs" / TUNED  # of the bundle
 QUICK_TRAIN, QUICK_VAL = 6, 6
 MAX_UNREADABLE_SHARE = 0.5  # of the files of a folder
 Fold = tuple[str, Sequence[LungCase], Sequence[LungCase]]  # what is left out, cases to learn from, cases to score

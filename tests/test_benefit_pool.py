@@ -72,6 +72,14 @@ def test_samples_of_the_prior_belong_to_nobody():
     assert len({recipe.seed for recipe in recipes}) == 15 and recipes[5].name == "prior/000/00005"
 
 
+def test_blocks_of_several_trials_are_the_blocks_of_each(order):
+    trials = [flat(source_recipes(order, seed, "interpolation", size, 1)) for seed in (0, 1) for size in (6, 12)]
+    together = in_blocks(recipe for trial in trials for recipe in trial)
+    assert set(together) == {block for trial in trials for block in in_blocks(trial)} and len(together) > 12
+    assert len(set(together)) == len(together)
+    assert all(len({recipe.sources[0] for recipe in block}) == 1 for block in together)
+
+
 # ---- the pool --------------------------------------------------------------------------------------------------------
 
 

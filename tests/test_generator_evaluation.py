@@ -208,3 +208,6 @@ def test_what_could_not_be_measured_is_refused_at_once(table, tiny_dino, tmp_pat
     for knobs in ({"num_diverse": 1}, {"num_diverse_sources": 1}):
         with pytest.raises(SettingsError):
             make_evaluator(table, tiny_dino, tmp_path, **knobs)
+    with pytest.raises(SettingsError):
+        make_evaluator(table.subset([0]), tiny_dino, tmp_path).run()  # a single image of the validation split
+    assert not list(tmp_path.rglob("*.png"))

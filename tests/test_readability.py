@@ -75,6 +75,7 @@ def test_too_many_bad_files_stop_with_the_report_written(tmp_path):
     assert all(part in str(caught.value) for part in ("2 of 6 val", "33.3", "text.png", str(report)))
     assert len(rows(report)) == 2
     assert len(readable_items(items, tmp_path / "out", name="val", max_unreadable_share=0.34)) == 4
+    assert len(readable_items(items[2:], tmp_path / "out", max_unreadable_share=0.5)) == 2  # just as many as may be
     for none_left in (items[4:], []):
         with pytest.raises(DatasetError):
             readable_items(none_left, tmp_path / "out", max_unreadable_share=1.0)

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from common.errors import RunError
-from common.training.stages import DONE, STOPPED, WAITING, Chain, hours_to_go, read_recipe
+from common.training.recipe import read_recipe
+from common.training.stages import DONE, STOPPED, WAITING, Chain, hours_to_go
 from common.training.step_log import read_log
 
 COUNT = """

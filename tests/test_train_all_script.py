@@ -1,6 +1,7 @@
 """From the shipped samples to a packaged bundle by one command, in miniature."""
 
 import csv
+import inspect
 import json
 import re
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,18 +181,28 @@ def test_many_images_or_the_wish_begin_from_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("recipe", sorted((REPOSITORY / "scripts" / "recipes").iterdir()), ids=lambda path: path.stem)
 def test_every_file_and_setting_of_the_recipes_exists(recipe):
     chain = Chain(recipe, SAMPLES, "work", REPOSITORY)
-    frozen = {str(path.relative_to(REPOSITORY)) for path in frozen_files(REPOSITORY)}
+    frozen = {path.relative_to(REPOSITORY) for path in frozen_files(REPOSITORY)}
+    frozen |= {folder for path in frozen for folder in path.parents}
     for stage in chain.stages.values():
+        folders = []
         for command in stage.commands:
             settings = {name: value for name, value in command.get("settings", {}).items() if value is not None}
-            named = re.findall(r"bundles/[^'\"]*\.(?:yaml|pt)\b", str(list(settings.values())))
-            assert {name for name in named if "{" not in name} <= frozen
+            folders.append(settings.get("output_dir", "of the stage"))
+            unmade = {name: None for name, value in settings.items() if "{weights:" in str(value)}
+            line = " ".join(chain.command(stage.name, {**command, "settings": {**settings, **unmade}}, REPOSITORY))
+            assert {Path(name) for name in re.findall(r"bundles/[\w/.]+", line.replace("work/bundles", ""))} <= frozen
             if "script" in command:
-                text = (REPOSITORY / "scripts" / command["script"]).read_text()
-                assert all(re.search(rf"^    {name}: ", text, re.MULTILINE) for name in settings), stage.name
+                stem = Path(command["script"]).stem
+                function = getattr(
+                    load_script(stem), {"train_all": "ship", "package_bundle": "package"}.get(stem, stem)
+                )
+                given = {"output_dir": "", **command.get("settings", {})}
+                wanted = {name for name, value in given.items() if value is not None}
+                assert wanted <= inspect.signature(function).parameters.keys(), stage.name
                 continue
             configs = REPOSITORY / "bundles" / command["bundle"] / "configs"
             keys = set(yaml.safe_load((configs / command["configs"][0]).read_text()))
             assert all((configs / name).is_file() for name in command["configs"])
             assert settings.keys() <= keys, stage.name
+        assert "package" in stage.name or len(set(folders)) == len(folders), stage.name
         assert all((REPOSITORY / "bundles" / name / path).is_file() for name, path in stage.ships.items())

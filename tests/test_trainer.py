@@ -235,6 +235,14 @@ def test_numbers_out_of_range_are_named_before_any_work(tmp_path, changes, name)
     assert name in str(caught.value) and not (tmp_path / "new").exists()
 
 
+def test_what_a_kill_has_half_written_is_cleared_away(tmp_path):
+    (tmp_path / "milestones").mkdir()
+    for name in (".checkpoint_last.pt.1.partial", "milestones/.step_000008_ema.pt.1.partial"):
+        (tmp_path / name).write_bytes(b"half")
+    make_trainer(tmp_path, max_epochs=1)[0].run()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
 def test_with_monais_loader_a_run_starts_from_what_that_loads(tmp_path):
     make_trainer(tmp_path, max_epochs=1)[0].run()
     start = make_tiny_codec(seed=5)

@@ -34,14 +34,14 @@ from common.training.denoising_step import (
 from common.training.ema import ExponentialMovingAverage
 from common.training.losses import ReconstructionLoss
 from common.training.lr_schedule import WarmupConstantDecay
-from common.training.pretext_steps import MaskedPatches, PretextStep, PretextValidation
+from common.training.pretext_steps import GaussianNoise, MaskedPatches, PretextStep, PretextValidation
 from common.training.prior_step import PriorStep, PriorValidation, TokenDataset
 from common.training.segmentation_step import SegmentationStep
 
 FLOW, COSINE = NoiseSchedule("rectified_flow", "flow"), NoiseSchedule("cosine", "epsilon", num_train_timesteps=4000)
 SELECTION = TokenSelection(use_registers=False, patch_grid=1)  # two tokens
-DIFFUSION = ["denoising", "prior", "images", "masked"]
-WITH_DROPOUT = ["prior", "images", "masked", "segmentation"]
+DIFFUSION = ["denoising", "prior", "images", "masked", "noisy"]
+WITH_DROPOUT = ["prior", "images", "masked", "noisy", "segmentation"]
 
 
 def images(count, **more):
@@ -99,6 +99,7 @@ WORKFLOWS = {
     **{"denoising": denoising, "prior": prior, "segmentation": segmentation, "autoencoder": autoencoder},
     "images": on_images(ImageDenoisingStep, ImageDenoisingValidation, schedule=COSINE),
     "masked": on_images(PretextStep, PretextValidation, pretext=MaskedPatches(4, 0.5), timestep=1),
+    "noisy": on_images(PretextStep, PretextValidation, pretext=GaussianNoise(0.3), timestep=1),
 }
 
 
@@ -141,7 +142,7 @@ def test_one_batch_is_learnt_by_heart_by_all_weights(workflow, name):
     assert not [key for key in kept if not any(part in key for part in unused)]
 
 
-@pytest.mark.parametrize(("name", "poisoned"), [*zip(WORKFLOWS, ["cls_token", "tokens", *["image"] * 4], strict=True)])
+@pytest.mark.parametrize(("name", "poisoned"), [*zip(WORKFLOWS, ["cls_token", "tokens", *["image"] * 5], strict=True)])
 def test_a_loss_that_is_not_finite_leaves_everything_as_it_was(workflow, name, poisoned):
     made = workflow(name)
     engine, batch = make_engine(made.network, lr=1e-2, iteration=7), batch_of(made.data[0], [0, 1])
@@ -155,16 +156,18 @@ def test_a_loss_that_is_not_finite_leaves_everything_as_it_was(workflow, name, p
 
 @pytest.mark.parametrize("name", DIFFUSION)
 def test_a_sample_is_treated_alike_whatever_batch_it_is_in(workflow, name):
-    made, given, draws = workflow(name), [], [4, 9, 10**6]
+    made, given, draws = workflow(name), [], [4, 9, 6, 10**6, 10**6 + 2]
     made.network.register_forward_pre_hook(lambda network, inputs: given.append(inputs))
     batch = batch_of(made.data[0], draws)
     made.step(make_engine(made.network), batch)
-    for number in range(3):
+    for number in range(len(draws)):
         alone = {key: value[number : number + 1] for key, value in batch.items()}
         made.step(make_engine(made.network, iteration=5 + number), alone)
         for one, together in zip(given[-1], given[0], strict=True):
             torch.testing.assert_close(one[0], together[number], atol=1e-5, rtol=0)
-    assert name == "masked" or len(given[0][1].unique()) == 3  # timesteps
+    assert name in ("masked", "noisy") or len(given[0][1].unique()) == len(draws)  # timesteps
+    if hasattr(made.step, "uncond_prob"):
+        assert len(set(made.step.dropped(draws).tolist())) == 2  # some with their context, some without
 
 
 @pytest.mark.parametrize("name", WITH_DROPOUT)
@@ -194,7 +197,7 @@ def test_validation_is_the_same_each_time_in_any_batches_and_without_dropout(wor
     together = errors([0, 1, 2])
     torch.manual_seed(5)
     assert torch.equal(errors([0, 1, 2]), together)
-    assert together.shape == (3, {"masked": 1, "images": 4}.get(name, 2)) and not together.requires_grad
+    assert together.shape == (3, {"masked": 1, "noisy": 1, "images": 4}.get(name, 2)) and not together.requires_grad
     assert len(together.unique()) == together.numel()
     torch.testing.assert_close(torch.cat([errors([2]), errors([0, 1])]), together[[2, 0, 1]], atol=1e-4, rtol=1e-4)
 

@@ -124,7 +124,10 @@ def test_a_bundle_without_defects_is_asked_everything(bundle):
 
 def test_formatters_are_asked_when_they_are_wanted(bundle, monkeypatch):
     monkeypatch.setattr(zoo_check, "FORMATTERS", ("py_compile",))  # installed everywhere, and no folder is its code
+    monkeypatch.chdir(bundle)
+    add(bundle, "py_compile.py", "open('ran', 'w')\n")  # a bundle of somebody else's
     assert [v.name for v in check_bundle(bundle, run_code=False, formatters=True) if v.problems] == ["format"]
+    assert not (bundle / "ran").exists()
     monkeypatch.setattr(zoo_check, "FORMATTERS", ("no_such_tool --check",))
     with pytest.raises(RunError):
         list(check_bundle(bundle, run_code=False, formatters=True))

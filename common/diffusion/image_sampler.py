@@ -18,7 +18,7 @@ from ..networks.latent_denoiser import LatentDenoiser
 from .samplers import Known, Sampler
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ImageSampler:
     """Draw images with a latent denoiser.
 

@@ -16,7 +16,7 @@ from ..networks.pixel_denoiser import PixelDenoiser
 from .samplers import Sampler
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class PixelImageSampler:
     """Draw images with an unconditional denoiser of pixels; `ImageSampler` is its counterpart for latents.
 

@@ -13,7 +13,7 @@ from ..networks.embedding_prior import EmbeddingPrior
 from .samplers import Sampler
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class TokenSampler:
     """Draw tokens with a trained prior on its device, guided towards the label, where one is given."""
 

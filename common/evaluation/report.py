@@ -155,7 +155,7 @@ def draw_shares(axes: Axes, series: Mapping[str, NDArray[Any]], title: str, is_f
     styles: list[Row] = [{"color": colour, "histtype": "step"} for colour in COLOURS]
     if is_first_grey:
         styles.insert(0, {"color": "#bbbbbb"})
-    for style, (name, values) in zip(styles, series.items(), strict=False):
+    for style, (name, values) in zip(styles[: len(series)], series.items(), strict=True):
         axes.hist(values, edges, weights=np.full(len(values), 1 / len(values)), label=f"{len(values)} {name}", **style)
     axes.set_title(title)
 

@@ -56,7 +56,7 @@ def segment_and_score(
     """Segment every image and compare with its mask, at the image's own size: pairs of item and score, in order.
 
     Args:
-        network: gives logits; goes to `device` and runs in eval mode, and is left in the mode that it was in.
+        network: gives logits; goes to `device`; in eval mode until all pairs are taken, then in that it was in.
         inferer: runs it, see `segmentation_inferer`.
         dataset: items with "image" [1, H', W'] as the network takes it, "geometry" as `PadResized` leaves it, "label"
             int64 [1, H, W] at the image's own size, and where there is one its spacing "image_spacing_mm" [2].

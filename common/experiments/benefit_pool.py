@@ -102,9 +102,9 @@ def _whole_blocks(count: int) -> range:
 
 
 def in_blocks(recipes: Iterable[Recipe]) -> list[Block]:
-    """Recipes in their order, each once, those of a block together."""
-    each = list(dict.fromkeys(recipes))
-    return [tuple(each[first : first + BLOCK]) for first in range(0, len(each), BLOCK)]
+    """Blocks of recipes in their order, each block once; the recipes come in whole blocks."""
+    each = list(recipes)  # cut first: blocks of two trials may share some of their recipes
+    return list(dict.fromkeys(tuple(each[first : first + BLOCK]) for first in range(0, len(each), BLOCK)))
 
 
 class DinoTokens(nn.Module):

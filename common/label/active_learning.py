@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..data.mask_transforms import PadGeometry
-from ..errors import UserError, WeightsError
+from ..errors import SettingsError, UserError, WeightsError
 from ..io import read_radiograph
 from ..io.segmentation_classes import ClassTable
 from ..pipelines import DentalSegmenter
@@ -121,7 +121,7 @@ class EpistemicScoring(ScoringMethod):
                     self.model.segmenter(device) as (pipe, version),
                 ):
                     scores[image] = predictive_entropy(sample_probabilities(pipe, file, chosen))
-            except (ServiceError, WeightsError):  # not the image's fault
+            except (ServiceError, SettingsError, WeightsError):  # not the image's fault
                 raise
             except UserError as error:
                 _logger.warning("not scored: %s", error)

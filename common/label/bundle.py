@@ -41,6 +41,7 @@ class Bundle:
         self.description: str = metadata["description"]
         self.shipped_weights = self.folder / WEIGHTS
         self.classes: ClassTable = self._build("classes")
+        self.switches: dict[str, bool] = {name: self._build(name) for name in ("flips", "sliding_window")}
         self.labels = {name: label for label, name in enumerate(self.classes.names) if label}  # without background
 
     def segmenter(self, weights: str | Path, device: torch.device, **switches: bool) -> DentalSegmenter:
@@ -58,12 +59,12 @@ class Bundle:
 
 
 class ServedModel:
-    """The bundle with the weights that are served now, built anew when version, device or switches change."""
+    """The bundle with the weights that are served now, built once for each version, device and setting of switches."""
 
     def __init__(self, bundle: Bundle, store: WeightsStore) -> None:
         self.bundle = bundle
         self.store = store
-        self._built: tuple[tuple[Any, ...], DentalSegmenter] | None = None
+        self._built: dict[tuple[Any, ...], DentalSegmenter] = {}
         self._lock = threading.RLock()
 
     @contextmanager
@@ -77,8 +78,9 @@ class ServedModel:
         """
         with self._lock:
             version, name = self.store.served(), str(name_to_device(device))
-            key = (version, name, switches)
-            if self._built is None or self._built[0] != key:
+            key = (version, name, *sorted({**self.bundle.switches, **switches}.items()))
+            if key not in self._built:
                 _logger.info("loading weights, version %d, on %s", version, name)
-                self._built = key, self.bundle.segmenter(self.store.path(version), torch.device(name), **switches)
-            yield self._built[1], version
+                self._built = {old: pipe for old, pipe in self._built.items() if old[:2] == key[:2]}
+                self._built[key] = self.bundle.segmenter(self.store.path(version), torch.device(name), **switches)
+            yield self._built[key], version

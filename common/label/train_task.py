@@ -47,9 +47,8 @@ class TrainingParameters(Strict):
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4  # peak; lower than in training from pre-trained weights
     seed: Annotated[int, Field(ge=0)] = 0  # of order, augmentation, dropout and of what is held out
     val_split: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the labels to hold out
-    use_version: Annotated[int | None, Field(exclude=True)] = (
-        None  # of the weights, to serve again in place of training
-    )
+    # Of the weights, to serve again in place of training.
+    use_version: Annotated[int | None, Field(exclude=True)] = None
 
 
 class RadiographTrainTask(TrainTask):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -163,7 +162,7 @@ def _add_to_zoo_kit(folder: Path, bundle: Bundle) -> None:
     name = bundle.root.name
     test = folder / "unit_tests" / f"test_{name}.py"
     test.parent.mkdir(parents=True, exist_ok=True)
-    overrides = json.dumps(ZOO_OVERRIDES.get(name, {}))
+    overrides = repr(ZOO_OVERRIDES.get(name, {}))
     test.write_text(ZOO_TEST.format(name=name, overrides=overrides), encoding="utf-8")
     path = folder / "bundle_custom_data.json"
     lists = read_json(path) if path.is_file() else {}
@@ -171,5 +170,5 @@ def _add_to_zoo_kit(folder: Path, bundle: Bundle) -> None:
     takes_more = len(bundle.metadata["network_data_format"]["inputs"]) > 1
     wanted = {"exclude_verify_shape_list": takes_more, "exclude_verify_torchscript_list": True}
     for key, is_on in wanted.items():
-        lists[key] = sorted({*lists.get(key, []), *([name] if is_on else [])})
+        lists[key] = sorted({*lists.get(key, [])} - {name} | ({name} if is_on else set()))
     write_json(path, lists)

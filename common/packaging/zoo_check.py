@@ -288,10 +288,12 @@ def _format(bundle: Bundle) -> Iterator[str]:
     for tool, *words in map(str.split, FORMATTERS):
         if find_spec(tool) is None:
             raise RunError(f"found no {tool}; expected it: pip install black isort flake8-bugbear pep8-naming")
-        command = [sys.executable, "-m", tool, *words, str(bundle.root)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=bundle.root, check=False)
-        said = (done.stdout + done.stderr).replace(f"{bundle.root}/", "").splitlines() if done.returncode else []
-        yield from (f"{tool}: {line}" for line in said if ".py" in line or len(said) == 1)
+        command = [sys.executable, "-I", "-m", tool, *words, str(bundle.root)]  # isolated: no module out of the bundle
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = (done.stdout + done.stderr).replace(f"{bundle.root}/", "").splitlines()
+            told = [line for line in said if ".py" in line] or said or [f"ended with code {done.returncode}"]
+            yield from (f"{tool}: {line}" for line in told)
 
 
 FILE_QUESTIONS: tuple[tuple[str, str, Callable[[Bundle], Iterable[str]], bool], ...] = (

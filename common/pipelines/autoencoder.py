@@ -25,7 +25,7 @@ from .inputs import Image, OpenBundle, as_list, as_radiograph, pick_device, read
 from .job_log import Item, Row
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class RadiographAutoencoder:
     """The autoencoder, of radiographs in any form (see `as_radiograph`): one, a list, or a batch [B, 1, H, W].
 

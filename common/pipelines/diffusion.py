@@ -35,7 +35,7 @@ from .strategies import Neighbourhood, Prior, SampleRequest, Strategy, Variation
 StrategyName = Literal["variation", "interpolation", "neighbourhood", "inpainting", "prior"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class DinoDiffusion:
     """The generator, of radiographs in any form (see `as_radiograph`). Each part is loaded when it is first needed.
 

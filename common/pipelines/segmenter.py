@@ -171,7 +171,7 @@ class Segmentation:
         return write_dicom_seg(self.mask.numpy(), Path(path), self.classes, self.radiograph.path, self.model)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class DentalSegmenter:
     """The segmenter, of radiographs in any form (see `as_radiograph`).
 
@@ -248,7 +248,7 @@ class DentalSegmenter:
         found = []
         for radiograph, item, each in zip(radiographs, items, logits, strict=True):
             done = self.postprocessing({**item, "pred": each})
-            mask = done.get(DISPLAYED, done["pred"]).as_subclass(torch.Tensor).cpu()
+            mask = done[DISPLAYED if DISPLAYED in done else "pred"].as_subclass(torch.Tensor).cpu()
             labels = mask.reshape(mask.shape[-2:]).to(torch.uint8)
             found.append(Segmentation(radiograph, labels, each.cpu(), item[GEOMETRY_KEY], self.classes, self.model))
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,28 +51,19 @@ def alignment_loss(projected: Tensor, patch_grid: Tensor) -> Tensor:
 class DiffusionStep(TrainingStep, ABC):
     """One optimiser step on ‖output - target‖² (Ho et al. 2020, eq. 14; weights as `NoiseSchedule.loss_weight`).
 
-    Subclasses say what x0 is and what else the network is given. Noise, timestep and dropping of the context are
-    functions of the seed and the number of the draw; dropout, where the network has any, of the seed and the step.
+    Subclasses say what x0 is and what else the network is given. Noise and timestep are functions of the seed and the
+    number of the draw; dropout, where the network has any, of the seed and the step.
 
     Args:
         schedule: forward process and prediction type.
         min_snr_gamma: of min-SNR weighting; None for none.
-        uncond_prob: share of samples trained without context (Ho & Salimans 2022), in [0, 1).
         noise_device: where to draw noise with one seed per batch: quicker for large ones, but it then depends on batch
             and hardware; None draws each image's with a seed of its own. The others as of `TrainingStep`.
-
-    Raises:
-        ValueError: no such share.
     """
 
     schedule: NoiseSchedule
     min_snr_gamma: float | None = None
-    uncond_prob: float = 0.0
     noise_device: torch.device | None = None
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.uncond_prob < 1.0:
-            raise ValueError(f"uncond_prob: expected a share in [0, 1), found {self.uncond_prob}")
 
     @abstractmethod
     def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
@@ -81,7 +73,7 @@ class DiffusionStep(TrainingStep, ABC):
         """What the network is given beside noisy sample and timesteps."""
         return ()
 
-    def split(self, found: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def split(self, found: Any, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """What the network gave, as its prediction and further loss terms."""
         return found, {}
 
@@ -96,15 +88,10 @@ class DiffusionStep(TrainingStep, ABC):
         noisy = self.schedule.add_noise(x0, noise, timesteps)
         with self.forward_pass(engine):
             found = engine.network(noisy, timesteps, *conditions)
-            output, terms = self.split(found, batch)
+            output, terms = self.split(found, batch, engine.state.iteration)
         error = (output.float() - self.schedule.target(x0, noise, timesteps)).square().flatten(1).mean(1)
         terms["loss"] = (self.schedule.loss_weight(timesteps, self.min_snr_gamma) * error).mean()
         return terms
-
-    def dropped(self, draws: list[int]) -> Tensor:
-        """Which samples [B] to train without context."""
-        chances = [derive_seed(self.seed, Purpose.CONTEXT_DROP, draw) / 2**63 for draw in draws]
-        return torch.tensor(chances, dtype=torch.float64) < self.uncond_prob
 
     def _normal(self, purpose: Purpose, draws: list[int], shape: tuple[int, ...]) -> Tensor:
         if self.noise_device is not None:
@@ -114,17 +101,42 @@ class DiffusionStep(TrainingStep, ABC):
 
 
 @dataclass(kw_only=True, eq=False)
-class DenoisingStep(DiffusionStep):
+class ConditionalStep(DiffusionStep):
+    """The step of a network that is trained without its context, too, for guidance (Ho & Salimans 2022).
+
+    Args:
+        uncond_prob: share of samples trained without context, in [0, 1). The others as of `DiffusionStep`.
+
+    Raises:
+        ValueError: no such share.
+    """
+
+    uncond_prob: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.uncond_prob < 1.0:
+            raise ValueError(f"uncond_prob: expected a share in [0, 1), found {self.uncond_prob}")
+
+    def dropped(self, draws: list[int]) -> Tensor:
+        """Which samples [B] to train without context; a function of seed and draw."""
+        chances = [derive_seed(self.seed, Purpose.CONTEXT_DROP, draw) / 2**63 for draw in draws]
+        return torch.tensor(chances, dtype=torch.float64) < self.uncond_prob
+
+
+@dataclass(kw_only=True, eq=False)
+class DenoisingStep(ConditionalStep):
     """The step on cached latents, with tokens as context.
 
     Args:
         selection: which tokens condition.
         alignment_weight: of `alignment_loss` with the patch grid of the store, where the network projects its middle.
-            The others as of `DiffusionStep`.
+        alignment_steps: it counts in so many first steps (HASTE, arXiv 2505.16792: later it holds the network back).
+            The others as of `ConditionalStep`.
     """
 
     selection: TokenSelection
     alignment_weight: float = 0.0
+    alignment_steps: float = math.inf
 
     def clean(self, batch: dict[str, Any], draws: list[int]) -> Tensor:
         """A draw of the codec's posterior, mean + std·noise, [B, C, h, w]; a function of seed and draw, too."""
@@ -135,13 +147,16 @@ class DenoisingStep(DiffusionStep):
         """Tokens [B, N, D], and which samples [B] to train without them."""
         return self.selection.select(batch), self.dropped(draws)
 
-    def split(self, found: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The prediction, and the alignment where the network projects its middle."""
+    def split(self, found: Any, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The prediction, and the alignment where the network projects its middle; 0 times it once its steps are over.
+
+        DistributedDataParallel wants every parameter in every step.
+        """
         output, projected = found
         if projected is None:
             return output, {}
-        loss = alignment_loss(projected, batch["patch_grid"].to(projected.device))
-        return output, {"alignment": self.alignment_weight * loss}
+        weight = self.alignment_weight if step <= self.alignment_steps else 0.0
+        return output, {"alignment": weight * alignment_loss(projected, batch["patch_grid"].to(projected.device))}
 
 
 @dataclass(kw_only=True, eq=False)

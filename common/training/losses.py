@@ -83,7 +83,7 @@ class ReconstructionLoss(nn.Module):
         return torch.stack(list(self.terms(reconstruction, image).values())).sum(0)[:, None]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class AdversarialTerm:
     """The two sides of a patch adversarial loss (Isola et al. 2017; least squares: Mao et al. 2017).
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from ..data.latent_store import LatentDataset
 from ..networks.conditioning import TokenSelection
 from ..networks.embedding_prior import EmbeddingPrior
-from .denoising_step import DiffusionStep, DiffusionValidation, Predict
+from .denoising_step import ConditionalStep, DiffusionValidation, Predict
 
 
 class TokenDataset(Dataset):
@@ -39,7 +39,7 @@ class TokenDataset(Dataset):
 
 
 @dataclass(kw_only=True, eq=False)
-class PriorStep(DiffusionStep):
+class PriorStep(ConditionalStep):
     """The step on components of tokens, with labels as context; float32, as they are small."""
 
     amp: bool = False

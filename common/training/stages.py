@@ -13,17 +13,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from ..errors import RunError
-from ..files import read_json, write_json
+from ..files import TUNED, read_json, write_json
 from ..progress import ProgressBar
 from ..provenance import git_state
+from .recipe import Stage, read_recipe
 from .step_log import read_log, seconds_per_step
 
 STATE_NAME = "state.json"
@@ -33,53 +33,6 @@ WAITING, RUNNING, STOPPED, DONE = "waiting", "running", "stopped", "done"
 LOWEST_PRIORITY = 19
 PASSIVE_THREADS = {"GOMP_SPINCOUNT": "0", "OMP_WAIT_POLICY": "passive"}  # else whoever shares the machine is starved
 CODE_FOLDERS = ("common", "scripts")
-TUNED = "tuned.json"  # of lungs, beside their figures
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of a chain.
-
-    Attributes:
-        name: of the stage.
-        commands: one after the other: `bundle`, `configs`, `run_id` and `settings` of a workflow, or `script` and
-            `settings` of a script.
-        steps: optimiser steps of its training; None where it trains nothing.
-        weights: the file that it makes, in its run folder; None for none.
-        ships: bundle to path in it of these weights.
-        defaults: keys of its override files that describe the weights, which become the defaults of the bundle that
-            ships them.
-        choose: how to choose between the averages of two lengths: settings of score_weights.py, and `by`, the column
-            whose least value wins; None takes the first.
-        labelled: its workflows take labelled images alone, and of these the rows that the chain's `where` says.
-    """
-
-    name: str
-    commands: Sequence[Mapping[str, Any]] = ()
-    steps: int | None = None
-    weights: str | None = None
-    ships: Mapping[str, str] = field(default_factory=dict)
-    defaults: Sequence[str] = ()
-    choose: Mapping[str, Any] | None = None
-    labelled: bool = False
-
-
-def read_recipe(path: Path) -> dict[str, Stage]:
-    """The stages of a recipe, by name; YAML with `stages`, see `scripts/recipes`.
-
-    A recipe with `base`, another one beside it, changes keys of the stages of that one; null takes a key back.
-    """
-    chain = [yaml.safe_load(path.read_text(encoding="utf-8"))]
-    while "base" in chain[-1]:
-        path = path.with_name(chain[-1]["base"])
-        chain.append(yaml.safe_load(path.read_text(encoding="utf-8")))
-    stages = chain.pop()["stages"]
-    for change in reversed(chain):
-        stages = {name: {**keys, **change["stages"].get(name, {})} for name, keys in stages.items()}
-    return {
-        name: Stage(name, **{key: value for key, value in keys.items() if value is not None})
-        for name, keys in stages.items()
-    }
 
 
 class Chain:

@@ -53,6 +53,9 @@ class Trainer(SupervisedTrainer):
         best_metric: of the validator, by which weights of the average are kept; None keeps the last ones.
         higher_is_better: as of an IoU; else lower is, as of a loss.
         parts: what the description of the weights holds beside the network, see `save_weights`.
+        weights_name: of their file.
+        val_interval: rounds between validations.
+        checkpoint_every_steps: a kill loses at most so many steps.
         milestone_every_steps: weights of both averages of every so many steps are kept; 0 keeps none.
         iteration_update: the step, with its average `ema`.
         next_use: of the weights, which the last line of the log spells out as a command: a config of the bundle and the

@@ -236,6 +236,7 @@ def test_few_labels_are_measured_on_and_unreadable_ones_left_out(client, studies
     label_some(client, studies, 2)
     result = train(client, max_epochs=1, epoch_length=2)
     assert not result["is_held_out"] and result["measured_on"] == result["trained_on"] and not result["left_out"]
+    assert "too few" in result["verdict"]
     (studies / "labels" / "final" / "tooth_0.png").write_text("damaged by hand")
     result = train(client, max_epochs=1, epoch_length=2)
     assert list(result["left_out"]) == ["tooth_0.png"] and result["trained_on"] == ["tooth_1.png"]

@@ -82,7 +82,6 @@ def test_what_is_not_offered_is_counted_by_kind_in_one_line(studies, caplog):
 WRITER = """
 import sys
 from pathlib import Path
-from common.label.client_files import image_size, read_label, slicer_labels
 from common.label.datastore import CheckedDatastore
 from common.io.mask_files import read_mask, write_nifti_mask
 from common.io.segmentation_classes import GROUPED

@@ -76,6 +76,7 @@ def test_the_model_is_built_anew_for_other_weights_or_switches_only(tiny_bundle,
 
     plain = built()
     assert built() == plain and built(flips=True)[0] is not plain[0]
+    assert built(**bundle.switches)[0] is plain[0]  # as viewers send them all
     model.store.publish(bundle.shipped_weights, {})
     assert built()[1] == 1 and plain[1] == 0
 
