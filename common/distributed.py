@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -40,6 +43,17 @@ def of_all(value: Any) -> list[Any]:
     if world_size() > 1:
         dist.all_gather_object(found, value)
     return found
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """What this process is to do of items that all processes know: every so many-th of them."""
+    return items[rank() % world_size() :: world_size()]
+
+
+def gathered(mine: Sequence[T]) -> list[T]:
+    """What all processes made of their `share`s, in the order of the items; each has to have made one of each item."""
+    parts = of_all(list(mine))
+    return [part[place] for place in range(len(parts[0])) for part in parts if place < len(part)]
 
 
 def leave() -> None:

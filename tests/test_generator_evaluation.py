@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import draw_radiographs, make_tiny_denoiser
+from conftest import draw_radiographs, make_tiny_denoiser, run_ranks
 from PIL import Image
 from test_embedding_prior import correlated_tokens
 from test_image_samplers import make_token_sampler
@@ -89,7 +89,7 @@ def make_evaluator(table, tiny_dino, folder, sampler=None, num_diverse_sources=3
         output_dir=str(folder),
         num_diverse_sources=num_diverse_sources,
         num_diverse=num_diverse,
-        batch_size=8,
+        batch_size=4,
         seed=0,
         device=CPU,
     )
@@ -188,6 +188,23 @@ def test_a_second_run_makes_nothing_again(evaluated, copied, table, tiny_dino):
     assert evaluator.sampler.codec.num_images == 1
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert all(report[part] == evaluated[1][part] for part in ("features", "ms_ssim"))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_work_and_find_what_one_does(evaluated, table, tiny_dino, tmp_path, count):
+    def evaluate(rank):
+        evaluator = make_evaluator(table, tiny_dino, tmp_path / "made")
+        assert bool(evaluator.run()) == (rank == 0)
+        parts = evaluator.sampler, evaluator.sampler.codec, evaluator.extractors[1].network
+        (tmp_path / f"{rank}.json").write_text(json.dumps([part.num_images for part in parts]))
+
+    run_ranks(evaluate, count, tmp_path / "ranks")
+    report = json.loads((tmp_path / "made" / "metrics.json").read_text())
+    assert all(report[part] == evaluated[1][part] for part in ("features", "ms_ssim"))
+    alone = evaluated[2].sampler, evaluated[2].sampler.codec, evaluated[2].extractors[1].network
+    shares = zip(*[json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(count)], strict=True)
+    for part, share in zip(alone, shares, strict=True):
+        assert sum(share) == part.num_images and min(share) > 0
 
 
 def test_the_evaluation_of_another_sampler_is_refused_before_anything_is_written(copied, table, tiny_dino):

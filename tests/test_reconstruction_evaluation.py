@@ -8,6 +8,7 @@ import monai
 import numpy as np
 import pytest
 import torch
+from conftest import run_ranks
 from monai.data import Dataset, MetaTensor
 from PIL import Image
 from torch import nn
@@ -111,6 +112,14 @@ def test_files_agree_and_are_whole(tmp_path):
     assert f"| overall | 4 | JPEG ≤ 512 B | {overall['mean']:.2f} ± {overall['sd']:.2f} |" in table
     assert "| a (not quality = A) | 1 | autoencoder |" in table
     assert report["provenance"]["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_batches_and_write_what_one_does(tmp_path, count):
+    evaluator(tmp_path / "one").run()
+    run_ranks(lambda rank: evaluator(tmp_path / "made").run(), count, tmp_path / "ranks")
+    for name in ("per_image.csv", "table.md", "contact_sheet.png"):
+        assert (tmp_path / "made" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
 def test_lpips_dino_and_ms_ssim_are_those_of_the_metrics(tmp_path, tiny_dino):

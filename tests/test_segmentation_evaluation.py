@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import run_ranks
 from monai.inferers import SimpleInferer
 from PIL import Image
 from torch import nn
@@ -110,6 +111,19 @@ def test_the_evaluation_writes_figures_table_rows_and_pictures(tmp_path):
     assert f"| caries | 3 | {report['mean_dice']:.3f} ± " in (out / "table.md").read_text()
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.mode == "RGB" and sheet.width > 3 * 200 and sheet.height > 3 * 200
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_images_and_write_what_one_does(tmp_path, count):
+    data, device = Items(tmp_path, shift=5), torch.device("cpu")
+
+    def evaluate(name):
+        SegmentationEvaluator(Threshold(), SimpleInferer(), data, CARIES, device, str(tmp_path / name)).run()
+
+    evaluate("one")
+    run_ranks(lambda rank: evaluate("made"), count, tmp_path / "ranks")
+    for name in ("per_image.csv", "table.md", "contact_sheet.png"):
+        assert (tmp_path / "made" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
 def test_no_images_is_an_error(tmp_path):

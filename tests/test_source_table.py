@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from conftest import run_ranks
 from PIL import Image
 
 from common.data.dataset import RadiographDataset
@@ -98,6 +99,20 @@ def test_tokens_are_those_that_a_store_would_have(images, encoder):
     torch.testing.assert_close(found, expected)
     direct = selection.select(named_tokens(encoder, image, 1))
     assert not torch.allclose(found, direct, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_batches_and_have_what_one_has(images, encoder, tmp_path, count):
+    alone = encode(images, encoder, None)
+
+    def encode_share(rank):
+        before = encoder.num_images
+        table = encode(images, encoder, tmp_path / "run")
+        assert torch.equal(table.tokens, alone.tokens) and encoder.num_images - before < 5
+
+    run_ranks(encode_share, count, tmp_path / "ranks")
+    again = encode(images, encoder, tmp_path / "run")
+    assert torch.equal(again.tokens, alone.tokens) and encoder.num_images == 5
 
 
 def test_nothing_is_encoded_twice(images, encoder, tiny_dino, tmp_path):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..amp import autocast
 from ..checks import check_multiple, check_numbers
-from ..distributed import is_rank_zero, rank, wait_for_all, world_size
+from ..distributed import is_rank_zero, share, wait_for_all
 from ..errors import DatasetError
 from ..files import locked_folder
 from ..fingerprint import json_sha256, network_sha256
@@ -175,7 +175,7 @@ class LatentCache:
         LatentStore.allocate(folder, self.made_with, items, self.num_views, shapes)
 
     def _fill(self, store: LatentStore, missing: Sequence[Row]) -> None:
-        mine = missing[rank() :: world_size()]
+        mine = share(missing)
         # Its own generator: from the global one it would draw only where a store is made, and the weights that are
         # initialised afterwards would depend on that.
         options: dict[str, Any] = {"num_workers": self.num_workers, "generator": torch.Generator()}

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..data.transforms import load_square
 from ..diffusion.image_sampler import ImageSampler
 from ..diffusion.token_sampler import TokenSampler
+from ..distributed import is_rank_zero, of_all, share
 from ..errors import RunError, SettingsError
 from ..fingerprint import network_sha256
 from ..io.contact_sheet import save_contact_sheet
@@ -55,7 +56,8 @@ class GeneratorEvaluator:
     Diversity is MS-SSIM between variations of one source (lower is more diverse), beside MS-SSIM between sources and
     their reconstructions, and between pairs of different real images.
 
-    Writes into output_dir: metrics.json, table.md, contact_sheet.png (which shows the sources), and the images.
+    Writes into output_dir: metrics.json, table.md, contact_sheet.png (which shows the sources), and the images. The
+    processes of a torchrun job share the images and their features; the first alone compares them and writes.
 
     Raises:
         SettingsError: images too small for MS-SSIM, or too few variations to compare.
@@ -81,7 +83,7 @@ class GeneratorEvaluator:
             raise SettingsError(f"num_diverse and num_diverse_sources: expected at least 2, found {found}")
 
     def run(self) -> Row:
-        """Generate, measure, write; return what metrics.json holds.
+        """Generate, measure, write; return what metrics.json holds, nothing in the other processes of a job.
 
         Raises:
             SettingsError: too few sources for the metrics; nothing is generated then.
@@ -99,6 +101,9 @@ class GeneratorEvaluator:
         }
         chosen = table.subset(_spread(len(table), self.num_diverse_sources))
         diverse = self._generate("diversity", Variation(chosen, self.num_diverse, self.seed))
+        features = {each.name: self._features(each, table, folders) for each in self.extractors if each}
+        if not is_rank_zero():
+            return {}
         report = {
             "num_real": len(table),
             "num_left_out": self.quality.num_left_out,
@@ -110,7 +115,7 @@ class GeneratorEvaluator:
             },
             "weights_sha256": network_sha256(self.sampler.denoiser),
             "prior_sha256": network_sha256(self.token_sampler.prior),
-            "features": {each.name: self._compare(each, table, halves, folders) for each in self.extractors if each},
+            "features": {name: self._compare(found, halves) for name, found in features.items()},
             "ms_ssim": self._diversity(table, folders["reconstruction"], chosen, diverse),
             "provenance": provenance(self.device),
         }
@@ -124,15 +129,16 @@ class GeneratorEvaluator:
     def _generate(self, name: str, strategy: Variation | Prior) -> list[Path]:
         folder = Path(self.output_dir) / name
         generation = FolderGeneration(strategy, self.sampler, str(folder), self.batch_size, sheet_images=8)
-        return [folder / image for image in sorted(row["image"] for row in generation.run())]
+        rows = of_all(generation.run())[0]  # the first process has them
+        return [folder / image for image in sorted(row["image"] for row in rows)]
 
     @torch.inference_mode()
     def _reconstruct(self, table: SourceTable) -> list[Path]:
         paths = [Path(self.output_dir) / "reconstruction" / f"{number:06d}.png" for number in range(len(table))]
-        missing = [number for number, path in enumerate(paths) if not path.is_file()]
+        missing = of_all([n for n, path in enumerate(paths) if not path.is_file()])[0]  # before anybody writes
         codec, device = self.sampler.codec, self.sampler.device
-        for start in ProgressBar(range(0, len(missing), self.batch_size), desc="reconstructing", unit="batch"):
-            numbers = missing[start : start + self.batch_size]
+        batches = [missing[start : start + self.batch_size] for start in range(0, len(missing), self.batch_size)]
+        for numbers in ProgressBar(share(batches), desc="reconstructing", unit="batch"):
             images = codec(self._real([table.paths[number] for number in numbers]).to(device)).float().cpu()
             for number, image in zip(numbers, images, strict=True):
                 write_png(image, paths[number])
@@ -143,21 +149,19 @@ class GeneratorEvaluator:
 
     # ---- figures -----------------------------------------------------------------------------------------------------
 
-    def _compare(
-        self,
-        extractor: FeatureExtractor,
-        table: SourceTable,
-        halves: tuple[list[int], list[int]],
-        folders: Mapping[str, Sequence[Path]],
-    ) -> Row:
+    def _features(
+        self, extractor: FeatureExtractor, table: SourceTable, folders: Mapping[str, Sequence[Path]]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Of the real images, which come first, and of all folders."""
         folder, size = Path(self.output_dir) / "features", self.sampler.image_size
         encode = ImageFeatures(extractor, folder, size, self.batch_size, self.device)
-        real = _features(encode, table.paths)
-        first, second = halves
-        found: Row = {"real": {"halves": self.quality.metrics(real[first], real[second])}}
-        floor = found["real"]["halves"]
-        for name, paths in folders.items():
-            fake = _features(encode, paths)
+        return {name: _features(encode, paths) for name, paths in {"real": table.paths, **folders}.items()}
+
+    def _compare(self, features: Mapping[str, NDArray[np.float32]], halves: tuple[list[int], list[int]]) -> Row:
+        real, (first, second) = features["real"], halves
+        floor = self.quality.metrics(real[first], real[second])
+        found: Row = {"real": {"halves": floor}}
+        for name, fake in [*features.items()][1:]:
             by_halves = self.quality.metrics(real[first], fake[second])
             found[name] = {
                 "all": {**self.quality.metrics(real, fake), **self.quality.intervals(real, fake)},

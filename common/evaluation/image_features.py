@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.transforms import center_square
+from ..distributed import gathered, share
 from ..errors import DatasetError, SettingsError, UserError, WeightsError, counted
 from ..files import atomic_path
 from ..fingerprint import file_sha256, network_sha256
@@ -85,27 +86,25 @@ class ImageFeatures:
     def of_files(self, paths: Sequence[str | Path]) -> FileFeatures:
         """Features of all files that can be read, in their order; the others are reported and logged.
 
+        The processes of a torchrun job share the batches and all get all features, those of one process to the bit
+        where no two batches hold copies of a file.
+
         Raises:
             DatasetError: no file can be read.
             WeightsError: the network gives features that are not [B, D] and finite.
         """
-        features: dict[int, FloatArray] = {}
-        problems: list[tuple[str, str]] = []
+        mine: list[list[FloatArray | str]] = []
+        starts = share(range(0, len(paths), self.batch_size))
         title = f"{self.extractor.name} features"
-        with (
-            ThreadPoolExecutor(READING_THREADS) as pool,
-            ProgressBar(total=len(paths), desc=title, unit="image", disable=not self.progress) as bar,
-        ):
-            for start in range(0, len(paths), self.batch_size):
+        with ThreadPoolExecutor(READING_THREADS) as pool:
+            for start in ProgressBar(starts, desc=title, unit="batch", disable=not self.progress):
                 loaded = list(pool.map(self._load, paths[start : start + self.batch_size]))
                 new = {digest: found for digest, found in loaded if isinstance(found, Tensor)}
                 encoded = dict(zip(new, self._encode_and_keep(new), strict=True))
-                for i, (digest, found) in enumerate(loaded, start):
-                    if isinstance(found, str):
-                        problems.append((str(paths[i]), found))
-                    else:
-                        features[i] = encoded[digest] if isinstance(found, Tensor) else found
-                bar.update(len(loaded))
+                mine.append([encoded[digest] if isinstance(found, Tensor) else found for digest, found in loaded])
+        rows = [row for batch in gathered(mine) for row in batch]
+        features = {i: row for i, row in enumerate(rows) if not isinstance(row, str)}
+        problems = [(str(path), row) for path, row in zip(paths, rows, strict=True) if isinstance(row, str)]
         for path, problem in problems:
             logger.warning("skipped: %s", problem if path in problem else f"{path}: {problem}")
         if not features:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from ..distributed import gathered, is_rank_zero, share
 from ..io.contact_sheet import reconstruction_rows, save_contact_sheet
 from ..metrics import MS_SSIM_MIN_SIZE, ms_ssim, plain, psnr, ssim
 from ..networks.dino import DinoEncoder
@@ -52,7 +53,8 @@ SHEET_CELL = 384  # pixels: longer sides are reduced to this on the contact shee
 class ReconstructionEvaluator:
     """Measure a network's reconstructions, bicubic down-up and JPEG at the latents' size, image by image.
 
-    Writes into output_dir, each file atomically: per_image.csv, metrics.json, table.md, contact_sheet.png.
+    Writes into output_dir, each file atomically: per_image.csv, metrics.json, table.md, contact_sheet.png. The
+    processes of a torchrun job share the batches; the first of them writes.
     """
 
     # maps [B, 1, H, W] in [0, 1] to a reconstruction of that shape and range (clamped)
@@ -75,6 +77,8 @@ class ReconstructionEvaluator:
     def run(self) -> Row:
         """Evaluate all images, write the files, log the table; returns what metrics.json holds.
 
+        Where another process of the job writes, it returns {}.
+
         Raises:
             ValueError: no images, a batch or reconstruction of the wrong shape or range, a column that is absent, or no
                 image that matches headline_filter (after per_image.csv is written).
@@ -85,10 +89,15 @@ class ReconstructionEvaluator:
             if isinstance(module, nn.Module):
                 module.to(self.device).eval()
         try:
-            batches = ProgressBar(self.data_loader, desc="evaluate", unit="batch")
-            rows = [row for batch in batches for row in self._measure(batch)]
+            loader: Any = self.data_loader
+            options = {"num_workers": loader.num_workers, "collate_fn": loader.collate_fn}
+            mine = DataLoader(loader.dataset, batch_sampler=share([*loader.batch_sampler]), **options)
+            measured = gathered([self._measure(batch) for batch in ProgressBar(mine, desc="evaluate", unit="batch")])
+            rows = [row for batch in measured for row in batch]
             if not rows:
                 raise ValueError("evaluation: the data loader yielded no batch; expected one or more. Check its data.")
+            if not is_rank_zero():
+                return {}
             write_rows(Path(self.output_dir) / "per_image.csv", rows)
             if not any(row["headline"] for row in rows):
                 seen = {key: sorted({row[key] for row in rows}) for key in self.headline_filter or {}}

@@ -14,8 +14,10 @@ import torch
 from monai.inferers import Inferer
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import Subset
 
 from ..data.mask_transforms import GEOMETRY_KEY, label_map
+from ..distributed import gathered, is_rank_zero, share
 from ..fingerprint import network_sha256
 from ..io import read_radiograph
 from ..io.contact_sheet import save_contact_sheet
@@ -101,7 +103,8 @@ class SegmentationEvaluator:
     """Measure a segmenter on labelled images, class by class.
 
     Writes into output_dir, each file atomically: per_image.csv, evaluation.json (`summarise_scores` and provenance),
-    table.md, and contact_sheet.png with the images of best, median and worst mean Dice.
+    table.md, and contact_sheet.png with the images of best, median and worst mean Dice. The processes of a torchrun job
+    share the images; the first of them writes.
     """
 
     network: nn.Module  # gives logits
@@ -117,13 +120,20 @@ class SegmentationEvaluator:
     columns: Sequence[str] = ("patient_id", "group", *GROUPS)
 
     def run(self) -> Row:
-        """Evaluate all images, write the files, log the table; returns what evaluation.json holds. None: ValueError."""
-        elapsed, scores, rows = stopwatch(), [], []
-        arguments = self.network, self.inferer, self.dataset, self.classes, self.device, True, self.postprocessing
+        """Evaluate all images, write the files, log the table; returns what evaluation.json holds. None: ValueError.
+
+        Where another process of the job writes, it returns {}.
+        """
+        elapsed, mine = stopwatch(), []
+        dataset: Any = Subset(self.dataset, share(range(len(self.dataset))))  # type: ignore[arg-type]
+        arguments = self.network, self.inferer, dataset, self.classes, self.device, True, self.postprocessing
         for item, score in segment_and_score(*arguments):
             columns = {name: str(item[name]) for name in self.columns if name in item}
-            rows.append({"path": item["image_path"], **columns, **image_row(score, self.classes)})
-            scores.append(score)
+            mine.append(({"path": item["image_path"], **columns, **image_row(score, self.classes)}, score))
+        scored = gathered(mine)
+        if not is_rank_zero():
+            return {}
+        rows, scores = [row for row, _ in scored], [score for _, score in scored]
         source = {**provenance(self.device), "weights_sha256": network_sha256(self.network)}
         report = {
             **summarise_scores(scores, self.classes),

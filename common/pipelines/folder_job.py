@@ -25,7 +25,7 @@ from ..checks import check_apart, check_numbers
 from ..data.datalist_sources import name_in
 from ..data.dataset import RadiographDataset
 from ..data.readability import fail_if_skipped
-from ..distributed import is_rank_zero, of_all, rank, wait_for_all, world_size
+from ..distributed import is_rank_zero, of_all, share, wait_for_all
 from ..errors import UNWRITABLE, RunError, UserError
 from ..files import JOB_RECORD, file_stamp, locked_folder, result_names
 from ..fingerprint import network_sha256
@@ -146,8 +146,7 @@ class FolderJob:
 
     def _make(self, items: Sequence[Item], todo: set[str], log: JobLog, failures: dict[str, str]) -> None:
         """Make and note this process's share of what is to do."""
-        batches = [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
-        batches = batches[rank() % world_size() :: world_size()]
+        batches = share([items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)])
         total = sum(map(len, batches))
         initial = sum(item.name not in todo for batch in batches for item in batch)
         tabulated = time.monotonic()

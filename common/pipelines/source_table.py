@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..data.dataset import RadiographDataset
 from ..data.typical_images import TypicalImages
+from ..distributed import gathered, is_rank_zero, share
 from ..files import file_stamp
 from ..fingerprint import network_sha256
 from ..networks.conditioning import TokenSelection, named_tokens
@@ -65,6 +66,8 @@ def encode_sources(
 ) -> SourceTable:
     """Encode source images, or take their tokens from the last time where nothing changed since.
 
+    The processes of a torchrun job share the batches.
+
     Args:
         dataset: of the sources; its items have "image" and "patient_id", optionally "label".
         encoder: frozen, on `device`.
@@ -86,14 +89,17 @@ def encode_sources(
         tokens, unlikeness = saved["tokens"], saved["unlikeness"].tolist()
     else:
         images = [{"image": item["image"]} for item in items]  # other columns may be missing, and would not collate
-        loader = DataLoader(RadiographDataset(images, dataset.transform), batch_size=batch_size)
-        batches = ProgressBar(loader, desc="encoding sources", unit="batch")
-        found, unlikeness = [], []
-        for batch in batches:
-            found.append(selection.select(named_tokens(encoder, batch["image"].to(device), patch_grid)).cpu())
-            unlikeness += [] if typical is None else [round(typical(image), 2) for image in batch["image"]]
-        tokens = torch.cat(found)
-        if path is not None:
+        batches = share([range(len(images))[start : start + batch_size] for start in range(0, len(images), batch_size)])
+        loader = DataLoader(RadiographDataset(images, dataset.transform), batch_sampler=batches)
+        mine = []
+        for batch in ProgressBar(loader, desc="encoding sources", unit="batch"):
+            encoded = selection.select(named_tokens(encoder, batch["image"].to(device), patch_grid)).cpu()
+            unlike = [] if typical is None else [round(typical(image), 2) for image in batch["image"]]
+            mine.append((encoded, unlike))
+        found = gathered(mine)
+        tokens = torch.cat([encoded for encoded, _ in found])
+        unlikeness = [value for _, unlike in found for value in unlike]
+        if path is not None and is_rank_zero():
             save_atomically({"key": key, "tokens": tokens, "unlikeness": torch.tensor(unlikeness).double()}, path)
     paths, patients, labels = ([item.get(name, "") for item in items] for name in ("image", "patient_id", "label"))
     if unlikeness:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..distributed import is_rank_zero, rank, wait_for_all, world_size
+from ..distributed import is_rank_zero, share, wait_for_all, world_size
 from ..networks.latent_codec import LatentCodec
 from ..networks.weights import load_weights, other_parts, save_weights
 from ..progress import ProgressBar
@@ -68,8 +68,8 @@ class LatentStatistics:
         if codec.latents_num_images.item() > 0:
             _logger.info("%s has its latent statistics already", self.weights_path)
             return
-        share = Subset(self.dataset, range(rank(), len(self.dataset), world_size()))  # type: ignore[arg-type]
-        loader = DataLoader(share, batch_size=self.batch_size, num_workers=self.num_workers)
+        mine = Subset(self.dataset, share(range(len(self.dataset))))  # type: ignore[arg-type]
+        loader = DataLoader(mine, batch_size=self.batch_size, num_workers=self.num_workers)
         mean, std, num_images = measure_statistics(codec, loader, self.device)
         codec.set_statistics(mean, std, num_images)
         if is_rank_zero():
