@@ -11,8 +11,21 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.config_item import ConfigComponent, ConfigExpression
 from monai.bundle.utils import ID_SEP_KEY, MERGE_KEY
 
+from .errors import SettingsError
+
 RUN_IDS = ("initialize", "run", "training", "finalize")
 """The ids that MONAI, MONAI Label and our commands evaluate; everything else is there to serve them."""
+
+
+NETWORK_IDS = ("prior_def", "denoiser_def", "network_def")  # as the configs name what is trained
+
+
+def network_id(parser: ConfigParser) -> str:
+    """Where the config says what network is trained; SettingsError if nowhere that is known here."""
+    found = next((each for each in NETWORK_IDS if each in parser), None)
+    if found is None:
+        raise SettingsError(f"config: expected one of {NETWORK_IDS} in it; give that of a training")
+    return found
 
 
 def iter_items(config: Any, parent: str = "") -> Iterator[tuple[str, Any]]:

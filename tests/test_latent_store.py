@@ -137,6 +137,13 @@ def test_a_process_that_is_started_opens_the_files_instead_of_getting_their_cont
     assert all(torch.equal(torch.as_tensor(received[name]), torch.as_tensor(expected[name])) for name in expected)
 
 
+def test_items_alone_are_sent_as_a_place_too(tmp_path):
+    allocate(tmp_path, items=ITEMS * 100)
+    items = LatentStore(tmp_path).items
+    sent = pickle.dumps(items)
+    assert len(sent) < 500 and list(pickle.loads(sent)) == list(items)
+
+
 def test_stores_of_version_1_are_read_and_go_on(tmp_path):
     """One file per array, the items in store.json."""
     for name, shape in SHAPES.items():

@@ -8,6 +8,7 @@ import zlib
 import dicom_files
 import numpy as np
 import pytest
+import tifffile
 import torch
 from dicom_files import refused, stretched
 from PIL import Image
@@ -59,6 +60,15 @@ def test_16_bit_is_stretched_between_its_percentiles(name, top, tmp_path):
     values = np.linspace(100, top, 2000).astype(np.uint16).reshape(40, 50)
     Image.fromarray(values).save(tmp_path / name)
     assert np.allclose(read(tmp_path / name), stretched(values), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_a_tiff_whose_zero_is_white_is_turned_over_once(dtype, tmp_path):
+    values = np.linspace(0, 1 if dtype == "float32" else 250, 2000).astype(dtype).reshape(40, 50)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="miniswhite")
+    assert np.array_equal(tifffile.imread(tmp_path / "a.tif"), values), "tifffile gives what is stored"
+    expected = {"uint8": values / 255, "float32": values}.get(dtype)
+    assert np.allclose(read(tmp_path / "a.tif"), 1 - (stretched(values) if expected is None else expected), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int32", "uint8"])

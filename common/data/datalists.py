@@ -94,10 +94,10 @@ def radiograph_items(
 
 def _split_up(items: Items, val_fraction: float, seed: int) -> dict[str, Items]:
     """The items by split, in their order, and under "all"."""
-    split_of = split_by_hash(_patients(items), val_fraction, seed)
+    split_of = split_by_hash(_patients(item for item in items if "split" not in item), val_fraction, seed)
     by_split: dict[str, Items] = {name: [] for name in SPLITS}
     for item in items:
-        by_split[item.get("split") or split_of[item["patient_id"]]].append(item)
+        by_split[item["split"] if "split" in item else split_of[item["patient_id"]]].append(item)
     assert_disjoint_patients(**by_split)
     return {"all": items, **by_split}
 

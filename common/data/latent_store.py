@@ -68,15 +68,15 @@ class LatentStore:
         if described["version"] == 1:
             self.items = described["items"]
             self.splits = np.array([item["split"] for item in self.items], dtype="S5")
-            self.arrays = {name: self._mapped(f"{name}.npy", mode) for name in ARRAYS}
+            self.arrays = {name: _mapped(self.folder / f"{name}.npy", mode) for name in ARRAYS}
         else:
             for name, digest in described.get("sha256", {}).items():
                 if not (self.folder / name).is_file() or file_sha256(self.folder / name) != digest:
                     raise _damaged(self.folder / name)
             root = dataset_dir or self.made_with["dataset_dir"]
-            self.items = _Items(self.folder / ITEMS_NAME, self._mapped("ends.npy", "r"), root)
-            self.splits = self._mapped("splits.npy", "r")
-            self.rows = self._mapped("rows.npy", mode)
+            self.items = _Items(self.folder, root)
+            self.splits = _mapped(self.folder / "splits.npy", "r")
+            self.rows = _mapped(self.folder / "rows.npy", mode)
             if self.rows.dtype.names != ARRAYS:
                 raise _damaged(self.folder / "rows.npy")
             self.arrays = {name: self.rows[name] for name in ARRAYS}
@@ -84,8 +84,8 @@ class LatentStore:
             self._file = (self.folder / "rows.npy").open("rb", buffering=0)
             if hasattr(os, "posix_fadvise"):  # else every row brings a megabyte of its neighbours from the disk
                 os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            self.sums = self._mapped(SUMS_NAME, mode) if "sha256" in described else None
-        self.done = self._mapped("done.npy", mode)
+            self.sums = _mapped(self.folder / SUMS_NAME, mode) if "sha256" in described else None
+        self.done = _mapped(self.folder / "done.npy", mode)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let a process that is started open the files itself; a copy of what is mapped would be the whole store."""
@@ -109,12 +109,6 @@ class LatentStore:
         if "made_with" not in described or described.get("digest") not in (None, _digest(described)):
             raise _damaged(path)
         return described
-
-    def _mapped(self, name: str, mode: Literal["r", "r+"]) -> np.ndarray:
-        try:
-            return np.load(self.folder / name, mmap_mode=mode)
-        except Exception as error:  # a damaged header raises anything
-            raise _damaged(self.folder / name, error) from None
 
     @staticmethod
     def allocate(
@@ -227,6 +221,13 @@ class LatentStore:
         return found
 
 
+def _mapped(path: Path, mode: Literal["r", "r+"]) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode=mode)
+    except Exception as error:  # a damaged header raises anything
+        raise _damaged(path, error) from None
+
+
 def _damaged(what: object, error: Exception | str = "its sum is another") -> DatasetError:
     return DatasetError(f"{what} is missing or damaged ({error}); delete the folder and make the store anew")
 
@@ -236,10 +237,15 @@ def _digest(described: Mapping[str, Any]) -> str:
 
 
 class _Items(Sequence):
-    """Items, read one by one from items.jsonl; `ends` of their lines, in bytes."""
+    """Items, read one by one from items.jsonl; ends.npy has the ends of their lines, in bytes."""
 
-    def __init__(self, path: Path, ends: np.ndarray, root: str | Path) -> None:
-        self.text, self.ends, self.root = np.memmap(path, mode="r"), np.asarray(ends), root
+    def __init__(self, folder: Path, root: str | Path) -> None:
+        self.folder, self.root = folder, root
+        self.text, self.ends = np.memmap(folder / ITEMS_NAME, mode="r"), np.asarray(_mapped(folder / "ends.npy", "r"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As of `LatentStore`."""
+        return type(self), (self.folder, self.root)
 
     def __len__(self) -> int:
         return len(self.ends)

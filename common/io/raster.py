@@ -90,9 +90,10 @@ def _read_tiff(content: bytes) -> Float32Array:
         if not all(page.databytecounts):  # tifffile would leave zeros there
             raise RefusalError("a TIFF of which a part is missing", "a complete one", "Copy or export the file again.")
         values = _tiff_grey(page, page.asarray())
-        unit = to_unit_range(values)
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-            unit = to_unit_range(255 - values) if values.dtype == np.uint8 else 1 - unit
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:  # which tifffile leaves as it is stored
+            unit = to_unit_range(255 - values) if values.dtype == np.uint8 else 1 - to_unit_range(values)
+        else:
+            unit = to_unit_range(values)
         return turned(unit, page.tags.valueof(_ORIENTATION, 1))
 
 

@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import Tensor, nn
 
+from ..config_graph import network_id
 from ..data.dataset import TensorBatches
 from ..data.packed_data import PackedData, PackedSplit
 from ..errors import SettingsError
@@ -21,17 +22,8 @@ from .lr_schedule import TimedLength
 from .prior_step import TokenDataset
 from .step_log import StepLog
 
-NETWORK_IDS = ("prior_def", "denoiser_def", "network_def")  # as the configs name what is trained
 LONG_DECAY = 0.9998  # of the second average, where the config has none
 TOLD_STEPS = 200
-
-
-def network_id(parser: ConfigParser) -> str:
-    """Where the config says what network is trained; SettingsError if nowhere that is known here."""
-    found = next((each for each in NETWORK_IDS if each in parser), None)
-    if found is None:
-        raise SettingsError(f"config: expected one of {NETWORK_IDS} in it; give that of a training")
-    return found
 
 
 def configure(

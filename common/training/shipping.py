@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 
+from ..config_graph import network_id
 from ..data.phantom import draw_chest_phantom
 from ..errors import RunError
 from ..files import atomic_path
@@ -21,7 +22,6 @@ from ..networks.latent_codec import LatentCodec
 from ..networks.latent_denoiser import LatentDenoiser
 from ..networks.pixel_denoiser import PixelDenoiser
 from ..networks.weights import half_precision, load_weights, other_parts, save_weights
-from .packed_run import network_id
 
 PARTS_ID = "train::trainer::parts"
 TIMESTEPS = torch.tensor([100.0, 500.0, 900.0])
