@@ -61,8 +61,10 @@ def plan(
     made = open_chain(dataset_dir, work_dir, chain, from_scratch, steps, where)
     rows, to_go, problems = [], [], []
     for name, stage in made.stages.items():
+        taken = made.state(name).get("seconds", 0.0) / 3600
+        state = made.status(name) + (f" after {taken:.2f} hours" if taken else "")
         if stage.steps is None:
-            rows.append([name, "", "", "", made.status(name)])
+            rows.append([name, "", "", "", state])
             continue
         logged = read_log(made.run_folder(name))
         if measure and not logged:
@@ -71,11 +73,16 @@ def plan(
         seconds, hours = hours_to_go(made, name, logged)
         done = made.steps_done(name)
         to_go.append(hours)
-        rows.append([name, f"{done} of {stage.steps}", _number(seconds, 2), _number(hours, 1), made.status(name)])
+        rows.append([name, f"{done} of {stage.steps}", _number(seconds, 2), _number(hours, 1), state])
     heading = ["stage", "steps", "s/step", "hours to go", "state"]
     widths = [max(len(row[column]) for row in [heading, *rows]) for column in range(len(heading))]
     for row in [heading, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if not made.trainings:
+        done = sum(made.status(name) == DONE for name in made.stages)
+        print(f"{made.recipe.name} trains nothing: {done} of {len(made.stages)} stages are done, in {made.work}")
+        print("what the others take is not known before they have run")
+        return
     known = [hours for hours in to_go if hours is not None]
     total = ("" if len(known) == len(to_go) else "at least ") + _number(sum(known), 1) if known else "?"
     print(f"{total} hours of training to go on this machine, recipe {made.recipe.name}, in {made.work}")

@@ -18,7 +18,7 @@ from conftest import REPOSITORY
 from script_module import load_script
 
 from common.errors import UserError
-from common.files import write_csv
+from common.files import write_csv, write_json
 from common.training.stages import Chain, frozen_files
 from common.training.step_log import read_log
 
@@ -126,6 +126,15 @@ def test_the_plan_names_every_stage_its_steps_and_state(recipe, tmp_path, capsys
     assert {"data", "pretraining", "segmenter", "evaluation", "package"} < found.keys()
     assert "0 of 200" in found["pretraining"] and "waiting" in found["pretraining"]
     assert not (tmp_path / "work").exists()
+
+
+def test_the_plan_of_a_recipe_that_trains_nothing_tells_what_ran(tmp_path, capsys):
+    write_json(tmp_path / "stages" / "exports" / "state.json", {"status": "done", "seconds": 5400})
+    evidence = REPOSITORY / "scripts" / "recipes" / "evidence_dental.yaml"
+    load_script("train_all").plan(str(SAMPLES), work_dir=str(tmp_path), chain=str(evidence))
+    said = capsys.readouterr().out
+    assert "1 of 5 stages" in said and "?" not in said
+    assert next(line for line in said.splitlines() if line.startswith("exports")).endswith("done after 1.50 hours")
 
 
 @pytest.mark.parametrize(("columns", "where"), [(("image",), None), (("image", "mask"), {"set": "periapical"})])
