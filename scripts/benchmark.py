@@ -3,8 +3,10 @@
 python scripts/benchmark.py --output_dir OUT
 python scripts/benchmark.py sample_step train_step --device cuda --output_dir OUT
 python scripts/benchmark.py bundles --device cuda --output_dir OUT  # the check of a GPU
+python scripts/benchmark.py cost --num_images 868394 --num_devices 8 --device cuda --output_dir OUT  # hours and GB
 
-diffusers comes with the extra `bench`. OUT gets benchmark.md, benchmark.json, benchmark.png, and of `bundles` gpu.md.
+diffusers comes with the extra `bench`. OUT gets benchmark.md, benchmark.json, benchmark.png, of `bundles` gpu.md and of
+`cost` cost.md.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -43,9 +46,14 @@ from common.data.phantom import draw_chest_phantom
 from common.data.transforms import load_square
 from common.diffusion.samplers import Sampler
 from common.errors import SettingsError
-from common.evaluation.distribution_metrics import frechet_distance
-from common.experiments.benchmark import Row, draw, hardware, markdown, measure
-from common.files import atomic_path, write_json
+from common.evaluation.distribution_metrics import frechet_distance, gaussian_mmd
+from common.evaluation.nearest_patients import SPACES, CopyFeatures, NearestPatients
+from common.evaluation.report import markdown_table
+from common.experiments.benchmark import Row, draw, hardware, markdown, measure, predicted_costs
+from common.experiments.lung_choice import EXCLUDED, Tuned
+from common.experiments.lung_study import find_lungs
+from common.files import TUNED, atomic_path, read_json, write_json
+from common.io.image_writer import write_png
 from common.io.synthetic_dicom import write_synthetic_dicom
 from common.networks.conditioning import named_tokens
 from common.networks.latent_codec import LatentCodec, VariationalPass
@@ -65,6 +73,7 @@ FID_FEATURES = 2048
 ITEMS = (10_000, 100_000, 868_394)  # the last is the paper's
 BATCH_SIZES = (1, 8, 32, 128)
 SIDE = 1024  # px, of the files to read
+ITEM_TEXT_BYTES = 300  # of an item of the store: path, patient, label, split
 
 Calls = dict[str, Callable[[], object]]
 
@@ -329,19 +338,25 @@ def sparse_store(folder: Path, count: int) -> Path:
 
 def caching(setting: Setting) -> Iterator[Row]:
     """A step from cached latents and tokens, and one that encodes its images first."""
-    pipe = setting.pipe
     step, batch = own_step(setting), random_batch(setting, setting.batch_size)
     images = torch.rand(setting.batch_size, 1, 256, 256, device=setting.device)
 
     def on_the_fly() -> None:
-        with torch.inference_mode():
-            mean, std = pipe.codec.posterior(images)
-            tokens = named_tokens(pipe.encoder, images, pipe.patch_grid)
-        fresh = {**tokens, "latents_mean": mean, "latents_std": std}
-        step({**batch, **{name: value.clone() for name, value in fresh.items()}})  # no tensors of inference mode
+        step({**batch, **{name: value.clone() for name, value in encoded(setting, images).items()}})
 
     calls: Calls = {"from the store": partial(step, batch), "encoding on the fly": on_the_fly}
     yield Row("caching", f"step of batch {setting.batch_size}", calls, note="without reading files")
+
+
+@torch.inference_mode()
+def encoded(setting: Setting, images: Tensor) -> dict[str, Tensor]:
+    """What the store holds of images; tensors of inference mode, which no step takes."""
+    mean, std = setting.pipe.codec.posterior(images)
+    return {
+        **named_tokens(setting.pipe.encoder, images, setting.pipe.patch_grid),
+        "latents_mean": mean,
+        "latents_std": std,
+    }
 
 
 def segment(setting: Setting) -> Iterator[Row]:
@@ -349,6 +364,50 @@ def segment(setting: Setting) -> Iterator[Row]:
     segmenter = DentalSegmenter.from_bundle(BUNDLES / "dental_radiograph_segmentation", setting.device)
     path = BUNDLES / "dental_radiograph_segmentation" / "samples" / "images" / "0000.png"
     yield Row("segment", "radiograph", {"ours": lambda: segmenter.segment(path)}, note="no peer is pre-trained for it")
+
+
+def lungs(setting: Setting) -> Iterator[Row]:
+    """The lungs of a radiograph, found without a segmenter."""
+    tuned = Tuned.from_plain(read_json(BUNDLES / "cxr_dino_latent_diffusion" / "docs" / "zero_shot_lungs" / TUNED))
+    image = draw_chest_phantom(256, 256, 0)
+    calls = {"ours": torch.no_grad()(partial(find_lungs, setting.pipe, tuned, image, EXCLUDED))}
+    yield Row("lungs", "radiograph", calls, note="of a phantom; no peer does it without masks")
+
+
+def cost(setting: Setting) -> Iterator[Row]:
+    """What `predicted_costs` reckons with: work on an image by what is done with it, and on a pair of images."""
+    pipe, count, side = setting.pipe, setting.batch_size, 128 if setting.tiny else SIDE
+    path, num_pairs = setting.folder / "cost.png", 40 if setting.tiny else 512
+    write_png(draw_chest_phantom(side, side, 0), path)
+    images = torch.rand(count, 1, 256, 256, device=setting.device)
+    tokens = torch.randn(count, *pipe.network.context_encoder.scaler.tokens_mean.shape)
+    embeddings = torch.randn(num_pairs, pipe.network.context_encoder.scaler.tokens_mean.shape[1])
+    features = CopyFeatures(embeddings, torch.rand(num_pairs, 1, 32, 32))
+    patients = NearestPatients(features, features, None, 5, 2)
+    calls: Calls = {
+        "reading": partial(load_square, path, 256),
+        "encoding": partial(encoded, setting, images),
+        "training": partial(own_step(setting), random_batch(setting, count)),
+        "reconstruction": partial(one_pass, pipe.codec, "forward", images),
+        "generation": partial(pipe.image_sampler.sample, tokens, list(range(count))),
+        "features": partial(one_pass, pipe.encoder, "forward", images),
+        "pair": partial(gaussian_mmd, embeddings, embeddings),
+        "nearest": lambda: [patients.nearest(space, features, [()] * num_pairs) for space in SPACES],
+    }
+    factors = dict.fromkeys(calls, 1 / count) | {"reading": 1.0, "pair": num_pairs**-2, "nearest": num_pairs**-2}
+    yield Row("cost", "image or pair", calls, factors=factors, note="different work, so the ratios say nothing")
+
+
+def cost_table(
+    setting: Setting, figures: list[dict[str, Any]], num_images: int, num_devices: int, num_epochs: int
+) -> str:
+    """What `predicted_costs` says, as a table."""
+    dim = setting.pipe.network.context_encoder.scaler.tokens_mean.shape[1]
+    latents, tokens = 2 * math.prod(setting.pipe.image_sampler.latents_shape), dim * (1 + setting.pipe.patch_grid**2)
+    seconds = {each["contender"]: each["seconds"] for each in figures if each["row"] == "cost"}
+    costs = predicted_costs(seconds, num_images, num_devices, num_epochs, 2 * (latents + tokens) + ITEM_TEXT_BYTES)
+    lines = [[name, f"{hours:.3g}", f"{disk:.3g}", f"{memory:.3g}"] for name, (hours, disk, memory) in costs.items()]
+    return markdown_table([f"{num_images:,} images", "hours", "GB on disk", "GB of memory"], lines)
 
 
 def bundles(setting: Setting) -> Iterator[Row]:
@@ -388,8 +447,8 @@ def startup(setting: Setting) -> Iterator[Row]:
     yield Row("startup", "process", calls, is_wall=True)
 
 
-ALL = (train_step, sample_step, sample_image, autoencoder, read, fid, store, caching, segment, startup, bundles)
-ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {each.__name__: each for each in ALL}
+ALL = (train_step, sample_step, sample_image, autoencoder, read, fid, store, caching, segment, lungs, startup)
+ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {each.__name__: each for each in (*ALL, bundles, cost)}
 
 
 def benchmark(
@@ -399,17 +458,24 @@ def benchmark(
     repetitions: int = 5,
     batch_size: int = 8,
     tiny: bool = False,
+    num_images: int = ITEMS[-1],
+    num_devices: int = 1,
+    num_epochs: int = 40,
 ) -> None:
     """Measure rows, all of them where none is named; print the table, and write it, benchmark.json and benchmark.png.
 
     Args:
-        *rows: train_step, sample_step, sample_image, autoencoder, read, fid, store, caching, segment, startup; bundles,
-            which is left out of all, trains and uses the three bundles by batch size.
+        *rows: train_step, sample_step, sample_image, autoencoder, read, fid, store, caching, segment, lungs, startup.
+            Left out of all are bundles, which trains and uses the three bundles by batch size, and cost, which predicts
+            hours and GB from a folder of radiographs to as many generated ones.
         output_dir: for the results.
         device: cpu or cuda.
         repetitions: of each call; one more comes before them and does not count.
         batch_size: of training steps.
         tiny: small files and few of them, to see that everything works.
+        num_images: of the folder, for cost.
+        num_devices: such as this one, for cost.
+        num_epochs: of the denoiser's training, for cost.
     """
     if unknown := set(rows) - ROWS.keys():
         raise SettingsError(f"found rows {sorted(unknown)}; expected some of {', '.join(ROWS)}")
@@ -420,7 +486,7 @@ def benchmark(
     where, folder = check_device(device), Path(output_dir)
     figures: list[dict[str, Any]] = []
     about = {"hardware": hardware(where), **provenance(where), "repetitions": repetitions, "diffusers": HAS_DIFFUSERS}
-    named = rows or [name for name in ROWS if name != "bundles"]
+    named = rows or [each.__name__ for each in ALL]
     with tempfile.TemporaryDirectory() as files:
         setting = Setting(where, batch_size, Path(files), tiny)
         for row in (row for name in named for row in ROWS[name](setting)):
@@ -432,6 +498,9 @@ def benchmark(
             print(markdown(measured), flush=True)
             figures += measured
     texts = {"benchmark.md": markdown(figures)}
+    if "cost" in rows:
+        texts["cost.md"] = cost_table(setting, figures, num_images, num_devices, num_epochs)
+        print(texts["cost.md"])
     if "bundles" in rows:
         not_yet = "This has not run on a GPU yet: these figures are of a CPU."
         began = "Measured on a GPU." if where.type == "cuda" else not_yet

@@ -8,7 +8,7 @@ import torch
 from script_module import load_script
 
 from common.errors import SettingsError
-from common.experiments.benchmark import Row, markdown, measure
+from common.experiments.benchmark import COMPARED, Row, markdown, measure, predicted_costs
 
 CPU = torch.device("cpu")
 
@@ -42,19 +42,40 @@ def test_memory_is_that_of_the_call():
 
 def test_rows_are_measured_and_written(tmp_path, capsys):
     script = load_script("benchmark")
-    script.benchmark("read", "fid", "store", output_dir=str(tmp_path), repetitions=1, tiny=True)
+    script.benchmark("read", "fid", "store", "lungs", output_dir=str(tmp_path), repetitions=1, tiny=True)
     written = json.loads((tmp_path / "benchmark.json").read_text())
-    assert {each["row"] for each in written["rows"]} == {"read", "fid", "store_open", "store_item", "store_batch"}
+    assert {each["row"] for each in written["rows"]} == {
+        "read",
+        "fid",
+        "store_open",
+        "store_item",
+        "store_batch",
+        "lungs",
+    }
     assert written["hardware"]["cores"] >= 1 and written["versions"]["torch"] == torch.__version__
     assert (tmp_path / "benchmark.png").stat().st_size > 1000
     table = (tmp_path / "benchmark.md").read_text()
     assert table.count("\n") == 2 + len(written["rows"]) and "MONAI" in capsys.readouterr().out
 
 
+def test_costs_grow_with_images_and_are_shared_by_devices():
+    work = ("reading", "encoding", "training", "reconstruction", "generation", "features", "pair", "nearest")
+    seconds = dict.fromkeys(work, 1.0)
+    one = predicted_costs(seconds, COMPARED, 1, 10, 60_000)
+    assert one["store"][0] == 2 * COMPARED / 3600 and one["training"][0] == 10 * COMPARED / 3600
+    assert one["store"][1] == 60_000 * COMPARED / 1e9
+    twice = predicted_costs(seconds, 2 * COMPARED, 2, 10, 60_000)
+    for name in ("store", "training", "generation"):
+        assert twice[name][0] == one[name][0] and twice[name][1] == 2 * one[name][1]
+    assert one["evaluation"][0] / 2 < twice["evaluation"][0] < one["evaluation"][0]  # as many are compared
+    assert one["privacy"][0] < twice["privacy"][0] <= 2 * one["privacy"][0]  # linear, and not shared
+
+
 @pytest.mark.slow
 def test_every_row_runs(tmp_path):
     script = load_script("benchmark")
     script.benchmark(*script.ROWS, output_dir=str(tmp_path), repetitions=1, batch_size=1, tiny=True)
+    assert (tmp_path / "cost.md").read_text().count("\n") == 2 + 5
     assert (tmp_path / "gpu.md").read_text().splitlines()[0].startswith("This has not run on a GPU")
     written = json.loads((tmp_path / "benchmark.json").read_text())
     assert len({each["row"] for each in written["rows"]}) >= len(script.ROWS)

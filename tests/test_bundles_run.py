@@ -158,10 +158,14 @@ def test_inference_reconstructs_the_good_ones_and_fails_for_the_bad_one(folder, 
     assert (out / "contact_sheet.png").exists()
 
 
-def test_evaluation_prints_its_table(folder, tiny_weights):
-    overrides = {"dataset_dir": folder / "images", "output_dir": folder / "evaluation", "split": "all"}
-    overrides |= {"batch_size": 4}
-    output = run("run", f"{CONFIGS}/evaluate.yaml", **overrides, **tiny_weights)
+def test_evaluation_prints_its_table_and_two_processes_write_the_same(folder, tiny_weights, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as of each of the two
+    overrides = {"dataset_dir": folder / "images", "split": "all", "batch_size": 4, **tiny_weights}
+    files = [f"{CONFIGS}/{name}.yaml" for name in ("evaluate", "multi_gpu_evaluate")]
+    output = run("run", files[0], output_dir=folder / "evaluation", **overrides)
+    torchrun("run", files, folder, output_dir=folder / "by_two", **overrides)
+    written = [(folder / name / "per_image.csv").read_bytes() for name in ("evaluation", "by_two")]
+    assert written[0] == written[1]
     table = (folder / "evaluation" / "table.md").read_text()
     assert table.strip() in output
     assert json.loads((folder / "evaluation" / "metrics.json").read_text())["headline"]["overall"]["n"] == 10

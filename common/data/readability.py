@@ -25,7 +25,7 @@ from .datalists import radiograph_items
 logger = logging.getLogger(__name__)
 
 INDEX_NAME, SKIPPED_NAME = "readable.csv", "skipped.csv"
-SAVE_EVERY_S = 20.0  # what a killed scan may lose
+SAVE_EVERY_S = 20.0  # what a killed scan may lose; a second for every 10,000 files where these are more
 _INDEX_COLUMNS = ("image", "size", "mtime_ns")
 _SKIPPED_COLUMNS = ("name", "image", "found", "expected", "hint")
 
@@ -160,7 +160,7 @@ def _scan(kinds: Mapping[str, str], index_path: Path, name: str, keys: Sequence[
                 problems[path] = problem
             else:
                 index[path] = stamps[path]
-            if time.monotonic() - saved >= SAVE_EVERY_S:
+            if time.monotonic() - saved >= max(SAVE_EVERY_S, len(index) // 10_000):
                 _write_index(index_path, index)
                 saved = time.monotonic()
     finally:

@@ -155,7 +155,8 @@ class GeneratorEvaluator:
         """Of the real images, which come first, and of all folders."""
         folder, size = Path(self.output_dir) / "features", self.sampler.image_size
         encode = ImageFeatures(extractor, folder, size, self.batch_size, self.device)
-        return {name: _features(encode, paths) for name, paths in {"real": table.paths, **folders}.items()}
+        paths: dict[str, Sequence[str | Path]] = {"real": table.paths, **folders}
+        return {name: _features(encode, each) for name, each in paths.items()}
 
     def _compare(self, features: Mapping[str, NDArray[np.float32]], halves: tuple[list[int], list[int]]) -> Row:
         real, (first, second) = features["real"], halves

@@ -90,7 +90,7 @@ class ReconstructionEvaluator:
                 module.to(self.device).eval()
         try:
             loader: Any = self.data_loader
-            options = {"num_workers": loader.num_workers, "collate_fn": loader.collate_fn}
+            options: dict[str, Any] = {"num_workers": loader.num_workers, "collate_fn": loader.collate_fn}
             mine = DataLoader(loader.dataset, batch_sampler=share([*loader.batch_sampler]), **options)
             measured = gathered([self._measure(batch) for batch in ProgressBar(mine, desc="evaluate", unit="batch")])
             rows = [row for batch in measured for row in batch]

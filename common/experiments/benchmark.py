@@ -21,6 +21,10 @@ from ..files import atomic_path
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 LONG_SECONDS = 10.0  # of a call: it is made once only
 RESET_PEAK = "5"  # written to clear_refs, see proc(5)
+COMPARED = 5000  # images of an evaluation, and held out by a privacy check: their square counts, so limit them
+METRIC_PASSES = 310  # of three sets of images, each resampled a hundred times
+PICTURE_BYTES = 27_000  # of a PNG of 256 px
+FEATURE_BYTES = 2 * 4 * (384 + 32**2)  # in memory, of an image of a privacy check, and of its key
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,34 @@ def hardware(device: torch.device) -> dict[str, Any]:
     if hasattr(os, "getloadavg"):
         found["load_average"] = os.getloadavg()[0]
     return found if device.type != "cuda" else {**found, "gpu": torch.cuda.get_device_name(device)}
+
+
+def predicted_costs(
+    seconds: Mapping[str, float], num_images: int, num_devices: int, num_epochs: int, item_bytes: int
+) -> dict[str, tuple[float, float, float]]:
+    """Hours of the clock, GB on disk and GB of memory from a folder of images to as many generated and checked ones.
+
+    Args:
+        seconds: of a device for an image by what is done with it (reading, encoding, training, reconstruction,
+            generation, features), for a `pair` of images whose features are compared, and a `nearest` pair of pictures.
+        num_images: of the folder.
+        num_devices: share all but the comparison of features and the privacy check, which a process does alone.
+        num_epochs: of the denoiser's training.
+        item_bytes: of an image in the store.
+    """
+    n, few = num_images, min(num_images, COMPARED)
+    look = seconds["reading"] + seconds["features"]
+    sampled = few * (2 * seconds["generation"] + seconds["reconstruction"] + 4 * look)
+    compared = METRIC_PASSES * seconds["pair"] * few**2
+    checked = (n + 2 * few) * look + 2 * few * n * seconds["nearest"]
+    found = {
+        "store": (n * (seconds["reading"] + seconds["encoding"]) / num_devices, n * item_bytes, 0),
+        "training": (n * num_epochs * seconds["training"] / num_devices, 0, 0),
+        "generation": (n * seconds["generation"] / num_devices, n * PICTURE_BYTES, 0),
+        "evaluation": (sampled / num_devices + compared, 3 * few * PICTURE_BYTES, 0),
+        "privacy": (checked, n * FEATURE_BYTES / 2, n * FEATURE_BYTES),
+    }
+    return {name: (time / 3600, disk / 1e9, memory / 1e9) for name, (time, disk, memory) in found.items()}
 
 
 def markdown(figures: Iterable[Mapping[str, Any]]) -> str:

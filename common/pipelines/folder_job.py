@@ -36,6 +36,7 @@ from .job_log import Entry, Item, JobLog, Row
 
 SHEET_NAME = "contact_sheet.png"
 TABLE_SECONDS = 60.0  # between two writings of the tables
+ROWS_PER_SECOND = 4000  # of such a pause, where it is longer: else writing all rows again and again would count
 FEW_ON_SHEET = 4  # items
 NAMED_FAILURES = 5  # in the message at the end; job.json has all
 
@@ -149,7 +150,7 @@ class FolderJob:
         batches = share([items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)])
         total = sum(map(len, batches))
         initial = sum(item.name not in todo for batch in batches for item in batch)
-        tabulated = time.monotonic()
+        tabulated, pause = time.monotonic(), max(TABLE_SECONDS, len(items) / ROWS_PER_SECOND)
         try:
             with ProgressBar(total=total, initial=initial, desc=self.verb, unit=self.unit) as bar:
                 for batch in batches:
@@ -159,7 +160,7 @@ class FolderJob:
                     pairs = [pair for pair in self._outputs(batch, failures) if pair[0].name in wanted]
                     log.append([entry for pair in pairs if (entry := self._entry(*pair, failures))])
                     bar.update(len(wanted))
-                    if time.monotonic() - tabulated > TABLE_SECONDS and is_rank_zero():
+                    if time.monotonic() - tabulated > pause and is_rank_zero():
                         self.tabulate(self._rows(items, log))
                         tabulated = time.monotonic()
         except BaseException:

@@ -89,7 +89,8 @@ def encode_sources(
         tokens, unlikeness = saved["tokens"], saved["unlikeness"].tolist()
     else:
         images = [{"image": item["image"]} for item in items]  # other columns may be missing, and would not collate
-        batches = share([range(len(images))[start : start + batch_size] for start in range(0, len(images), batch_size)])
+        numbers = list(range(len(images)))
+        batches = share([numbers[start : start + batch_size] for start in numbers[::batch_size]])
         loader = DataLoader(RadiographDataset(images, dataset.transform), batch_sampler=batches)
         mine = []
         for batch in ProgressBar(loader, desc="encoding sources", unit="batch"):
