@@ -28,8 +28,11 @@ def command(run_id, config_file, **overrides):
     return arguments
 
 
-def run(*args, expect=0, **overrides):
-    done = subprocess.run(command(*args, **overrides), cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+def run(run_id, config_file, expect=0, bundle_root="bundles/cxr_autoencoder", **overrides):
+    """The same in the bundle's folder, by the short names there."""
+    words = command(run_id, config_file.replace(f"{bundle_root}/", ""), bundle_root=".", **overrides)
+    options = {"cwd": REPOSITORY / bundle_root, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run(words, **options)
     assert (done.returncode == 0) == (expect == 0), done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 

@@ -78,10 +78,10 @@ def overrides(folder: Path, name: str) -> dict[str, Any]:
 
 def run(folder: Path, config: str, expect: int, **more: Any) -> str:
     arguments = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
-    arguments += ["--config_file", str(BUNDLE / "configs" / f"{config}.yaml")]
-    for key, value in {**overrides(folder, config), **more}.items():
+    arguments += ["--config_file", f"configs/{config}.yaml"]
+    for key, value in {**overrides(folder, config), "bundle_root": ".", **more}.items():
         arguments += [f"--{key}", str(value)]
-    done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(arguments, cwd=BUNDLE, capture_output=True, text=True, timeout=600)
     assert (done.returncode == 0) == (expect == 0), done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 

@@ -167,6 +167,9 @@ def test_picture_that_would_come_back_stretched_is_refused(tmp_path):
         ({"modality": "IO", "laterality": "U"}, "laterality: found 'U'"),
         ({"patient_prefix": "Jane Doe"}, "patient_prefix"),
         ({"model": "a\\b"}, "backslash"),
+        ({"model": None}, "model"),
+        ({"modality": ["DX"]}, "modality"),
+        ({"uid_seed": 5}, "uid_seed"),
         ({"spacing": (0.0, 0.1)}, "pixel spacing: found"),
     ],
 )

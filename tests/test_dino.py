@@ -7,6 +7,8 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     ResNetConfig,
     ResNetModel,
     ViTConfig,
@@ -14,11 +16,11 @@ from transformers import (
 )
 
 from common.errors import SettingsError, WeightsError
-from common.networks.dino import DinoEncoder
+from common.networks.dino import DinoEncoder, token_dim
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14, "image_size": 28}
 SMALL |= {"hidden_dropout_prob": 0.5}  # so that training mode would show
-KINDS = ["dinov2", "dinov2_with_registers", "vit"]
+KINDS = ["dinov2", "dinov2_with_registers", "dinov3_vit", "vit"]
 
 
 def build(kind):
@@ -26,6 +28,8 @@ def build(kind):
         return Dinov2Model(Dinov2Config(**SMALL))
     if kind == "dinov2_with_registers":
         return Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**SMALL, num_register_tokens=3))
+    if kind == "dinov3_vit":
+        return DINOv3ViTModel(DINOv3ViTConfig(**SMALL, intermediate_size=64, num_register_tokens=3))
     return ViTModel(ViTConfig(**SMALL, intermediate_size=64), add_pooling_layer=False)
 
 
@@ -45,14 +49,14 @@ def normalised(image):
     return (image.repeat(1, 3, 1, 1) - mean[None, :, None, None]) / std[None, :, None, None]
 
 
-@pytest.mark.parametrize(("kind", "registers"), [("dinov2", 0), ("dinov2_with_registers", 3), ("vit", 0)])
+@pytest.mark.parametrize(("kind", "registers"), zip(KINDS, (0, 3, 3, 0), strict=True))
 def test_tokens_are_those_of_the_model(folders, kind, registers):
     image = torch.rand(2, 1, 28, 28)
     tokens = DinoEncoder(folders / kind, image_size=28)(image)
     model = type(build(kind)).from_pretrained(folders / kind).eval()
     with torch.no_grad():
         expected = model(pixel_values=normalised(image)).last_hidden_state
-    assert tokens.register_tokens.shape == (2, registers, 32)
+    assert tokens.register_tokens.shape == (2, registers, token_dim(folders / kind))
     assert tokens.patch_tokens.shape == (2, 4, 32)
     torch.testing.assert_close(tokens.cls_token, expected[:, 0])
     torch.testing.assert_close(tokens.register_tokens, expected[:, 1 : 1 + registers])

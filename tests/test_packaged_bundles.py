@@ -25,7 +25,14 @@ from common.packaging.zoo_check import check_bundle
 pytestmark = pytest.mark.slow
 BUNDLES = sorted(path for path in (REPOSITORY / "bundles").iterdir() if path.is_dir())
 NAMES = [path.name for path in BUNDLES]
-SHORT_INFERENCE = {"cxr_dino_latent_diffusion": ["--strategy", "prior", "--num_samples", "1", "--prior_steps", "2"]}
+FEW_STEPS = ["--prior_steps", "2", "--num_inference_steps", "2"]
+FEW_FIGURES = ["--num_diverse_sources", "2", "--num_diverse", "2", "--num_resamples", "3"]
+SHORT = {
+    ("cxr_autoencoder", "evaluate"): ["--split", "all", "--image_size", "64"],
+    ("cxr_dino_latent_diffusion", "inference"): ["--strategy", "prior", "--num_samples", "1", *FEW_STEPS],
+    ("cxr_dino_latent_diffusion", "evaluate"): ["--split", "all", *FEW_STEPS, *FEW_FIGURES],
+    ("dental_radiograph_segmentation", "evaluate"): ["--split", "all", "--limit", "4"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +62,19 @@ def said(*command: object, cwd: Path, **environment: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_trains_and_infers_from_another_directory(archives, lonely_python, name, tmp_path):
-    root = archives[name].with_name(name)
-    config, train, results = root / "configs", tmp_path / "train", tmp_path / "results"
+def test_unpacked_it_trains_infers_and_evaluates_by_short_commands(archives, lonely_python, name, tmp_path):
+    with zipfile.ZipFile(archives[name]) as archive:
+        archive.extractall(tmp_path)
+    root, data = tmp_path / name, REPOSITORY / "bundles" / name / "samples"
     bundle_run = [lonely_python, "-W", "ignore", "-m", "monai.bundle", "run"]
-    files = ["--config_file", f"['{config}/train.yaml','{config}/smoke.yaml']", "--bundle_root", root]
-    said(*bundle_run, "training", *files, "--output_dir", train, cwd=tmp_path)
-    assert (train / "model.pt").is_file()
-    files = ["--config_file", config / "inference.json", "--bundle_root", root]
-    said(*bundle_run, *files, "--output_dir", results, *SHORT_INFERENCE.get(name, []), cwd=tmp_path)
-    assert list(results.rglob("*.png"))
+    settings = ["--dataset_dir", data, "--output_dir"]
+    smoke = ["training", "--config_file", "['configs/train.yaml','configs/smoke.yaml']"]
+    said(*bundle_run, *smoke, *settings, tmp_path / "train", cwd=root)
+    assert (tmp_path / "train" / "model.pt").is_file()
+    for config, result in (("inference", "*.png"), ("evaluate", "table.md")):
+        short = SHORT.get((name, config), [])
+        said(*bundle_run, "--config_file", f"configs/{config}.yaml", *short, *settings, tmp_path / config, cwd=root)
+        assert list((tmp_path / config).rglob(result))
 
 
 PARAMETERIZED = """

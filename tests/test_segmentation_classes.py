@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.errors import UserError
+from common.errors import DatasetError, UserError
 from common.io.segmentation_classes import CARIES, ELEVEN, GROUPED, class_table
 
 TABLES = [GROUPED, ELEVEN, CARIES]
@@ -68,6 +68,40 @@ def test_unknown_names_are_answered_with_the_known_ones():
         class_table("five")
     with pytest.raises(UserError, match="found 'tooth'; expected one of background, root"):
         GROUPED.label_of("tooth")
+
+
+OWN = {
+    "name": "implants",
+    "classes": [
+        {"name": "tooth", "colour": [86, 180, 233], "category": "anatomical structure"},
+        {"name": "implant", "colour": [240, 228, 66], "category": "material"},
+    ],
+    "mask_values": {"clinic": {"7": 2}},  # as JSON has the keys
+}
+
+
+def test_a_table_of_ones_own_is_as_good():
+    table = class_table(OWN)
+    assert table.names == ["background", "tooth", "implant"]
+    assert table.map_mask(np.array([0, 7]), "clinic").tolist() == [0, 2]
+    assert table.palette()[3:9] == [86, 180, 233, 240, 228, 66]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"classes": []},
+        {"name": "grouped"},  # whose masks would be taken for others
+        {"mask_values": {"clinic": {"7": 3}}},
+        {"mirror_pairs": [[1, 3]]},
+        {"mirrored": [[1, 2]]},
+        {"classes": [{"name": "tooth", "colour": [86, 180, 256], "category": "material"}]},
+        {"classes": [{"name": "tooth", "colour": [86, 180, 233], "category": "metal"}]},
+    ],
+)
+def test_a_wrong_table_of_ones_own_is_refused(wrong):
+    with pytest.raises(DatasetError):
+        class_table({**OWN, **wrong})
 
 
 def test_the_palette_gives_each_label_its_colour():

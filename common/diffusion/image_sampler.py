@@ -39,7 +39,7 @@ class ImageSampler:
     sampler: Sampler
     image_size: int
     amp: bool
-    device: torch.device
+    device: torch.device | str
 
     def __post_init__(self) -> None:
         check_multiple(self.image_size, self.codec.downsampling_factor * self.denoiser.downsampling_factor)
@@ -78,9 +78,10 @@ class ImageSampler:
         """
         denoiser = self.denoiser.eval()
         contexts = denoiser.encode_tokens(tokens.to(self.device)), denoiser.null_context
-        options: Any = {"device": self.device, "progress": progress, "known": known}
         with quick_inference(denoiser, self.device, self.amp):
-            latents = self.sampler.sample(self._predict, self.latents_shape, seeds, *contexts, **options)
+            latents = self.sampler.sample(
+                self._predict, self.latents_shape, seeds, *contexts, self.device, progress, known
+            )
         with quick_inference(self.codec.eval(), self.device, amp=False):
             return self.codec.decode(latents).float().cpu()
 

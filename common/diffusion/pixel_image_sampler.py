@@ -75,9 +75,10 @@ class PixelImageSampler:
         Raises:
             SettingsError: no seeds, or a guidance scale other than 1.
         """
-        options: Any = {"device": self.device, "progress": progress}
         with quick_inference(self.denoiser.eval(), self.device, self.amp):
-            signed = self.sampler.sample(self._predict, (1, *self.image_size), seeds, **options)
+            signed = self.sampler.sample(
+                self._predict, (1, *self.image_size), seeds, device=self.device, progress=progress
+            )
         return to_unit(signed).clamp(0.0, 1.0).float().cpu()
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, context: None = None) -> Tensor:

@@ -19,7 +19,7 @@ class TokenSampler:
 
     prior: EmbeddingPrior
     sampler: Sampler
-    device: torch.device
+    device: torch.device | str
 
     def check_label(self, label: str | None) -> None:
         """Refuse a label that the prior does not know: SettingsError, which says what it knows."""

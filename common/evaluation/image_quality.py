@@ -127,7 +127,8 @@ class ImageQuality:
 def split_halves(patient_ids: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
     """Ascending indices of two halves of a list of images, as equal in size as its patients allow; none is in both.
 
-    Patients are dealt in an order from the seed, each to the half that is smaller so far.
+    Patients are dealt in an order from the seed, each to the half that is smaller so far: of a single one, the second
+    half is empty. `patient_ids` has one entry per image.
     """
     images: dict[str, list[int]] = {}
     for i, patient in enumerate(patient_ids):

@@ -40,7 +40,10 @@ def drop_flagged(generated_dir: str | Path, report_dir: str | Path) -> list[str]
     except (OSError, ValueError) as error:
         raise DatasetError(f"{report_dir}: no report of a privacy check there ({error}); run it first") from error
     if (found := report["settings"]["generated_dir"]) != str(folder.resolve()):
-        raise DatasetError(f"{report_dir}: found the report of {found}; expected that of {folder}, give its output_dir")
+        raise DatasetError(
+            f"{report_dir}: found the report of {found}; expected that of {folder}. Check that folder first, with an "
+            "output_dir of its own, and name that one"
+        )
     generation_settings(folder)  # refuses before anything is moved
     is_bad = {line["image"]: line["flagged"] == "yes" for line in table}
     there = [item["image"] for item in manifest_items(folder)]

@@ -132,9 +132,9 @@ def choose_trials(
     """The trials of all grids that a command asks for, each once, after a check of every list.
 
     Args:
-        grid: makes trials of the lists of their settings.
-        lists: the lists.
-        allowed: of each list the names that are known, or the least of its integers.
+        grid: makes the trials of one product of lists, which it takes as keywords.
+        lists: what the command was given, by setting, such as {"sizes": [50, 200], "ratios": [1]}.
+        allowed: of each setting the names that are known, or the least of its integers.
         grids: YAML file with several grids, for tables that are more than one product of lists: a list of mappings such
             as `- {sizes: [50], ratios: [1, 5]}`; what one leaves out is as in `lists`. None for one grid of `lists`.
         forced: what holds whatever the lists and the file say, as for a quick run.

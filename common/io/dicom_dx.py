@@ -88,7 +88,7 @@ class DxSettings:
     model: str = ""  # of synthetic pictures, what generated them; "" for pictures of patients
 
     def __post_init__(self) -> None:
-        sides, intra_oral = _LATERALITIES.get(self.modality, ()), self.modality == "IO"
+        sides, intra_oral = _LATERALITIES.get(str(self.modality), ()), self.modality == "IO"
         parts = f"one of {', '.join(_INTRA_ORAL_REGIONS)} with IO" if intra_oral else "up to 16 capitals and digits"
         part = "|".join(_INTRA_ORAL_REGIONS) if intra_oral else "[A-Z0-9 _]{1,16}"
         for name, pattern, expected in (
@@ -97,10 +97,11 @@ class DxSettings:
             ("body_part", f"({part})?", f"{parts}, such as JAW"),
             ("laterality", f"[{''.join(sides)}]?", f"one of {', '.join(sides)} with {self.modality}"),
             ("patient_prefix", "[A-Za-z0-9_-]{1,32}", "1 to 32 letters and digits"),
+            ("uid_seed", "(?s:.*)", "text"),
             ("model", r"[^\\\x00-\x1f\x7f]{0,64}", "up to 64 characters, no backslash"),
         ):
             found = getattr(self, name)
-            if not re.fullmatch(pattern, repr(found) if name == "bits" else found):
+            if not (isinstance(found, int if name == "bits" else str) and re.fullmatch(pattern, str(found))):
                 raise SettingsError(f"{name}: found {found!r}; expected {expected}.")
 
 

@@ -1,4 +1,4 @@
-"""PNG and JPEG through Pillow, TIFF through tifffile."""
+"""Pictures: TIFF through tifffile, the others through Pillow."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ from .types import RefusalError
 
 # tifffile logs every oddity of a header; without a handler Python would print it.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+# Of each format the first bytes; of TIFF and BigTIFF, both byte orders.
+RASTER_FORMATS = {
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "JPEG": (b"\xff\xd8\xff",),
+    "TIFF": (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),
+}
 
 _ORIENTATION = 274
 _ONE_PAGE = "Save the page you want as a file of its own."
@@ -55,12 +62,12 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def _read_with_pillow(content: bytes) -> NDArray:
-    """Grey values [H, W] of a PNG or JPEG: uint8, or the stored numbers of a wider PNG."""
-    with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+    """Grey values [H, W] of all but a TIFF: uint8, or the stored numbers of a wider PNG."""
+    with Image.open(io.BytesIO(content), formats=tuple(RASTER_FORMATS)) as image:
         check_size(*image.size)
         # An MPO (a JPEG with a preview or a second lens behind it) has its picture first; only that one is read.
-        if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
-            raise RefusalError(f"a PNG of {getattr(image, 'n_frames', 0)} pages", "one page", _ONE_PAGE)
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise RefusalError(f"a {image.format} of {getattr(image, 'n_frames', 0)} pages", "one page", _ONE_PAGE)
         # Pillow keeps the high byte only of wide colour, which is next to nothing of a 12-bit radiograph.
         if image.format == "PNG" and content[24] > 8 and content[25] != 0:
             raise _wide_colour("PNG", content[24])

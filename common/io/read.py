@@ -21,7 +21,7 @@ from PIL import Image
 from .dicom import read_dicom
 from .dicom_header import numbers, text
 from .nifti import read_nifti
-from .raster import read_raster
+from .raster import RASTER_FORMATS, read_raster
 from .scaling import MAX_BYTES, Float32Array
 from .types import EXPECTED_IMAGE, IN_MEMORY, Radiograph, RefusalError, with_path
 
@@ -36,7 +36,7 @@ MIN_SIDE, MAX_ASPECT = 3, 10  # px; longer over shorter side, which is at most 4
 Format = Literal["dicom", "raster", "nifti", "nifti.gz"]
 
 _HEAD_BYTES = 560  # a NIfTI-2 header, the longest that is looked at
-_RASTER_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_RASTER_MAGIC = tuple(magic for magics in RASTER_FORMATS.values() for magic in magics)
 _OTHER_MAGIC = {
     b"BM": "a BMP image",
     b"GIF8": "a GIF image",
@@ -189,7 +189,7 @@ def _describe(head: bytes) -> str:
 
 
 _JPEG, _JPEG_LS, _JPEG_2000 = "ISO_10918_1", "ISO_14495_1", "ISO_15444_1"  # terms of PS3.3 C.7.6.1.1.5.1
-_LOSSY_TIFF = {"jpeg": _JPEG, "tiff_jpeg": _JPEG, "webp": ""}
+_LOSSY_RASTER = {"jpeg": _JPEG, "mpo": _JPEG, "tiff_jpeg": _JPEG, "webp": ""}  # formats, and compressions of TIFF
 _SYNTAX_ARC = "1.2.840.10008.1.2.4."
 _LOSSY_SYNTAX = {"50": _JPEG, "51": _JPEG, "81": _JPEG_LS, "91": _JPEG_2000, "203": _JPEG_2000}
 
@@ -214,9 +214,9 @@ def source_history(path: str | os.PathLike[str]) -> SourceHistory:
     path = Path(path)
     kind = detect_format(path)
     if kind == "raster":
-        with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
-            is_jpeg = image.format in ("JPEG", "MPO")
-            method = _JPEG if is_jpeg else _LOSSY_TIFF.get(str(image.info.get("compression")))
+        with Image.open(path, formats=tuple(RASTER_FORMATS)) as image:
+            coding = image.info.get("compression") if image.format == "TIFF" else str(image.format).lower()
+            method = _LOSSY_RASTER.get(str(coding))
             ratio = _ratio(math.prod(image.size) * len(image.getbands()), path)
         return SourceHistory(None if method is None else LossyCompression(ratio, method))
     if kind != "dicom":

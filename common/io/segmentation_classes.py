@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,10 @@ class SegmentationClass:
     name: str  # in lower case, such as "root canal filling"
     colour: Colour  # sRGB, 0 to 255
     category: Category  # what kind of thing it is, for DICOM SEG
+
+    def __post_init__(self) -> None:
+        if self.category not in get_args(Category) or len(self.colour) != 3 or not set(self.colour) <= set(range(256)):
+            raise ValueError(f"{self.name}: {self.colour}, {self.category}")
 
     @property
     def key(self) -> str:
@@ -166,13 +170,29 @@ CARIES = ClassTable(
 TABLES = (GROUPED, ELEVEN, CARIES)
 
 
-def class_table(name: str) -> ClassTable:
+def class_table(name: str | Mapping[str, Any]) -> ClassTable:
     """The table "grouped" (the published labels 0 to 5), "eleven" (of the periapical set) or "caries" (panoramics).
 
+    Or one of your own, as a config or weights describe it: the fields of `ClassTable`, in plain JSON types.
+
     Raises:
-        DatasetError: there is no such table.
+        DatasetError: there is no such table, or its description lacks a field or has a wrong one.
     """
-    tables = {table.name: table for table in TABLES}
-    if name not in tables:
-        raise DatasetError(f"class table: found {name!r}; expected one of {', '.join(tables)}.")
-    return tables[name]
+    tables = {each.name: each for each in TABLES}
+    if isinstance(name, str):
+        if name not in tables:
+            raise DatasetError(f"class table: found {name!r}; expected one of {', '.join(tables)}.")
+        return tables[name]
+    try:
+        table = dict(name)
+        classes = tuple(SegmentationClass(**{**each, "colour": tuple(each["colour"])}) for each in table["classes"])
+        values = {
+            of: {int(value): label for value, label in meant.items()}
+            for of, meant in table.get("mask_values", {}).items()
+        }
+        named = {label for meant in values.values() for label in meant.values()}.union(*table.get("mirror_pairs", ()))
+        if table["name"] in tables or not classes or not named <= set(range(len(classes) + 1)):
+            raise ValueError("a name that is taken, no classes, or labels that are none")
+        return ClassTable(**{**table, "classes": classes, "mask_values": values})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(f"class table: found {name}; expected the fields of ClassTable ({error})") from error

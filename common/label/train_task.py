@@ -25,6 +25,7 @@ from ..errors import DatasetError, UserError
 from ..evaluation.segmentation_metrics import score_mask
 from ..files import read_json, write_json
 from ..io.mask_files import read_mask
+from ..networks.weights import described
 from .bundle import METADATA, TRAINING, Bundle
 from .client_files import image_size, read_label, readable_file
 from .client_requests import Strict, parsed
@@ -186,7 +187,8 @@ def fine_tune(
     settings: dict[str, Any] = {
         **chosen.model_dump(include={"max_epochs", "epoch_length", "learning_rate", "seed"}),
         **{"bundle_root": str(bundle.folder), "output_dir": str(folder), "device": device},
-        **{"init_weights": str(weights), "class_table": bundle.classes.name, "val_interval": 1},
+        **{"init_weights": str(weights), "class_table": described(bundle.shipped_weights, "class_table")},
+        "val_interval": 1,
         **{"train#dataset#data": list(train), "validate#dataset#data": list(validate)},
         "train#trainer#checkpoint_every_steps": steps + 1,  # nobody resumes it
         "batch_size": min(chosen.batch_size, len(train)),

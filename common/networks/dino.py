@@ -1,4 +1,4 @@
-"""Frozen DINO encoders (DINO v1 ViT, DINOv2 with or without registers) from Hugging Face folders."""
+"""Frozen DINO encoders (DINO v1 ViT, DINOv2 with or without registers, DINOv3) from Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import WeightsError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MODEL_TYPES = ("dinov2", "dinov2_with_registers", "vit")
+MODEL_TYPES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
 
 
 @dataclass(frozen=True)
@@ -94,29 +94,40 @@ class DinoEncoder(nn.Module):
         return DinoTokens(tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:])
 
 
-def _load(source: str) -> Any:
-    """PreTrainedModel by its config's model_type, complete (no weight left random) and in float32."""
-    from transformers import AutoConfig, AutoModel  # slow to import: only who builds an encoder pays
-    from transformers.utils.logging import disable_progress_bar
+def token_dim(source: str | Path) -> int:
+    """D of an encoder's tokens, by its config alone; raises as `DinoEncoder`."""
+    return int(_config(str(source)).hidden_size)
 
-    disable_progress_bar()  # of a tenth of a second
+
+def _config(source: str) -> Any:
+    """PretrainedConfig of a known model_type."""
+    from transformers import AutoConfig  # slow to import: only who builds an encoder pays
+
     local = Path(source).is_dir()
     if not local and (source.startswith(("/", ".", "~")) or source.count("/") != 1):
         raise WeightsError(
             f"DINO encoder: no folder {source}. Expected a Hugging Face folder (config.json, model.safetensors) "
             "or a hub id such as facebook/dinov2-small; download the weights first or correct the path."
         )
-    config = _pretrained(AutoConfig, source, local_files_only=local)
+    config = _pretrained(AutoConfig, source)
     if config.model_type not in MODEL_TYPES:
         raise ValueError(
             f"DINO encoder {source}: found model_type {config.model_type!r}; expected one of {', '.join(MODEL_TYPES)}. "
             "Use another checkpoint."
         )
+    return config
+
+
+def _load(source: str) -> Any:
+    """PreTrainedModel by its config's model_type, complete (no weight left random) and in float32."""
+    from transformers import AutoModel
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of a tenth of a second
+    config = _config(source)
     # DINO v1 checkpoints have no pooler; the other classes know no such argument.
     options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
-    model, info = _pretrained(
-        AutoModel, source, config=config, local_files_only=local, output_loading_info=True, **options
-    )
+    model, info = _pretrained(AutoModel, source, config=config, output_loading_info=True, **options)
     broken = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if broken:
         raise RuntimeError(
@@ -128,7 +139,7 @@ def _load(source: str) -> Any:
 
 def _pretrained(kind: Any, source: str, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(source, **options)
+        return kind.from_pretrained(source, local_files_only=Path(source).is_dir(), **options)
     except Exception as error:  # of the network, of a cache, of a damaged file
         raise WeightsError(
             f"DINO encoder {source}: found no readable weights of this name, neither in a folder nor on the hub "

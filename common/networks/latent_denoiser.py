@@ -129,9 +129,12 @@ class DenoisingPass(nn.Module):
 
 
 def start_denoiser(denoiser: LatentDenoiser, path: str | Path | None, tokens: Tensor) -> LatentDenoiser:
-    """Return the denoiser to train: with the weights at `path`, or as initialised.
+    """The denoiser in training mode, ready for its first step; its weights and statistics are set in place.
 
-    Then with the statistics of `tokens` [num_images, N, D], those of the training split.
+    Args:
+        denoiser: as built, on its device.
+        path: of weights to train on from, with their statistics of tokens; None starts from nothing.
+        tokens: of the training split, [num_images, N, D]; without a path their mean and deviation are measured.
 
     Raises:
         WeightsError: there is no such file, or it is of another network.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image as Pictures
@@ -39,7 +38,7 @@ class RadiographAutoencoder:
 
     network: LatentCodec
     image_size: int
-    device: Any = "auto"
+    device: str | torch.device = "auto"
     amp: bool = False
     typical: TypicalImages | None = None
 

@@ -24,6 +24,7 @@ from ..fingerprint import file_sha256, json_sha256
 from ..networks.conditioning import TokenScaler, TokenSelection, named_tokens
 from ..networks.dino import DinoEncoder
 from ..networks.latent_codec import LatentCodec
+from ..networks.latent_denoiser import LatentDenoiser
 from ..networks.weights import described, load_described
 from ..seeding import sample_seed
 from .inpainting import Inpainting, Mask, masks_of, open_hole
@@ -61,12 +62,12 @@ class DinoDiffusion:
     """
 
     models_dir: str | Path
-    device: Any = "auto"
+    device: str | torch.device = "auto"
     weights_path: str | Path | None = None
     codec_path: str | Path | None = None
     prior_path: str | Path | None = None
     dino_source: str | Path | None = None
-    network: Any = None
+    network: LatentDenoiser = None  # type: ignore[assignment]  # None: as the weights say
     num_inference_steps: int = 20
     sampling_method: Method = "dpm_solver++_2m"
     guidance_scale: float = 1.5
@@ -90,8 +91,8 @@ class DinoDiffusion:
         self.selection: TokenSelection = self._said("selection")
         self.patch_grid: int = self._said("cached_patch_grid")
         self.image_size: int = self._said("image_size")
-        guidance: Any = {"guidance_scale": self.guidance_scale, "guidance_interval": self.guidance_interval}
-        self.sampler = Sampler(self.schedule, self.sampling_method, self.num_inference_steps, **guidance)
+        guided = self.guidance_scale, self.guidance_interval
+        self.sampler = Sampler(self.schedule, self.sampling_method, self.num_inference_steps, "lambda", *guided)
         self.typical = load_typical(self._denoiser[0])
 
     @classmethod

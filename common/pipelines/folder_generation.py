@@ -92,11 +92,15 @@ class FolderGeneration(FolderJob):
         if self.dicom:
             # With the pixels: the same number of a run with other sources or steps is another image.
             pixels = hashlib.sha256(stored_values(output, self.bits).tobytes()).hexdigest()
-            identity = f"{self.weights_sha256} {self.strategy.seed} {item.name} {pixels}"
-            model = f"{self.model_name}, weights {self.weights_sha256[:8]}"
-            told: Any = {"description": f"{self.subject}, {self.strategy.name}", "bits": self.bits, "provenance": about}
-            path = self.output_dir / "dicom" / f"{item.name}.dcm"
-            write_synthetic_dicom(output, path, identity=identity, model=model, **told)
+            write_synthetic_dicom(
+                output,
+                self.output_dir / "dicom" / f"{item.name}.dcm",
+                identity=f"{self.weights_sha256} {self.strategy.seed} {item.name} {pixels}",
+                model=f"{self.model_name}, weights {self.weights_sha256[:8]}",
+                description=f"{self.subject}, {self.strategy.name}",
+                bits=self.bits,
+                provenance=about,
+            )
         return row
 
     def _row(self, item: Item) -> Row:

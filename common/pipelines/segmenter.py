@@ -185,7 +185,7 @@ class DentalSegmenter:
     preprocessing: Callable[[dict], dict]
     inferer: Inferer
     postprocessing: Callable[[dict], dict]
-    device: Any = "auto"
+    device: str | torch.device = "auto"
     amp: bool = False
     model: str = f"dental_radiograph_segmentation {__version__}"
     typical: TypicalImages | None = None

@@ -60,7 +60,7 @@ def encode_sources(
     selection: TokenSelection,
     patch_grid: int,
     batch_size: int,
-    device: torch.device,
+    device: torch.device | str,
     cache_dir: str | None = None,
     typical: TypicalImages | None = None,
 ) -> SourceTable:

@@ -71,9 +71,11 @@ class Strategy:
         """Some of the images, each [1, H, W] in [0, 1] on the CPU, as an `ImageSampler` draws them."""
         return list(sampler.sample(self.tokens(requests), [request.seed for request in requests]))
 
-    def _request(self, number: int, *about: Any, **more: Any) -> SampleRequest:
+    def _request(
+        self, number: int, sources: tuple[int, ...] = (), mix: float | None = None, label: str = ""
+    ) -> SampleRequest:
         """Name and seed follow from the number."""
-        return SampleRequest(f"{self.name}_{number:06d}", sample_seed(self.seed, number), *about, **more)
+        return SampleRequest(f"{self.name}_{number:06d}", sample_seed(self.seed, number), sources, mix, label)
 
 
 class Variation(Strategy):

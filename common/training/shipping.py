@@ -19,7 +19,6 @@ from ..fingerprint import file_sha256
 from ..networks.diffusion_segmenter import DiffusionSegmenter
 from ..networks.embedding_prior import EmbeddingPrior
 from ..networks.latent_codec import LatentCodec
-from ..networks.latent_denoiser import LatentDenoiser
 from ..networks.pixel_denoiser import PixelDenoiser
 from ..networks.weights import half_precision, load_weights, other_parts, save_weights
 
@@ -71,9 +70,9 @@ def _probe(network: nn.Module) -> tuple[Callable[[], Tensor], float, str]:
         image = draw_chest_phantom(144, 192, seed=0)[None]
         return lambda: network(image).softmax(1), 0.02, "a probability"
     denoiser: Any = network
-    if isinstance(network, LatentDenoiser):
-        scaler = network.context_encoder.scaler
-        noisy = torch.randn(count, network.latent_channels, 32, 32, generator=generator)
+    if hasattr(network, "context_encoder"):  # of any latent denoiser
+        scaler = denoiser.context_encoder.scaler
+        noisy = torch.randn(count, denoiser.latent_channels, 32, 32, generator=generator)
         tokens = scaler.unscale(torch.randn(count, *scaler.tokens_mean.shape, generator=generator))
         return lambda: denoiser(noisy, TIMESTEPS, denoiser.encode_tokens(tokens)), 0.05, "an output of unit variance"
     if isinstance(network, EmbeddingPrior):
