@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from conftest import REPOSITORY, randomise
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
+from test_bundles_run import run as bundle_run
 from torch import nn
 
 from common.data.phantom import draw_chest_phantom
@@ -77,13 +76,7 @@ def overrides(folder: Path, name: str) -> dict[str, Any]:
 
 
 def run(folder: Path, config: str, expect: int, **more: Any) -> str:
-    arguments = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
-    arguments += ["--config_file", f"configs/{config}.yaml"]
-    for key, value in {**overrides(folder, config), "bundle_root": ".", **more}.items():
-        arguments += [f"--{key}", str(value)]
-    done = subprocess.run(arguments, cwd=BUNDLE, capture_output=True, text=True, timeout=600)
-    assert (done.returncode == 0) == (expect == 0), done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
+    return bundle_run("run", f"configs/{config}.yaml", expect, **{**overrides(folder, config), **more})
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def diffusion(repository):
     parser = ConfigParser()
     parser.read_config([str(repository / DIFFUSION_CONFIGS / name) for name in ("train.yaml", "paper_scale_512.yaml")])
     parser["network"] = "@network_def"
-    parser["store"] = SimpleNamespace(token_dim=768, num_registers=0)  # of its encoder
+    parser["store"] = SimpleNamespace(token_dim=768)  # of its encoder
     parser["train::dataset"] = list(range(1000))
     return parser
 

@@ -159,11 +159,6 @@ class LatentStore:
         return self.arrays["cls_token"].shape[-1]
 
     @property
-    def num_registers(self) -> int:
-        """Register tokens of the encoder."""
-        return self.arrays["register_tokens"].shape[-2]
-
-    @property
     def is_complete(self) -> bool:
         """Whether every row was written."""
         return bool(self.done.all())
@@ -208,7 +203,7 @@ class LatentStore:
         """Numbers of the images of a split; raises `DatasetError` where there are none."""
         found = np.flatnonzero(self.splits == split.encode())
         if not len(found):
-            raise DatasetError(f"{self.folder}: no images of the split '{split}' in the store")
+            raise DatasetError(f"{self.folder}: no images of the split {split!r} in the store")
         return found
 
     def tokens(self, indices: Sequence[int] | NDArray[np.integer]) -> dict[str, Tensor]:

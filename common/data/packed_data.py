@@ -123,7 +123,7 @@ class PackedSplit:
         self.store = store
         self.rows = [row for row, item in enumerate(store.items) if item["split"] == split][:limit]
         if not self.rows:
-            raise DatasetError(f"no rows of the split '{split}' in the packed file; pack a store that has some")
+            raise DatasetError(f"no rows of the split {split!r} in the packed file; pack a store that has some")
         names = [name for name in store.arrays if not name.endswith(SCALE)]
         self.tensors = {name: self._tensor(name, device) for name in names}
 

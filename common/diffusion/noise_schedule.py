@@ -182,13 +182,13 @@ def _check_kind(schedule: str, prediction_type: str, zero_terminal_snr: bool) ->
     """Refuse unknown names, and a schedule that the prediction type does not go with."""
     known = (*NoiseSchedules.names, RECTIFIED_FLOW)
     if schedule not in known:
-        raise SettingsError(f"schedule: expected one of {known}, found '{schedule}'")
+        raise SettingsError(f"schedule: expected one of {known}, found {schedule!r}")
     if prediction_type not in get_args(PredictionType):
-        raise SettingsError(f"prediction_type: expected one of {get_args(PredictionType)}, found '{prediction_type}'")
+        raise SettingsError(f"prediction_type: expected one of {get_args(PredictionType)}, found {prediction_type!r}")
     if (schedule == RECTIFIED_FLOW) != (prediction_type in FLOW_TYPES):
         raise SettingsError(
-            f"expected schedule '{RECTIFIED_FLOW}' together with prediction_type 'flow' or 'sample', or neither, "
-            f"found '{schedule}' and '{prediction_type}'"
+            f"expected schedule {RECTIFIED_FLOW!r} together with prediction_type 'flow' or 'sample', or neither, "
+            f"found {schedule!r} and {prediction_type!r}"
         )
     if zero_terminal_snr and prediction_type == "epsilon":
         raise SettingsError(

@@ -93,14 +93,14 @@ class Sampler:
         eta: float = 0.0,
     ) -> None:
         if method not in get_args(Method):
-            raise SettingsError(f"method: expected one of {get_args(Method)}, found '{method}'")
+            raise SettingsError(f"method: expected one of {get_args(Method)}, found {method!r}")
         low, high = guidance_interval
         if not 0.0 <= low <= high <= 1.0:
             raise SettingsError(f"guidance_interval: expected 0 <= low <= high <= 1, found {guidance_interval}")
         if not 0.0 <= guidance_scale < math.inf:
             raise SettingsError(f"guidance_scale: expected a number of at least 0, found {guidance_scale}")
         if not 0.0 <= eta <= 1.0 or (eta > 0.0 and method != "ddim"):
-            raise SettingsError(f"eta: expected a number in [0, 1], above 0 only with 'ddim'; found {eta}, '{method}'")
+            raise SettingsError(f"eta: expected a number in [0, 1], above 0 only with 'ddim'; found {eta}, {method!r}")
         self.schedule, self.method, self.eta = schedule, method, eta
         self.guidance_scale, self.guidance_interval = guidance_scale, (low, high)
         self.timesteps = spaced_timesteps(schedule, num_inference_steps, spacing)
@@ -299,7 +299,7 @@ def spaced_timesteps(schedule: NoiseSchedule, num_inference_steps: int, spacing:
     """
     total = schedule.num_train_timesteps
     if spacing not in get_args(Spacing):
-        raise SettingsError(f"spacing: expected one of {get_args(Spacing)}, found '{spacing}'")
+        raise SettingsError(f"spacing: expected one of {get_args(Spacing)}, found {spacing!r}")
     if num_inference_steps < 1 or num_inference_steps > total:
         raise SettingsError(f"num_inference_steps: expected 1 to {total}, found {num_inference_steps}")
     if spacing == "leading":

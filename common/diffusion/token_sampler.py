@@ -25,7 +25,7 @@ class TokenSampler:
         """Refuse a label that the prior does not know: SettingsError, which says what it knows."""
         if label is not None and label not in self.prior.labels:
             known = ", ".join(self.prior.labels) or "none"
-            raise SettingsError(f"label: expected one that the prior knows ({known}) or null, found '{label}'")
+            raise SettingsError(f"label: expected one that the prior knows ({known}) or null, found {label!r}")
 
     @torch.inference_mode()
     def sample(self, seeds: Sequence[int], label: str | None = None) -> Tensor:

@@ -175,7 +175,7 @@ def start_codec(codec: LatentCodec, path: str | Path | None, trained_part: str =
         ValueError: another part, or a decoder to train without weights to start from.
     """
     if trained_part not in ("all", "decoder") or (trained_part == "decoder" and path is None):
-        raise ValueError(f"trained_part: expected all, or decoder with init_weights, found '{trained_part}', {path}")
+        raise ValueError(f"trained_part: expected all, or decoder with init_weights, found {trained_part!r}, {path}")
     if path is not None:
         load_weights(codec, path)
     if trained_part == "decoder":

@@ -236,11 +236,11 @@ def choose_strategy(
         return Prior(pipeline.token_sampler, num_samples, label, seed)
     if label is not None:
         raise SettingsError(
-            f"label: expected null with the strategy {name}, found '{label}'; only prior is conditioned on a label, "
+            f"label: expected null with the strategy {name}, found {label!r}; only prior is conditioned on a label, "
             "images of the others keep that of their sources"
         )
     if name not in get_args(StrategyName):
-        raise SettingsError(f"strategy: expected one of {', '.join(get_args(StrategyName))}, found '{name}'")
+        raise SettingsError(f"strategy: expected one of {', '.join(get_args(StrategyName))}, found {name!r}")
     parts = pipeline.encoder, pipeline.selection, pipeline.patch_grid, pipeline.batch_size, pipeline.device
     table = encode_sources(dataset, *parts, cache_dir, pipeline.typical)
     if name == "inpainting":

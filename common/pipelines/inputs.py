@@ -100,7 +100,7 @@ def _unpack_models(archive: Path, folder: Path) -> Path:
         with zipfile.ZipFile(archive) as file:
             members = [member for member in file.namelist() if "models" in PurePosixPath(member).parts[:2]]
             file.extractall(folder, members)  # which keeps all below the folder
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{archive} is damaged ({error}); copy it again from where it came from") from error
     return next(iter(sorted(folder.glob("models")) + sorted(folder.glob("*/models"))), folder / "models")
 

@@ -46,7 +46,7 @@ def configure(
         num_registers, token_dim = data.arrays["register_tokens"].shape[-2:]
         num_tokens = parser.get_parsed_content("selection").num_tokens(num_registers)
         sizes = {f"{network}#num_tokens": num_tokens, f"{network}#token_dim": token_dim}
-        parser["store"] = SimpleNamespace(num_registers=num_registers, token_dim=token_dim)
+        parser["store"] = SimpleNamespace(token_dim=token_dim)
     long_decay = parser["train#ema"].get("long_decay", LONG_DECAY)
     for key, value in {**sizes, "device": device, "train#ema#long_decay": long_decay}.items():
         parser[key] = value
