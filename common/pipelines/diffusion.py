@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..checks import check_numbers
 from ..data.dataset import RadiographDataset
 from ..data.transforms import center_square
 from ..data.typical_images import load_typical
@@ -31,7 +32,7 @@ from .inpainting import Inpainting, Mask, masks_of, open_hole
 from .inputs import Image, OpenBundle, as_list, as_radiograph, pick_device
 from .interpolation import Interpolation, InterpolationMode
 from .source_table import SourceTable, encode_sources
-from .strategies import Neighbourhood, Prior, SampleRequest, Strategy, Variation, at_least_one
+from .strategies import Neighbourhood, Prior, SampleRequest, Strategy, Variation
 
 StrategyName = Literal["variation", "interpolation", "neighbourhood", "inpainting", "prior"]
 
@@ -79,7 +80,7 @@ class DinoDiffusion:
     _opened: OpenBundle | None = None  # what was unpacked is needed as long as parts may be loaded
 
     def __post_init__(self) -> None:
-        at_least_one("batch_size", self.batch_size)
+        check_numbers(batch_size=self.batch_size)
         self.device = pick_device(self.device)
         shipped = Path(self.models_dir)
         self.dino_source = self.dino_source or shipped / "dinov2_vits14"

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_numbers
 from ..errors import SettingsError
 from ..networks.conditioning import TokenScaler
 from ..seeding import Purpose, derive_seed
 from .source_table import SourceTable
-from .strategies import SampleRequest, Strategy, at_least_one
+from .strategies import SampleRequest, Strategy
 
 InterpolationMode = Literal["lerp", "slerp"]
 
@@ -46,7 +47,8 @@ class Interpolation(Strategy):
             raise SettingsError(
                 f"interpolation: expected the mode lerp or slerp and 0 <= low <= high <= 1, found {mode}, {mix_range}"
             )
-        self.num_samples = at_least_one("num_samples", num_samples)
+        check_numbers(num_samples=num_samples)
+        self.num_samples = num_samples
         self.mode, self.mix_range, self.scaler = mode, (low, high), scaler
         super().__init__(table, seed, interpolation_mode=mode, mix_range=[low, high])
 

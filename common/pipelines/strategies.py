@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_numbers
 from ..diffusion.token_sampler import TokenSampler
 from ..errors import SettingsError
 from ..fingerprint import network_sha256
@@ -84,7 +85,8 @@ class Variation(Strategy):
     name = "variation"
 
     def __init__(self, table: SourceTable, num_per_source: int, seed: int, **settings: Any) -> None:
-        self.num_per_source = at_least_one("num_per_source", num_per_source)
+        check_numbers(num_per_source=num_per_source)
+        self.num_per_source = num_per_source
         super().__init__(table, seed, num_per_source=num_per_source, **settings)
 
     def requests(self) -> list[SampleRequest]:
@@ -114,6 +116,7 @@ class Neighbourhood(Variation):
         scaler: TokenScaler,
         seed: int,
     ) -> None:
+        check_numbers(num_neighbours=num_neighbours)
         if not 0.0 <= noise_scale < math.inf:
             raise SettingsError(f"noise_scale: expected a number of at least 0, found {noise_scale}")
         if len(table) < 2:
@@ -124,7 +127,7 @@ class Neighbourhood(Variation):
         self._centred = scaled - scaled.mean(0)
         flat = scaled.flatten(1)
         # The smallest distance is the one to itself.
-        rank = 1 + min(at_least_one("num_neighbours", num_neighbours), len(table) - 1)
+        rank = 1 + min(num_neighbours, len(table) - 1)
         nearest = [torch.cdist(rows, flat).kthvalue(rank, dim=1).values for rows in flat.split(CDIST_ROWS)]
         self._reach = noise_scale * torch.cat(nearest)
 
@@ -148,7 +151,8 @@ class Prior(Strategy):
     def __init__(self, token_sampler: TokenSampler, num_samples: int, label: str | None, seed: int) -> None:
         token_sampler.check_label(label)
         self.token_sampler, self.label = token_sampler, label
-        self.num_samples = at_least_one("num_samples", num_samples)
+        check_numbers(num_samples=num_samples)
+        self.num_samples = num_samples
         sampler, digest = token_sampler.sampler, network_sha256(token_sampler.prior)
         drawn = {"prior_method": sampler.method, "prior_steps": len(sampler.timesteps)}
         guided = {"label": label, "prior_guidance_scale": sampler.guidance_scale}
@@ -173,7 +177,8 @@ class Unconditional(Strategy):
     name = "unconditional"
 
     def __init__(self, num_samples: int, seed: int, trim: bool) -> None:
-        self.num_samples = at_least_one("num_samples", num_samples)
+        check_numbers(num_samples=num_samples)
+        self.num_samples = num_samples
         self.trim = trim
         super().__init__(None, seed, trim=trim)
 
@@ -185,14 +190,3 @@ class Unconditional(Strategy):
         """Each of the size that trimming leaves."""
         images = list(sampler.sample([request.seed for request in requests]))
         return [trim_padding(image) for image in images] if self.trim else images
-
-
-def at_least_one(name: str, value: int) -> int:
-    """The value of a setting that counts something.
-
-    Raises:
-        SettingsError: less than 1.
-    """
-    if value < 1:
-        raise SettingsError(f"{name}: expected at least 1, found {value}")
-    return value
