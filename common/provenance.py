@@ -22,7 +22,7 @@ GIT_TIMEOUT_SECONDS = 10
 BUT_RESULTS = ":(top,exclude,glob)bundles/*/docs/**"  # a pathspec
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
+def provenance(device: torch.device | str) -> dict[str, Any]:
     """Command, date, device, versions and git commit (None outside its checkout) behind a set of figures."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "monai": monai.__version__}
     versions |= {"numpy": np.__version__, "pillow": PIL.__version__, "common": __version__}

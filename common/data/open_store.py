@@ -189,7 +189,7 @@ class LatentCache:
     @torch.inference_mode()
     def _encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         images = images.to(self.device)
-        with autocast(torch.device(self.device), self.amp):
+        with autocast(self.device, self.amp):
             mean, std = self.codec.posterior(images)
             tokens = named_tokens(self.encoder, images, self.patch_grid)
         scaled_std = std.float() / self.codec.latents_std.view(1, -1, 1, 1)

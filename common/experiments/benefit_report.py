@@ -51,7 +51,7 @@ STRATEGY_NAMES = {UNLABELLED: "unlabelled real images (no generator)"}
 KEYS = ("classifier", "regime", "strategy", "ratio", "size")
 
 
-def write_report(output_dir: str | Path, device: torch.device) -> dict[str, Any]:
+def write_report(output_dir: str | Path, device: torch.device | str) -> dict[str, Any]:
     """Write synthetic_benefit.json, .md and a .png per classifier of all trials of a folder; return the JSON."""
     found = rows(read_trials(Path(output_dir) / f"{STEM}.csv", Trial))
     report = write_experiment_report(output_dir, STEM, markdown, device, rows=found)

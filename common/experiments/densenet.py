@@ -120,7 +120,7 @@ class DenseNetClassifier:
         return float(np.mean(losses[-max(1, num_steps // 10) :]))
 
     def _logits(self, network: nn.Module, image: Tensor) -> Tensor:
-        with autocast(torch.device(self.device), self.settings.amp):
+        with autocast(self.device, self.settings.amp):
             return network(((image - INTENSITY_MEAN) / INTENSITY_SD).to(self.device)).float()
 
     @torch.no_grad()

@@ -95,7 +95,7 @@ class LabelFidelity:
 # ---- the report ------------------------------------------------------------------------------------------------------
 
 
-def write_report(output_dir: str | Path, device: torch.device) -> dict[str, Any]:
+def write_report(output_dir: str | Path, device: torch.device | str) -> dict[str, Any]:
     """Write label_fidelity.json, .md and .png of all judges that a folder holds; return the JSON."""
     trials = read_trials(Path(output_dir) / f"{STEM}.csv", Judge)
     (num_train,) = {figures["num_train"] for _, figures in trials}

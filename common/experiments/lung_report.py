@@ -37,7 +37,7 @@ def write_report(
     framed: Sequence[Row],
     cases: Sequence[LungCase],
     tuning: Mapping[str, Any],
-    device: torch.device,
+    device: torch.device | str,
 ) -> dict[str, Any]:
     """Write zero_shot_lungs.json, .md and .png, which name and show no patient; return the JSON.
 

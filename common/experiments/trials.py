@@ -105,7 +105,7 @@ def check_or_write_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def write_experiment_report(
-    output_dir: str | Path, stem: str, tables: Callable[[Row], str], device: torch.device, **content: Any
+    output_dir: str | Path, stem: str, tables: Callable[[Row], str], device: torch.device | str, **content: Any
 ) -> Row:
     """Write `<stem>.json`, which holds the settings already, and `<stem>.md`; return what the first holds.
 
