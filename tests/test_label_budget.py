@@ -5,6 +5,7 @@ import pytest
 import torch
 from dental_data import write_labelled_folder
 from PIL import Image
+from test_segmentation_classes import OWN
 
 from common.data.label_budget import labelled_radiographs, within_budget
 from common.data.mask_transforms import LoadMaskd
@@ -64,6 +65,7 @@ def test_what_the_mask_values_are_is_said_of_every_item_that_does_not_say_it(tmp
         ((0, 1, 12), "grouped", None),
         ((0, 5, 11), "eleven", "labels"),
         ((0, 1), "caries", "labels"),
+        ((0, 7), OWN, "clinic"),
     ],
 )
 def test_what_mask_values_mean_is_recognised_or_asked_for(tmp_path, values, table, expected):

@@ -65,8 +65,8 @@ def recognised_values(items: Sequence[Mapping[str, str]], classes: ClassTable) -
     Raises:
         DatasetError: all values may be labels of the table as well as those of a data set.
     """
-    if classes.recognised(range(classes.num_labels)) == OWN_LABELS:  # whichever they are, they mean the same
-        return OWN_LABELS
+    if all(value == label for meant in classes.mask_values.values() for value, label in meant.items()):
+        return OWN_LABELS  # whichever they are, they mean the same
     values: set[int] = set()
     found: str | None = OWN_LABELS
     for item in items:
