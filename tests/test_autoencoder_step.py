@@ -60,6 +60,22 @@ def test_noise_and_crops_have_seeds_of_their_own():
         assert torch.equal(drawn, noises[0]) == (purpose == Purpose.POSTERIOR)
 
 
+def test_noise_on_the_latents_is_drawn_per_image_and_needs_statistics(tiny_codec):
+    tiny_codec.latents_num_images.zero_()
+    with pytest.raises(ValueError, match="latent_noise"):
+        replace(make_step(tiny_codec), latent_noise=0.2)
+    tiny_codec.set_statistics(torch.zeros(2), torch.ones(2), num_images=1)
+    step, added = replace(make_step(tiny_codec), latent_noise=0.2), []
+    engine = make_engine(VariationalPass(tiny_codec))
+    engine.network.register_forward_pre_hook(lambda network, inputs: added.append(inputs[2]))
+    batch = phantom_batch()
+    for part in (batch, {name: values[1:] for name, values in batch.items()}):
+        step(engine, part)
+    assert torch.equal(added[0][1:], added[1])
+    amounts = step._latent_noise(list(range(200)), (2, 8, 8)).std(dim=(1, 2, 3))
+    assert amounts.max() < 0.5 and amounts.min() < 0.02 and 0.12 < amounts.mean() < 0.18
+
+
 def test_gradients_of_a_huge_loss_are_clipped():
     codec = make_tiny_codec()
     engine = make_engine(VariationalPass(codec))

@@ -79,6 +79,13 @@ def test_the_training_pass_is_not_clipped_and_reaches_every_parameter(tiny_codec
     assert all(parameter.grad is not None for parameter in tiny_codec.parameters())
 
 
+def test_noise_on_the_latents_is_in_units_of_their_deviation(tiny_codec):
+    tiny_codec.set_statistics(torch.ones(2), torch.full((2,), 3.0), num_images=1)
+    image, noise = torch.rand(1, 1, 32, 32), torch.randn(1, 2, 4, 4)
+    reconstruction, mean, _ = VariationalPass(tiny_codec)(image, None, noise)
+    torch.testing.assert_close(reconstruction, tiny_codec.reconstruct(mean + 3.0 * noise))
+
+
 @pytest.fixture
 def weights(codec, tmp_path):
     torch.save(codec.state_dict(), tmp_path / "model.pt")

@@ -150,14 +150,20 @@ class VariationalPass(nn.Module):
         super().__init__()
         self.codec = codec
 
-    def forward(self, image: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, noise: Tensor | None, latent_noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Encode images [B, 1, H, W] in [0, 1], draw with noise [B, C, H/f, W/f] (None: the mean), decode.
+
+        `latent_noise` of the same shape is added to the scaled latents before decoding; it needs their statistics.
 
         Returns:
             Reconstruction (unclipped, nominally [0, 1]), posterior mean and standard deviation of the raw latents.
         """
         mean, std = self.codec.posterior(image)
         raw_latents = mean if noise is None else mean + std * noise.to(mean)
+        if latent_noise is not None:
+            raw_latents = self.codec.unscale(self.codec.scale(raw_latents) + latent_noise.to(mean))
         return self.codec.reconstruct(raw_latents), mean, std
 
 

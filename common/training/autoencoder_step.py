@@ -28,6 +28,9 @@ class AutoencoderStep(TrainingStep):
         patch_size: px, the random square that a step sees of each image.
         full_size_from_step: from this step on it sees whole images, as the network will be used (GroupNorm's
             statistics depend on the size).
+        latent_noise: standard deviations of the latents; noise that is added to them before decoding, so that a decoder
+            puts up with latents that a generator gets a little wrong. Each image draws its own amount: this times |n|,
+            n normal and at most 2. Needs a codec with latent statistics.
         adversarial: the adversarial term; None to go without.
         discriminator_optimizer: of its discriminator; needed with `adversarial`. The others as of `TrainingStep`.
     """
@@ -36,6 +39,7 @@ class AutoencoderStep(TrainingStep):
     kl_weight: float
     patch_size: int
     full_size_from_step: int
+    latent_noise: float = 0.0
     adversarial: AdversarialTerm | None = None
     discriminator_optimizer: Optimizer | None = None
 
@@ -44,6 +48,11 @@ class AutoencoderStep(TrainingStep):
             raise ValueError("adversarial is given: expected a discriminator_optimizer too, found None")
         if self.accumulation_steps != 1:
             raise SettingsError(f"accumulation_steps: expected 1 for an autoencoder, found {self.accumulation_steps}")
+        if self.latent_noise and not self.ema.network.latents_num_images:
+            raise SettingsError(
+                f"latent_noise {self.latent_noise}: expected weights that hold latent statistics, found none; give "
+                "init_weights and trained_part decoder"
+            )
 
     def __call__(self, engine: SupervisedTrainer, batch: dict) -> dict:
         """Do one step; return image, pred and every loss term as floats.
@@ -61,9 +70,10 @@ class AutoencoderStep(TrainingStep):
         codec = self.ema.network
         shape = (codec.latent_channels, *(side // codec.downsampling_factor for side in image.shape[-2:]))
         noise = seeded_normal(self._seeds(Purpose.POSTERIOR, draws), shape).to(image.device)
+        latent_noise = self._latent_noise(draws, shape).to(image.device) if self.latent_noise else None
         engine.network.train()
         with autocast(image.device, self.amp):
-            reconstruction, mean, std = engine.network(image, noise)
+            reconstruction, mean, std = engine.network(image, noise, latent_noise)
             per_image = self.reconstruction_loss.terms(reconstruction, image)
             terms = {name: values.mean() for name, values in per_image.items()}
             terms["kl"] = self.kl_weight * kl_divergence(mean, std)
@@ -76,6 +86,10 @@ class AutoencoderStep(TrainingStep):
 
     def _seeds(self, purpose: Purpose, draws: list[int]) -> list[int]:
         return [derive_seed(self.seed, purpose, draw) for draw in draws]
+
+    def _latent_noise(self, draws: list[int], shape: tuple[int, ...]) -> Tensor:
+        amounts = seeded_normal(self._seeds(Purpose.TIMESTEP, draws), (1, 1, 1)).abs().clamp(max=2.0)
+        return self.latent_noise * amounts * seeded_normal(self._seeds(Purpose.NOISE, draws), shape)
 
     def _discriminator_step(
         self, adversarial: AdversarialTerm, step: int, reconstruction: Tensor, image: Tensor
