@@ -94,11 +94,6 @@ class DinoEncoder(nn.Module):
         return DinoTokens(tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:])
 
 
-def token_dim(source: str | Path) -> int:
-    """D of an encoder's tokens, by its config alone; raises as `DinoEncoder`."""
-    return int(_config(str(source)).hidden_size)
-
-
 def _config(source: str) -> Any:
     """PretrainedConfig of a known model_type."""
     from transformers import AutoConfig  # slow to import: only who builds an encoder pays
