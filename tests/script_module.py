@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+sys.path.append(str(SCRIPTS))  # as where one is run: some import another beside them
 
 
 def load_script(name: str) -> ModuleType:

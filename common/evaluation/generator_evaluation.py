@@ -152,7 +152,7 @@ class GeneratorEvaluator:
     def _features(
         self, extractor: FeatureExtractor, table: SourceTable, folders: Mapping[str, Sequence[Path]]
     ) -> dict[str, NDArray[np.float32]]:
-        """Of the real images, which come first, and of all folders."""
+        """Of the real images, as "real", and of all folders."""
         folder, size = Path(self.output_dir) / "features", self.sampler.image_size
         encode = ImageFeatures(extractor, folder, size, self.batch_size, self.device)
         paths: dict[str, Sequence[str | Path]] = {"real": table.paths, **folders}
@@ -162,7 +162,9 @@ class GeneratorEvaluator:
         real, (first, second) = features["real"], halves
         floor = self.quality.metrics(real[first], real[second])
         found: Row = {"real": {"halves": floor}}
-        for name, fake in [*features.items()][1:]:
+        for name, fake in features.items():
+            if name == "real":
+                continue
             by_halves = self.quality.metrics(real[first], fake[second])
             found[name] = {
                 "all": {**self.quality.metrics(real, fake), **self.quality.intervals(real, fake)},

@@ -94,10 +94,12 @@ class DinoEncoder(nn.Module):
         return DinoTokens(tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:])
 
 
-def _config(source: str) -> Any:
-    """PretrainedConfig of a known model_type."""
-    from transformers import AutoConfig  # slow to import: only who builds an encoder pays
+def _load(source: str) -> Any:
+    """PreTrainedModel by its config's model_type, complete (no weight left random) and in float32."""
+    from transformers import AutoConfig, AutoModel  # slow to import: only who builds an encoder pays
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # of a tenth of a second
     local = Path(source).is_dir()
     if not local and (source.startswith(("/", ".", "~")) or source.count("/") != 1):
         raise WeightsError(
@@ -110,16 +112,6 @@ def _config(source: str) -> Any:
             f"DINO encoder {source}: found model_type {config.model_type!r}; expected one of {', '.join(MODEL_TYPES)}. "
             "Use another checkpoint."
         )
-    return config
-
-
-def _load(source: str) -> Any:
-    """PreTrainedModel by its config's model_type, complete (no weight left random) and in float32."""
-    from transformers import AutoModel
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # of a tenth of a second
-    config = _config(source)
     # DINO v1 checkpoints have no pooler; the other classes know no such argument.
     options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
     model, info = _pretrained(AutoModel, source, config=config, output_loading_info=True, **options)
