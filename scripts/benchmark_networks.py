@@ -6,7 +6,9 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from common.amp import quick_inference
+from common.amp import autocast, has_bfloat16, quick_inference
 from common.diffusion.samplers import Sampler
 from common.experiments.benchmark import Row
 from common.networks.conditioning import named_tokens
@@ -52,7 +54,7 @@ class Setting:
         size: Any = {"spatial_dims": 2, "in_channels": 4, "out_channels": 4, "channels": (64, 128, 192)}
         size |= {"num_res_blocks": 1, "attention_levels": (False, True, True), "num_head_channels": 32}
         size |= {"with_conditioning": True, "cross_attention_dim": 192}
-        found: dict[str, nn.Module] = {
+        found: dict[str, Any] = {
             "MONAI": DiffusionModelUNet(**size),
             "MONAI, fused attention": DiffusionModelUNet(**size, use_flash_attention=True),
         }
@@ -90,11 +92,16 @@ def predicted(network: nn.Module, noisy: Tensor, timesteps: Tensor, context: Ten
     return network(noisy, timesteps, encoder_hidden_states=context).sample
 
 
-def own_step(setting: Setting) -> Callable[[dict[str, Any]], object]:
+def precisions(setting: Setting) -> dict[str, bool]:
+    """Whether to compute in bfloat16, by what follows a contender's name: both ways where the hardware has it."""
+    return {"": False, ", bfloat16": True} if has_bfloat16(setting.device) else {"": False}
+
+
+def own_step(setting: Setting, amp: bool = True) -> Callable[[dict[str, Any]], object]:
     """Our step of training the denoiser, as configs/train.yaml puts it together."""
     pipe, network = setting.pipe, deepcopy(setting.pipe.network).requires_grad_()
     ema = ExponentialMovingAverage(network, 0.999)
-    step = DenoisingStep(schedule=pipe.schedule, selection=pipe.selection, uncond_prob=0.1, ema=ema)
+    step = DenoisingStep(schedule=pipe.schedule, selection=pipe.selection, uncond_prob=0.1, ema=ema, amp=amp)
     return partial(step, engine_of(setting, DenoisingPass(network)))
 
 
@@ -117,29 +124,33 @@ def random_batch(setting: Setting, count: int) -> dict[str, Any]:
 
 def train_step(setting: Setting) -> Iterator[Row]:
     """Forward, backward, clipping, fused AdamW and EMA."""
-    step, batch = own_step(setting), random_batch(setting, setting.batch_size)
+    batch = random_batch(setting, setting.batch_size)
 
-    def of_peer(peer: nn.Module) -> Callable[[], object]:
+    def of_peer(peer: nn.Module, amp: bool) -> Callable[[], object]:
         optimizer = torch.optim.AdamW(peer.parameters(), 1e-4, fused=True)
         average = AveragedModel(peer, multi_avg_fn=get_ema_multi_avg_fn(0.999))
         x0, context = setting.latents(setting.batch_size), setting.context(setting.batch_size)
 
         def call() -> None:
             noise, share = torch.randn_like(x0), torch.rand(len(x0), 1, 1, 1, device=x0.device)
-            output = predicted(peer, (1 - share) * x0 + share * noise, 1000 * share.flatten(), context)
+            with autocast(setting.device, amp):
+                output = predicted(peer, (1 - share) * x0 + share * noise, 1000 * share.flatten(), context)
             optimizer.zero_grad(set_to_none=True)
-            mse_loss(output, noise - x0).backward()
+            mse_loss(output.float(), noise - x0).backward()
             nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
             optimizer.step()
             average.update_parameters(peer)
 
         return call
 
-    peers = setting.peers()
-    calls: Calls = {"ours": partial(step, batch), **{name: of_peer(peer.train()) for name, peer in peers.items()}}
-    yield Row(
-        "train_step", f"step of batch {setting.batch_size}", calls, size_of({"ours": setting.pipe.network, **peers})
-    )
+    calls: Calls = {}
+    sizes: dict[str, int] = {}
+    for suffix, amp in precisions(setting).items():
+        peers = {name + suffix: peer for name, peer in setting.peers().items()}
+        sizes |= size_of({f"ours{suffix}": setting.pipe.network, **peers})
+        calls[f"ours{suffix}"] = partial(own_step(setting, amp), batch)
+        calls |= {name: of_peer(peer.train(), amp) for name, peer in peers.items()}
+    yield Row("train_step", f"step of batch {setting.batch_size}", calls, sizes)
 
 
 def sample_step(setting: Setting) -> Iterator[Row]:
@@ -147,14 +158,20 @@ def sample_step(setting: Setting) -> Iterator[Row]:
     pipe = setting.pipe
     sampler = Sampler(pipe.schedule, "dpm_solver++_2m", STEPS, guidance_scale=2.0)
     peers = setting.peers()
-    for count in (1,) if setting.tiny else (1, 8):
+    sizes = size_of({"ours": pipe.network, **peers})
+    for count, (suffix, amp) in product((1,) if setting.tiny else (1, 8), precisions(setting).items()):
         context, noisy = setting.context(count), setting.latents(count)
+        steps = {"ours": partial(own_steps, setting, sampler, context)}
+        steps |= {name: partial(guided_steps, peer, noisy, context, STEPS) for name, peer in peers.items()}
+        calls: Calls = {name: partial(computed, setting, amp, call) for name, call in steps.items()}
+        with quick_inference(pipe.network, setting.device, amp):  # once for all steps; part of `sample_image`
+            yield Row("sample_step", f"step of batch {count}{suffix}", calls, sizes, dict.fromkeys(calls, 1 / STEPS))
 
-        calls = {"ours": partial(own_steps, setting, sampler, context)}
-        calls |= {name: partial(guided_steps, peer, noisy, context, STEPS) for name, peer in peers.items()}
-        sizes = size_of({"ours": pipe.network, **peers})
-        with quick_inference(pipe.network, setting.device, amp=False):  # once for all steps; part of `sample_image`
-            yield Row("sample_step", f"step of batch {count}", calls, sizes, dict.fromkeys(calls, 1 / STEPS))
+
+def computed(setting: Setting, amp: bool, call: Callable[[], object]) -> None:
+    """Make a call in bfloat16 if wanted."""
+    with autocast(setting.device, amp):
+        call()
 
 
 @torch.inference_mode()
@@ -184,11 +201,14 @@ def sample_image(setting: Setting) -> Iterator[Row]:
     tokens = torch.randn(1, *pipe.network.context_encoder.scaler.tokens_mean.shape)
     noisy, context = setting.latents(1), setting.context(1)
     calls: Calls = {
-        "ours, 20 steps and decoding": lambda: pipe.image_sampler.sample(tokens, [0]),
+        f"ours, 20 steps and decoding{suffix}": partial(replace(pipe.image_sampler, amp=amp).sample, tokens, [0])
+        for suffix, amp in precisions(setting).items()
+    }
+    calls |= {
         "MONAI, 50 steps of DDIM": partial(guided_steps, peer, noisy, context, STEPS),
         "MONAI, 1000 steps of DDPM": partial(guided_steps, peer, noisy, context, STEPS, ddpm=True),
     }
-    factors = dict(zip(calls, (1.0, 50 / STEPS, 1000 / STEPS), strict=True))
+    factors = {"MONAI, 50 steps of DDIM": 50 / STEPS, "MONAI, 1000 steps of DDPM": 1000 / STEPS}
     note = f"peers are timed on {STEPS} steps and multiplied, without decoding; quality is not measured here"
     yield Row("sample_image", "image", calls, factors=factors, note=note)
 

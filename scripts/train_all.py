@@ -45,6 +45,7 @@ def plan(
     from_scratch: bool | None = None,
     steps: Mapping[str, int] | None = None,
     where: Mapping[str, Any] | None = None,
+    init_weights: Mapping[str, str] | None = None,
     measure: bool = True,
 ) -> None:
     """Print stages, steps, seconds per step measured here, hours to go and state.
@@ -56,9 +57,11 @@ def plan(
         from_scratch: start from nothing; None does where there are 5,000 images or more.
         steps: stage to optimiser steps, instead of the recipe's.
         where: which labelled images to take, such as {'set': 'periapical'}, by columns of the manifest; None takes all.
+        init_weights: stage to a weight file that its training starts from, as after a lost work folder, for the steps
+            that are left.
         measure: run a few steps of the trainings that have no log yet; minutes, once.
     """
-    made = open_chain(dataset_dir, work_dir, chain, from_scratch, steps, where)
+    made = open_chain(dataset_dir, work_dir, chain, from_scratch, steps, where, init_weights)
     rows, to_go, problems = [], [], []
     for name, stage in made.stages.items():
         taken = made.state(name).get("seconds", 0.0) / 3600
@@ -101,6 +104,7 @@ def run(
     from_scratch: bool | None = None,
     steps: Mapping[str, int] | None = None,
     where: Mapping[str, Any] | None = None,
+    init_weights: Mapping[str, str] | None = None,
     only: str | Sequence[str] | None = None,
     hours: float | None = None,
 ) -> None:
@@ -113,10 +117,11 @@ def run(
         from_scratch: as of plan.
         steps: as of plan; a training can be given more as long as its learning rate has not begun to decay.
         where: as of plan.
+        init_weights: as of plan.
         only: names of stages.
         hours: save and stop after so many.
     """
-    made = open_chain(dataset_dir, work_dir, chain, from_scratch, steps, where)
+    made = open_chain(dataset_dir, work_dir, chain, from_scratch, steps, where, init_weights)
     wanted = [only] if isinstance(only, str) else list(only or made.stages)
     unknown = set(wanted) - set(made.stages)
     if unknown:
@@ -219,6 +224,7 @@ def training_record(made: Chain, name: str, weights: Path) -> dict[str, Any]:
         "code_sha256": state["code"],
         "data_sha256": data_digest(made.work / "data"),
         "seed": resolved["seed"],
+        "init_weights_sha256": file_sha256(Path(started)) if (started := resolved.get("init_weights")) else None,
         "resumed": len(runs) - 1,
         "command": f"python scripts/train_all.py run DIR --chain {made.recipe.stem} --only {name}{where}",
         "final": log[-1] if log else None,
@@ -248,6 +254,7 @@ def open_chain(
     from_scratch: bool | None,
     steps: Mapping[str, int] | None,
     where: Mapping[str, Any] | None = None,
+    init_weights: Mapping[str, str] | None = None,
 ) -> Chain:
     """The chain of a recipe's name or path; RunError where there is no such recipe."""
     path = Path(chain) if str(chain).endswith((".yaml", ".yml")) else RECIPES / f"{chain}.yaml"
@@ -259,7 +266,7 @@ def open_chain(
     path = scratch if from_scratch else path
     if not path.is_file():
         raise RunError(f"chain: found {chain}; expected the path of a recipe, or one of {_recipes()}")
-    return Chain(path, dataset_dir, work_dir, REPOSITORY, steps, where)
+    return Chain(path, dataset_dir, work_dir, REPOSITORY, steps, where, init_weights)
 
 
 def measured(made: Chain, name: str) -> tuple[list[dict[str, Any]], str]:

@@ -166,6 +166,18 @@ def test_labelled_stages_alone_take_the_rows_that_are_asked_for(tmp_path):
         Chain(path.with_name("cxr.yaml"), SAMPLES, tmp_path / "work", REPOSITORY, where=chosen)
 
 
+def test_a_training_alone_starts_from_weights_that_are_named(tmp_path):
+    path, weights = REPOSITORY / "scripts" / "recipes" / "dental.yaml", tmp_path / "half.pt"
+    with pytest.raises(UserError):
+        Chain(path, SAMPLES, tmp_path / "work", REPOSITORY, init_weights={"pretraining": weights})
+    weights.touch()
+    chain = Chain(path, SAMPLES, tmp_path / "work", REPOSITORY, {"pretraining": 50}, None, {"pretraining": weights})
+    words = chain.command("pretraining", chain.stages["pretraining"].commands[0], REPOSITORY)
+    assert words[words.index("--init_weights") + 1] == str(weights)
+    with pytest.raises(UserError):
+        Chain(path, SAMPLES, tmp_path / "work", REPOSITORY, init_weights={"evaluation": weights})
+
+
 def test_what_is_not_finished_is_not_shipped(recipe, tmp_path):
     ship = load_script("train_all").ship
     with pytest.raises(UserError):

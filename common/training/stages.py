@@ -49,6 +49,8 @@ class Chain:
         repository: whose code and bundles are used.
         steps: stage to optimiser steps, instead of the recipe's.
         where: columns of the manifest to the value that labelled images must have there; None takes all.
+        init_weights: stage to a weight file that its training starts from, such as the last of a work folder that was
+            lost; give fewer `steps` then.
     """
 
     def __init__(
@@ -59,18 +61,23 @@ class Chain:
         repository: Path,
         steps: Mapping[str, int] | None = None,
         where: Mapping[str, Any] | None = None,
+        init_weights: Mapping[str, str] | None = None,
     ) -> None:
         self.recipe = Path(recipe)
         self.source = Path(source).resolve()
         self.work = Path(work_dir).resolve()
         self.repository = repository
         self.stages = read_recipe(self.recipe)
-        if unknown := set(steps or {}) - set(self.trainings):
-            raise RunError(f"steps: found {sorted(unknown)}; the trainings of this chain are {self.trainings}")
+        starts = {name: Path(path).resolve() for name, path in (init_weights or {}).items()}
+        if unknown := {*(steps or {}), *starts} - set(self.trainings):
+            raise RunError(f"found the stages {sorted(unknown)}; the trainings of this chain are {self.trainings}")
+        if missing := [str(path) for path in starts.values() if not path.is_file()]:
+            raise RunError(f"init_weights: found no file {', '.join(missing)}; expected weights that a training wrote")
         if where and not any(stage.labelled for stage in self.stages.values()):
             raise RunError(f"where: found {where}; no stage of {self.recipe.name} takes labels, so leave it out")
         for name, stage in self.stages.items():
-            chosen = {"where": where} if where and stage.labelled else {}
+            chosen: dict[str, Any] = {"where": where} if where and stage.labelled else {}
+            chosen |= {"init_weights": str(starts[name])} if name in starts else {}
             commands = [{**each, "settings": {**each.get("settings", {}), **chosen}} for each in stage.commands]
             number = (steps or {}).get(name, stage.steps)
             self.stages[name] = replace(stage, steps=number, commands=commands if chosen else stage.commands)
