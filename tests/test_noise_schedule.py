@@ -17,6 +17,7 @@ KINDS = {
     "v cosine": {"schedule": "cosine", "prediction_type": "v_prediction"},
     "flow": {"schedule": "rectified_flow", "prediction_type": "flow"},
     "sample": {"schedule": "rectified_flow", "prediction_type": "sample"},
+    "preconditioned": {"schedule": "rectified_flow", "prediction_type": "preconditioned"},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -116,6 +117,20 @@ def test_table_timesteps_are_uniform_and_reach_both_ends():
     counts = schedule.sample_timesteps(draws).bincount(minlength=1000)
     assert len(counts) == 1000 and counts.min() >= 99 and counts.max() <= 101
     assert make("epsilon", num_train_timesteps=1025).sample_timesteps(torch.tensor([1 - 2**-24])).item() == 1024
+
+
+def test_a_preconditioned_network_predicts_numbers_of_unit_variance_at_every_noise_level():
+    generator, schedule = torch.Generator().manual_seed(0), make("preconditioned")
+    x0, noise = 0.5 * torch.randn(5, 100_000, generator=generator), torch.randn(5, 100_000, generator=generator)
+    timesteps = torch.tensor([0.0, 10.0, 500.0, 990.0, 1000.0])
+    target = schedule.target(x0, noise, timesteps)
+    torch.testing.assert_close(target.std(1), torch.ones(5), rtol=0, atol=0.01)
+    torch.testing.assert_close(target[0], -noise[0])
+    torch.testing.assert_close(target[-1], 2 * x0[-1])
+    noisy = schedule.add_noise(x0, noise, timesteps)
+    wrong = schedule.to_x0_and_noise(target + 1, noisy, timesteps)[0] - x0  # c_out
+    expected = wrong.square().mean(1) * ((1000 - timesteps) / timesteps).square().clamp(max=5.0)
+    torch.testing.assert_close(schedule.loss_weight(timesteps[1:], 5.0), expected[1:], rtol=1e-3, atol=1e-6)
 
 
 def test_flow_timesteps_are_logit_normal_and_in_range():

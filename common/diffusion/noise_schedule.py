@@ -15,10 +15,11 @@ from torch import Tensor
 from ..errors import SettingsError
 from ..networks.weights import recorded
 
-PredictionType = Literal["epsilon", "v_prediction", "flow", "sample"]
+PredictionType = Literal["epsilon", "v_prediction", "flow", "sample", "preconditioned"]
 RECTIFIED_FLOW = "rectified_flow"
-FLOW_TYPES = ("flow", "sample")
+FLOW_TYPES = ("flow", "sample", "preconditioned")
 LEAST_SIGMA = 0.05  # of the weight of `sample`, as in JiT, Algorithm 1
+DATA_STD = 0.5  # σ_data of `preconditioned`, of images in [-1, 1], as in EDM
 
 
 @recorded
@@ -34,10 +35,12 @@ class NoiseSchedule:
     - `flow`: dz/dt = ε - x0. MONAI's RFlowScheduler has the opposite sign.
     - `sample`: x0 itself, of rectified flow, under the loss of the velocity (z - x̂0) / t that follows from it (JiT,
       arXiv 2511.13720): for networks that work on patches of pixels, whose noise they need not reproduce.
+    - `preconditioned`: F of x̂0 = c_skip·z + c_out·F (EDM, arXiv 2206.00364, equation 7 and table 1), of rectified flow:
+      x0 / σ_data at pure noise, as good for patches, and -ε at none, so that fine detail need not pass the network.
 
     Args:
         schedule: a name in MONAI's NoiseSchedules (`linear_beta`, `scaled_linear_beta`, `cosine`, ...) or
-            `rectified_flow`, which belongs to the prediction types `flow` and `sample` and to no other.
+            `rectified_flow`, which belongs to the prediction types `flow`, `sample` and `preconditioned` alone.
         prediction_type: see above.
         num_train_timesteps: T, timesteps of the table; for rectified flow only the scale of what the network is fed.
         beta_start: first beta; `cosine` and `rectified_flow` do not read it.
@@ -130,6 +133,8 @@ class NoiseSchedule:
         if self.prediction_type == "sample":
             return x0
         alpha, sigma = self._alpha_sigma_like(timesteps, x0)
+        if self.prediction_type == "preconditioned":
+            return (sigma * x0 - alpha * DATA_STD**2 * noise) / (DATA_STD * _noisy_std(alpha, sigma))
         return alpha * noise - sigma * x0
 
     def to_x0_and_noise(self, model_output: Tensor, noisy: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,6 +150,10 @@ class NoiseSchedule:
             return noisy - sigma * model_output, noisy + alpha * model_output
         if self.prediction_type == "sample":
             return model_output, (noisy - alpha * model_output) / sigma.clamp_min(1e-6)
+        if self.prediction_type == "preconditioned":
+            std = _noisy_std(alpha, sigma)
+            scaled, output = noisy / std.square(), DATA_STD / std * model_output
+            return alpha * DATA_STD**2 * scaled + sigma * output, sigma * scaled - alpha * output
         return alpha * noisy - sigma * model_output, sigma * noisy + alpha * model_output
 
     def loss_weight(self, timesteps: Tensor, min_snr_gamma: float | None) -> Tensor:
@@ -152,9 +161,10 @@ class NoiseSchedule:
 
         An error of x0 is one of the velocity times σ, so `sample` has 1 / max(σ, 0.05)².
         Min-SNR-γ (Hang et al. 2023) weighs the error of x0 by min(SNR, γ). An error of the output becomes
-        one of x0 times σ/α (epsilon) or σ (v and flow), hence min(SNR, γ)/SNR, min(SNR, γ)/(SNR + 1) with
-        1/(SNR + 1) = σ², and min(SNR, γ)·σ². At pure noise the last two are 0: with a zero terminal SNR the last
-        timestep itself, where sampling starts, is then trained only through its neighbours.
+        one of x0 times σ/α (epsilon), σ (v and flow) or c_out (preconditioned), hence min(SNR, γ)/SNR,
+        min(SNR, γ)/(SNR + 1) with 1/(SNR + 1) = σ², min(SNR, γ)·σ² and min(SNR, γ)·c_out². At pure noise all but the
+        first are 0: with a zero terminal SNR the last timestep itself, where sampling starts, is then trained only
+        through its neighbours.
         """
         alpha, sigma = self.alpha_sigma(timesteps)
         if min_snr_gamma is None:
@@ -167,7 +177,10 @@ class NoiseSchedule:
         if self.prediction_type == "sample":
             return (alpha.square() / sigma.square()).clamp(max=min_snr_gamma)
         # min(SNR, γ)·σ², multiplied out so that σ = 0 needs no care
-        return torch.minimum(alpha.square(), min_snr_gamma * sigma.square())
+        weight = torch.minimum(alpha.square(), min_snr_gamma * sigma.square())
+        return (
+            weight * (DATA_STD / _noisy_std(alpha, sigma)) ** 2 if self.prediction_type == "preconditioned" else weight
+        )
 
     def _alpha_sigma_like(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ on the device of `like` [B, ...], shaped to broadcast; float32, so half precision is promoted."""
@@ -187,7 +200,7 @@ def _check_kind(schedule: str, prediction_type: str, zero_terminal_snr: bool) ->
         raise SettingsError(f"prediction_type: expected one of {get_args(PredictionType)}, found {prediction_type!r}")
     if (schedule == RECTIFIED_FLOW) != (prediction_type in FLOW_TYPES):
         raise SettingsError(
-            f"expected schedule {RECTIFIED_FLOW!r} together with prediction_type 'flow' or 'sample', or neither, "
+            f"expected schedule {RECTIFIED_FLOW!r} together with a prediction_type of {FLOW_TYPES}, or neither, "
             f"found {schedule!r} and {prediction_type!r}"
         )
     if zero_terminal_snr and prediction_type == "epsilon":
@@ -195,6 +208,11 @@ def _check_kind(schedule: str, prediction_type: str, zero_terminal_snr: bool) ->
             "zero_terminal_snr with prediction_type 'epsilon': the last timestep is pure noise, from which a "
             "predicted noise tells nothing about the image; use v_prediction or flow"
         )
+
+
+def _noisy_std(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Standard deviation of z, of data with that of `DATA_STD`."""
+    return (DATA_STD**2 * alpha.square() + sigma.square()).sqrt()
 
 
 def _monai_betas(schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float) -> Tensor:
