@@ -175,6 +175,8 @@ def ship(
         bundles_dir: where the bundles are; made from this repository's where there are none.
     """
     made = open_chain(dataset_dir, work_dir, chain, from_scratch, None)
+    begun = {name: made.state(name)["steps"] for name in made.trainings if made.state(name)}  # as --steps said then
+    made = open_chain(dataset_dir, work_dir, chain, from_scratch, begun)
     bundles = REPOSITORY / "bundles" if bundles_dir is None else Path(bundles_dir)
     if not bundles.exists():
         shutil.copytree(REPOSITORY / "bundles", bundles, ignore=shutil.ignore_patterns("outputs", "eval"))
@@ -208,7 +210,10 @@ def training_record(made: Chain, name: str, weights: Path) -> dict[str, Any]:
     runs = read_json(made.run_folder(name) / "run_record.json")["runs"]
     resolved = yaml.safe_load((made.run_folder(name) / runs[0]["resolved_config"]).read_text(encoding="utf-8"))
     done = made.steps_done(name)
-    where = f' --where "{resolved["where"]}"' if resolved.get("where") else ""
+    given = f' --where "{resolved["where"]}"' if resolved.get("where") else ""
+    started = state["commands"][0].get("settings", {}).get("init_weights")
+    if started and started != stage.commands[0].get("settings", {}).get("init_weights"):
+        given += f""" --steps "{{'{name}': {stage.steps}}}" --init_weights "{{'{name}': '{Path(started).name}'}}\""""
     return {
         "stage": name,
         "recipe": made.recipe.name,
@@ -224,9 +229,9 @@ def training_record(made: Chain, name: str, weights: Path) -> dict[str, Any]:
         "code_sha256": state["code"],
         "data_sha256": data_digest(made.work / "data"),
         "seed": resolved["seed"],
-        "init_weights_sha256": file_sha256(Path(started)) if (started := resolved.get("init_weights")) else None,
+        "init_weights_sha256": file_sha256(Path(file)) if (file := resolved.get("init_weights")) else None,
         "resumed": len(runs) - 1,
-        "command": f"python scripts/train_all.py run DIR --chain {made.recipe.stem} --only {name}{where}",
+        "command": f"python scripts/train_all.py run DIR --chain {made.recipe.stem} --only {name}{given}",
         "final": log[-1] if log else None,
     }
 

@@ -92,6 +92,19 @@ def test_a_folder_becomes_a_packaged_bundle_with_its_record(whole):
 
 
 @pytest.mark.slow
+def test_a_run_of_fewer_steps_than_the_recipe_has_ships(whole, recipe, tmp_path):
+    chain, content = whole[0], yaml.safe_load(recipe.read_text())
+    content["stages"]["pretraining"]["steps"] = 400
+    longer = tmp_path / "longer.yaml"
+    longer.write_text(yaml.safe_dump(content, sort_keys=False))
+    ship = load_script("train_all").ship
+    where = {"work_dir": str(chain.work), "bundles_dir": str(tmp_path / "bundles")}
+    ship(str(SAMPLES), chain=str(longer), only="pretraining", **where)
+    record = json.loads((tmp_path / "bundles" / BUNDLE / "docs" / "training" / "pretraining.json").read_text())
+    assert record["steps"] == record["planned_steps"] == 200
+
+
+@pytest.mark.slow
 def test_a_chain_stopped_in_the_middle_ends_like_an_uninterrupted_one(whole, recipe, tmp_path, capsys):
     chain, pause = Chain(recipe, SAMPLES, tmp_path / "work", REPOSITORY), load_script("train_all").pause
     process = subprocess.Popen(words("run", recipe, chain.work, only="['data','pretraining','segmenter']"))
@@ -174,6 +187,7 @@ def test_a_training_alone_starts_from_weights_that_are_named(tmp_path):
     chain = Chain(path, SAMPLES, tmp_path / "work", REPOSITORY, {"pretraining": 50}, None, {"pretraining": weights})
     words = chain.command("pretraining", chain.stages["pretraining"].commands[0], REPOSITORY)
     assert words[words.index("--init_weights") + 1] == str(weights)
+    assert "init_weights" not in chain.stages["segmenter"].commands[0]["settings"]
     with pytest.raises(UserError):
         Chain(path, SAMPLES, tmp_path / "work", REPOSITORY, init_weights={"evaluation": weights})
 

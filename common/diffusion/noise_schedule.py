@@ -125,7 +125,7 @@ class NoiseSchedule:
         return alpha * x0 + sigma * noise
 
     def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network shall predict at z_t, [B, ...]; see the class for the three equations."""
+        """What the network shall predict at z_t, [B, ...]; see the class for the equations."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "flow":
@@ -178,9 +178,9 @@ class NoiseSchedule:
             return (alpha.square() / sigma.square()).clamp(max=min_snr_gamma)
         # min(SNR, γ)·σ², multiplied out so that σ = 0 needs no care
         weight = torch.minimum(alpha.square(), min_snr_gamma * sigma.square())
-        return (
-            weight * (DATA_STD / _noisy_std(alpha, sigma)) ** 2 if self.prediction_type == "preconditioned" else weight
-        )
+        if self.prediction_type == "preconditioned":
+            weight = weight * (DATA_STD / _noisy_std(alpha, sigma)).square()
+        return weight
 
     def _alpha_sigma_like(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ on the device of `like` [B, ...], shaped to broadcast; float32, so half precision is promoted."""

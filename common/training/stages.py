@@ -70,7 +70,7 @@ class Chain:
         self.stages = read_recipe(self.recipe)
         starts = {name: Path(path).resolve() for name, path in (init_weights or {}).items()}
         if unknown := {*(steps or {}), *starts} - set(self.trainings):
-            raise RunError(f"found the stages {sorted(unknown)}; the trainings of this chain are {self.trainings}")
+            raise RunError(f"steps, init_weights: found {sorted(unknown)}; this chain trains {self.trainings}")
         if missing := [str(path) for path in starts.values() if not path.is_file()]:
             raise RunError(f"init_weights: found no file {', '.join(missing)}; expected weights that a training wrote")
         if where and not any(stage.labelled for stage in self.stages.values()):
